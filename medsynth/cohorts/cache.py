@@ -1,0 +1,278 @@
+"""The prepared cohort: every scan once on the model's grid and in its range, in one memory-mapped file keyed by content."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm.auto import tqdm
+
+from medsynth.cohorts.grid import grid_affine, grid_size, orient_scan, resize_scan, scan_axes
+from medsynth.cohorts.manifest import SPLITS, Cohort, Row
+from medsynth.config import GridOptions, IntensityOptions, ReadingOptions
+from medsynth.errors import ConfigError, DataError
+from medsynth.files import atomic_path, write_json
+from medsynth.scans import Intensity, ScanHeader, measure_intensity, read_header, read_scan, split_item
+
+FORMAT = 1  # raise it when the pixels of a cache would come out differently
+_FRESH_SECONDS = 2.0  # a file changed this recently may change again within one tick of the file system's clock
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PreparedCohort:
+    """All scans of a cohort, ready for a model, in the order of its rows.
+
+    `scans` is a read-only float16 memory map `(N, C, *spatial)` in [-1, 1]; `labels` index `classes`; `splits` are text;
+    `patients` number the patients without naming them. `affine` (4x4, RAS mm) is that of a prepared scan with the median
+    voxel size; its origin is the centre of the grid. `key` identifies the content of scans and options.
+    """
+
+    scans: np.ndarray
+    labels: np.ndarray
+    splits: np.ndarray
+    patients: np.ndarray
+    rows: tuple[Row, ...]
+    classes: tuple[str, ...]
+    intensity: Intensity
+    affine: np.ndarray
+    key: str
+
+    def indices(self, split: str | Sequence[str] | None = None, label: int | None = None) -> np.ndarray:
+        """Return the row numbers of one or several splits, of one class (its index), or both, ascending."""
+        splits = SPLITS if split is None else (split,) if isinstance(split, str) else tuple(split)
+        chosen = np.isin(self.splits, splits)
+        if label is not None:
+            chosen &= self.labels == label
+        return np.flatnonzero(chosen)
+
+
+def prepare_cohort(
+    cohort: Cohort,
+    *,
+    grid: GridOptions,
+    intensity: IntensityOptions | Intensity,
+    reading: ReadingOptions = ReadingOptions(),
+    classes: Sequence[str] | None = None,
+    cache_dir: Path | None = None,
+    progress: bool = True,
+) -> PreparedCohort:
+    """Bring all scans to one grid and range, once; a second call with equal content maps the file and decodes no scan.
+
+    Axes are brought into the order and direction in which pictures are looked at (`orient_scan`). Axes that shrink are
+    averaged over areas, axes that grow are interpolated linearly; only then are intensities converted and clipped.
+    Intensities, where they are measured, are measured over the training split at full resolution. `classes` fixes the
+    order of labels (default: sorted); `cache_dir` defaults to `.medsynth_cache` in the cohort's folder.
+
+    Raises `DataError` for a scan that is missing, unreadable, or differs from the first in channels or axes,
+    and for a label outside `classes`; `ConfigError` for a grid that does not suit the scans, or a folder that cannot be
+    written.
+    """
+    if not cohort.rows:
+        raise DataError(f"{cohort.folder}: need at least one scan in the cohort, got none; try another split or label")
+    names = cohort.classes if classes is None else tuple(classes)
+    if unknown := sorted(set(cohort.classes) - set(names)):
+        raise DataError(f"label: need one of {', '.join(names)}, got {unknown[0]!r}; try another cohort")
+    folder = cohort.folder / ".medsynth_cache" if cache_dir is None else Path(cache_dir)
+    files = [cohort.file_of(row) for row in cohort.rows]
+    try:
+        hashes = _hash_files(files, folder / "hashes.json", progress=progress)
+        key = _content_key(cohort.rows, files, hashes, grid, intensity, reading, names)
+        stored = _open_cache(folder, key)
+        if stored is None:
+            _build_cache(folder, key, cohort, files, grid, intensity, reading, progress=progress)
+            stored = _open_cache(folder, key)
+    except OSError as error:
+        raise ConfigError(
+            f"{folder}: need a folder with room to prepare scans in, got {error.strerror or error}; try --cache_dir"
+        ) from error
+    if stored is None:
+        raise ConfigError(f"{folder}: need a folder that keeps what is written, got another content; try --cache_dir")
+    scans, facts = stored
+    _, patients = np.unique([row.patient_id for row in cohort.rows], return_inverse=True)
+    return PreparedCohort(
+        scans=scans,
+        labels=np.array([names.index(row.label) for row in cohort.rows], dtype=np.int64),
+        splits=np.array([row.split for row in cohort.rows]),
+        patients=patients.astype(np.int64),
+        rows=cohort.rows,
+        classes=names,
+        intensity=Intensity.from_dict(facts["intensity"]),
+        affine=np.array(facts["affine"], dtype=np.float64),
+        key=key,
+    )
+
+
+def _build_cache(
+    folder: Path,
+    key: str,
+    cohort: Cohort,
+    files: Sequence[Path],
+    grid: GridOptions,
+    intensity: IntensityOptions | Intensity,
+    reading: ReadingOptions,
+    *,
+    progress: bool,
+) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder):  # an unwritable folder shows now, not after an hour of reading
+        pass
+    first = _check_headers(files, grid, reading)
+    if isinstance(intensity, IntensityOptions):
+        train = [file for file, row in zip(files, cohort.rows, strict=True) if row.split == "train"]
+        if intensity.method in ("percentiles", "minmax") and not train:
+            raise DataError(
+                f"intensity: need training scans to measure {intensity.method}, got none; try --intensity.method range"
+            )
+        bar = tqdm(train, desc="measuring intensity", unit="scan", disable=not progress)
+        intensity = measure_intensity(intensity, (read_scan(file, reading=reading).array for file in bar))
+    spacings: list[tuple[float, ...]] = []
+    axes: list[str] = []
+
+    def prepared() -> Iterator[np.ndarray]:
+        for file in tqdm(files, desc="preparing scans", unit="scan", disable=not progress):
+            scan = orient_scan(read_scan(file, reading=reading))
+            axes.append(scan_axes(scan))
+            if axes[-1] != axes[0]:
+                raise DataError(
+                    f"{file}: need the plane {axes[0]} of the first scan, got {axes[-1]}; try separate cohorts"
+                )
+            array, spacing = resize_scan(scan, grid=grid, intensity=intensity)
+            spacings.append(spacing)
+            yield array.astype(np.float16)
+
+    shape = (len(files), first.shape[0], *grid_size(grid, len(first.shape) - 1))
+    array_file = folder / f"{key[:32]}.npy"
+    digest = _write_array(array_file, shape, prepared())
+    facts = {
+        "format": FORMAT,
+        "key": key,
+        "shape": shape,
+        "intensity": intensity.as_dict(),
+        "affine": grid_affine(axes[0], np.median(spacings, axis=0), shape[2:]).tolist(),
+        "sha256": digest,
+        "stamp": _stamp(array_file),
+    }
+    write_json(folder / f"{key[:32]}.json", facts)
+
+
+def _open_cache(folder: Path, key: str) -> tuple[np.ndarray, dict[str, Any]] | None:
+    """Map the cached scans; None if there are none, or if they are not what was written."""
+    array_file = folder / f"{key[:32]}.npy"
+    try:
+        facts = json.loads((folder / f"{key[:32]}.json").read_text(encoding="utf-8"))
+        if facts["key"] != key or facts["format"] != FORMAT:
+            return None
+        # Content is read again only where the file has been touched since it was written (a copy, a damaged disk).
+        if facts["stamp"] != _stamp(array_file) and facts["sha256"] != _sha256(array_file):
+            return None
+        scans = np.load(array_file, mmap_mode="r", allow_pickle=False)
+        valid = scans.dtype == np.float16 and list(scans.shape) == facts["shape"]
+        return (scans, facts) if valid else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _write_array(path: Path, shape: tuple[int, ...], arrays: Iterable[np.ndarray]) -> str:
+    """Write one .npy of float16 piece by piece and return its sha256.
+
+    Plain writes rather than a writable memory map: a full disk then raises an error instead of killing the process.
+    """
+    header = {"descr": "<f2", "fortran_order": False, "shape": shape}
+    with atomic_path(path) as temporary:
+        with temporary.open("wb") as file:
+            np.lib.format.write_array_header_1_0(file, header)
+            for array in arrays:
+                file.write(np.ascontiguousarray(array, dtype="<f2").tobytes())
+        return _sha256(temporary)
+
+
+def _check_headers(files: Sequence[Path], grid: GridOptions, reading: ReadingOptions) -> ScanHeader:
+    """Return the first header; refuse scans with other channels or axes than the first before any is decoded."""
+    first = read_header(files[0], reading=reading)
+    grid_size(grid, len(first.shape) - 1)
+    for file in files[1:]:
+        header = read_header(file, reading=reading)
+        for name, have, want in (
+            ("spatial axes", len(header.shape) - 1, len(first.shape) - 1),
+            ("channels", header.shape[0], first.shape[0]),
+        ):
+            if have != want:
+                raise DataError(f"{file}: need {want} {name} like the first scan, got {have}; try separate cohorts")
+    return first
+
+
+def _content_key(
+    rows: Sequence[Row],
+    files: Sequence[Path],
+    hashes: dict[Path, str],
+    grid: GridOptions,
+    intensity: IntensityOptions | Intensity,
+    reading: ReadingOptions,
+    classes: Sequence[str],
+) -> str:
+    fixed = isinstance(intensity, Intensity)
+    options = {
+        "format": FORMAT,
+        "grid": asdict(grid),
+        "intensity": {
+            "fixed": fixed,
+            **(intensity.as_dict() if isinstance(intensity, Intensity) else asdict(intensity)),
+        },
+        "nan": reading.nan,
+        "classes": list(classes),
+    }
+    digest = hashlib.sha256(json.dumps(options, sort_keys=True).encode())
+    for row, path in zip(rows, files, strict=True):
+        file, item = split_item(path)
+        digest.update(json.dumps([hashes[file], item, row.label, row.split]).encode())
+    return digest.hexdigest()
+
+
+def _hash_files(paths: Sequence[Path], store: Path, *, progress: bool) -> dict[Path, str]:
+    """Return the sha256 of each file, read again only if its size or time of change differs from `store`.
+
+    The store knows files by a hash of their path, so it names no file.
+    """
+    try:
+        known = json.loads(store.read_text(encoding="utf-8"))
+        known = known if isinstance(known, dict) else {}
+    except (OSError, ValueError):
+        known = {}
+    hashes: dict[Path, str] = {}
+    changed = False
+    unique = dict.fromkeys(split_item(path)[0] for path in paths)
+    for file in tqdm(unique, desc="checking files", unit="file", disable=not progress):
+        stamp = _stamp(file)
+        name = hashlib.sha256(os.path.realpath(file).encode("utf-8", "surrogateescape")).hexdigest()[:32]
+        entry = known.get(name)
+        if isinstance(entry, list) and entry[:2] == stamp and len(entry) == 3:
+            hashes[file] = entry[2]
+            continue
+        try:
+            hashes[file] = _sha256(file)
+        except OSError as error:
+            raise DataError(f"{file}: need a readable file, got {error.strerror}; try another cohort") from error
+        if time.time() - stamp[1] / 1e9 > _FRESH_SECONDS:
+            known[name] = [*stamp, hashes[file]]
+            changed = True
+    if changed:
+        write_json(store, known)
+    return hashes
+
+
+def _stamp(path: Path) -> list[int]:
+    facts = path.stat()
+    return [facts.st_size, facts.st_mtime_ns]
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,100 @@
+"""From a scan of any orientation and size to the model's grid, and back to millimetres."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+from nibabel import orientations
+from torch.nn import functional
+
+from medsynth.config import GridOptions
+from medsynth.errors import ConfigError
+from medsynth.scans import Intensity, Scan
+
+# Slices run towards the head, rows towards the back (or the feet), columns towards the patient's left (or back).
+_VOLUME = "SPL"
+# By the world axis that a picture lacks: sagittal, coronal, axial.
+_PICTURES = ("IPR", "ILA", "PLS")
+
+
+def orient_scan(scan: Scan) -> Scan:
+    """Return the scan with its axes in the order and direction in which radiologists look at pictures.
+
+    Volumes become (slice towards the head, row towards the back, column towards the left), pictures rows and columns of
+    their plane; axes that lie askew count as the world axis nearest to them. Voxels move in the array, not in the patient:
+    the affine follows. A scan that is so already, as PNG are, comes back unchanged.
+    """
+    now = orientations.io_orientation(scan.affine)
+    flat = len(scan.spatial_shape) == 2
+    wanted = orientations.axcodes2ornt(_PICTURES[int(now[2, 0])] if flat else _VOLUME)
+    if flat:
+        wanted[2, 1] = now[2, 1]
+    change = orientations.ornt_transform(now, wanted)
+    pixels = np.moveaxis(scan.array, 0, -1)
+    pixels = pixels[:, :, np.newaxis] if flat else pixels
+    affine = scan.affine @ orientations.inv_ornt_aff(change, pixels.shape[:3])
+    pixels = orientations.apply_orientation(pixels, change)
+    return replace(scan, array=np.moveaxis(pixels[:, :, 0] if flat else pixels, -1, 0), affine=affine)
+
+
+def scan_axes(scan: Scan) -> str:
+    """Return where the array's axes point, nearest to each: three letters out of R/L, A/P, S/I."""
+    return "".join(orientations.aff2axcodes(scan.affine))
+
+
+def resize_scan(scan: Scan, *, grid: GridOptions, intensity: Intensity) -> tuple[np.ndarray, tuple[float, ...]]:
+    """Return a scan on the grid, float32 `(C, *grid)` in [-1, 1], and its new voxel size in millimetres.
+
+    `pad` and `crop` keep the aspect ratio in millimetres, so unequal voxels come out equal. Raises `ConfigError` if the
+    grid has another number of axes.
+    """
+    size = grid_size(grid, len(scan.spatial_shape))
+    extent = np.array(scan.spatial_shape) * np.array(scan.spacing)
+    voxel = extent / np.array(size)
+    if grid.fit != "stretch":
+        voxel = np.full(len(size), voxel.max() if grid.fit == "pad" else voxel.min())
+    inner = tuple(int(length) for length in np.maximum(1, np.rint(extent / voxel)))
+    pixels = torch.from_numpy(np.ascontiguousarray(scan.array, dtype=np.float32))[None]
+    smaller = tuple(min(now, then) for now, then in zip(scan.spatial_shape, inner, strict=True))
+    if smaller != scan.spatial_shape:
+        pixels = functional.interpolate(pixels, size=smaller, mode="area")
+    if inner != smaller:
+        linear = {1: "linear", 2: "bilinear", 3: "trilinear"}[len(inner)]
+        pixels = functional.interpolate(pixels, size=inner, mode=linear, align_corners=False)
+    values = np.asarray(intensity.to_model(pixels[0].numpy()), dtype=np.float32)
+    # -1 is the lowest intensity: the background that pads.
+    result = np.full((values.shape[0], *size), -1.0, dtype=np.float32)
+    source, target = [slice(None)], [slice(None)]
+    for have, want in zip(inner, size, strict=True):
+        kept = min(have, want)
+        source.append(slice((have - kept) // 2, (have - kept) // 2 + kept))
+        target.append(slice((want - kept) // 2, (want - kept) // 2 + kept))
+    result[tuple(target)] = values[tuple(source)]
+    return result, tuple(float(length) for length in extent / np.array(inner))
+
+
+def grid_size(grid: GridOptions, axes: int) -> tuple[int, ...]:
+    """Return the pixels along each of `axes` spatial axes; `ConfigError` if the grid has another number or is empty."""
+    size = (grid.size,) * axes if isinstance(grid.size, int) else tuple(grid.size)
+    if len(size) != axes or min(size) < 1:
+        raise ConfigError(f"grid.size: need 1 or {axes} positive numbers for {axes}D scans, got {grid.size}; try 64")
+    return size
+
+
+def grid_affine(axes: str, spacing: Sequence[float] | np.ndarray, size: Sequence[int]) -> np.ndarray:
+    """Return the 4x4 affine (RAS, mm) of a grid of `size` voxels of `spacing` mm whose axes point to `axes`.
+
+    The centre of the grid is the origin: scans of a cohort share no other point.
+    """
+    lengths, centre = np.ones(3), np.zeros(3)
+    lengths[: len(spacing)] = spacing
+    centre[: len(size)] = (np.array(size) - 1) / 2
+    affine = np.zeros((4, 4))
+    for axis, (world, direction) in enumerate(orientations.axcodes2ornt(axes)):
+        affine[int(world), axis] = direction * lengths[axis]
+    affine[:3, 3] = -affine[:3, :3] @ centre
+    affine[3, 3] = 1
+    return affine

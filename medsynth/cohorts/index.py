@@ -1,0 +1,260 @@
+"""From a folder of scans to a cohort: read each once, split by patient, refuse what is not to be trusted."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from medsynth.cohorts.finding import (
+    FoundScan,
+    check_given_splits,
+    compile_pattern,
+    find_patients,
+    join_labels,
+    list_scans,
+)
+from medsynth.cohorts.manifest import SPLITS, Cohort, Row, check_cohort, declared_roots, write_cohort
+from medsynth.cohorts.quality import ScanQuality, examine_scans, flag_duplicates, write_quality
+from medsynth.cohorts.splitting import check_fractions, kept_scans, parse_keep, split_patients
+from medsynth.config import ColumnOptions, ReadingOptions
+from medsynth.errors import ConfigError, DataError
+
+
+@dataclass(frozen=True, kw_only=True)
+class IndexResult:
+    """A written cohort: where it is, what its scans are like (`quality`, also beside it as CSV), and what to know about it."""
+
+    cohort: Cohort
+    path: Path
+    quality: tuple[ScanQuality, ...]
+    counts: Mapping[str, Mapping[str, tuple[int, int]]]
+    notes: tuple[str, ...]
+
+    def summary(self) -> str:
+        """Return a text table of scans (patients) by class and split, the sizes, the flags and the notes."""
+        width = max(len("class"), *(len(label) for label in self.counts))
+        lines = [f"{'class':<{width}}" + "".join(f"{split:>16}" for split in SPLITS)]
+        for label, by_split in self.counts.items():
+            cells = (f"{scans} ({patients})" for scans, patients in by_split.values())
+            lines.append(f"{label:<{width}}" + "".join(f"{cell:>16}" for cell in cells))
+        shapes = Counter("x".join(map(str, quality.shape[1:])) for quality in self.quality if quality.shape)
+        common = ", ".join(f"{shape} ({count})" for shape, count in shapes.most_common(3))
+        more = f" and {len(shapes) - 3} more" if len(shapes) > 3 else ""
+        flags = Counter(flag for quality in self.quality for flag in quality.flags)
+        lines.append("scans (patients) in each split")
+        lines.append(f"sizes: {common}{more}")
+        lines.append("flags: " + (", ".join(f"{flag} ({count})" for flag, count in sorted(flags.items())) or "none"))
+        lines += [f"note: {note}" for note in self.notes]
+        return "\n".join(lines)
+
+
+def index_scans(
+    *,
+    scans: Path,
+    out: Path,
+    labels: Path | None = None,
+    columns: ColumnOptions = ColumnOptions(),
+    split: tuple[float, float, float] = (0.7, 0.15, 0.15),
+    keep: Sequence[str] = (),
+    patient_pattern: str | None = None,
+    seed: int = 0,
+    reading: ReadingOptions = ReadingOptions(),
+    skip_bad: bool = False,
+    allow_tiny: bool = False,
+    progress: bool = True,
+) -> IndexResult:
+    """Find the scans below a folder and write them as a cohort, with a quality table beside it.
+
+    Args:
+        scans: Folder of PNG, NIfTI and NPZ files at any depth; hidden files are left out, an NPZ in MedMNIST's layout is
+            taken as its items with their own labels and splits.
+        out: The cohort CSV to write; `<name>_quality.csv`, and `cohort.yaml` where the scans lie elsewhere, come beside it.
+        labels: CSV with a row for each scan, paths relative to `scans` or to the CSV's folder; without it, the first folder
+            below `scans` is the label.
+        columns: Names of the columns of `labels`.
+        split: Parts for train, val and test, by patient and stratified by label; not used where a split is given.
+        keep: Texts like `viral_pneumonia=40/10`: keep that label's scans of 40 training and 10 validation patients only.
+        patient_pattern: Regular expression with one group that finds the patient in a scan's path below `scans`, where no
+            column names the patient; without either, each scan counts as a patient of its own.
+        seed: Seed of the split and of `keep`.
+        reading: What a scan file may be.
+        skip_bad: Leave out, and list, scans that are missing or unreadable, or that lie under another patient in another split.
+        allow_tiny: Accept classes with no or one scan in training.
+        progress: Show a progress bar.
+
+    Raises `DataError` for scans that cannot be read, a patient in two splits, equal pixels under two patients in two splits,
+    and a class with no or one training scan; `ConfigError` for options that do not fit. Nothing is written then.
+    """
+    keeps = parse_keep(keep)
+    check_fractions(split)
+    pattern = compile_pattern(patient_pattern)
+    scans, out = Path(scans).absolute(), Path(out).absolute()
+    if out.is_dir() or out.suffix.lower() != ".csv":
+        raise ConfigError(f"{out}: need the name of a .csv file to write, got something else; try {out / 'cohort.csv'}")
+    notes: list[str] = []
+    missing: list[ScanQuality] = []
+    listed = list_scans(scans)
+    if labels is None:
+        found = listed
+    else:
+        found, missing = join_labels(listed, scans, Path(labels).absolute(), columns, notes, skip_bad=skip_bad)
+    found = find_patients(found, pattern, notes)
+    check_given_splits(found)
+
+    quality = examine_scans(
+        [one.file for one in found], [one.name for one in found], reading=reading, progress=progress
+    )
+    bad = [facts for facts in quality if "unreadable" in facts.flags]
+    if bad and not skip_bad:
+        raise DataError(
+            f"{bad[0].reason} ({len(bad)} of {len(found)} scans cannot be read; --skip_bad leaves them out)"
+        )
+    readable = [(one, facts) for one, facts in zip(found, quality, strict=True) if "unreadable" not in facts.flags]
+    if not readable:
+        raise DataError(f"{scans}: need at least one scan that can be read, got none; try another folder")
+    if bad or missing:
+        notes.append(f"{len(bad) + len(missing)} scans are missing or unreadable and left out")
+    found, kept_quality = [one for one, _ in readable], [facts for _, facts in readable]
+
+    cohort = _as_cohort(found, kept_quality, out, labels, scans, split, seed, notes)
+    check_cohort(cohort, source=labels or scans)
+    stays = kept_scans(*_columns_of(cohort.rows), keeps, seed=seed)
+    rows = [row for row, stay in zip(cohort.rows, stays, strict=True) if stay]
+    flagged, across = flag_duplicates([facts for facts, stay in zip(kept_quality, stays, strict=True) if stay], rows)
+    if keeps:
+        notes.append(f"--keep {' '.join(keep)} left {stays.count(False)} training and validation scans out")
+    dropped = _dropped_duplicates(flagged, across, rows, skip_bad=skip_bad, notes=notes)
+    rows = [row for number, row in enumerate(rows) if number not in across]
+    flagged = [
+        replace(facts, path=row.path)
+        for facts, row in zip(
+            [facts for number, facts in enumerate(flagged) if number not in across], rows, strict=True
+        )
+    ]
+    cohort = replace(cohort, rows=tuple(rows))
+    _check_classes(cohort, notes, allow_tiny=allow_tiny)
+    _note_flags(flagged, notes)
+
+    table = (*flagged, *dropped, *bad, *missing)
+    write_quality(table, out.with_name(f"{out.stem}_quality.csv"))
+    write_cohort(cohort, out)
+    return IndexResult(cohort=cohort, path=out, quality=table, counts=cohort.counts(), notes=tuple(notes))
+
+
+def _as_cohort(
+    found: Sequence[FoundScan],
+    quality: Sequence[ScanQuality],
+    out: Path,
+    labels: Path | None,
+    scans: Path,
+    split: tuple[float, float, float],
+    seed: int,
+    notes: list[str],
+) -> Cohort:
+    """Return the scans as rows, with labels that only the files know, splits drawn where none is given, and a root."""
+    names = [
+        # The file's own label counts where no CSV gave one: a MedMNIST file may lie in any folder.
+        (facts.label if labels is None and facts.label else one.label) or ""
+        for one, facts in zip(found, quality, strict=True)
+    ]
+    if "" in names:
+        raise DataError(
+            f"{found[names.index('')].name}: need a label, got a scan in no folder; try --labels, or a folder for each class"
+        )
+    patients = [one.patient or one.name for one in found]
+    if any(one.split for one in found):
+        splits = [one.split or "" for one in found]
+        notes.append("splits are as given")
+    else:
+        labels_of: dict[str, set[str]] = {}
+        for patient, label in zip(patients, names, strict=True):
+            labels_of.setdefault(patient, set()).add(label)
+        split_of = split_patients(labels_of, split, seed=seed)
+        splits = [split_of[patient] for patient in patients]
+    files = [path for one in found for path in (one.file, one.mask) if path is not None]
+    bases = (out.parent, scans, *(() if labels is None else (Path(labels).absolute().parent,)))
+    base = next((base for base in bases if all(path.is_relative_to(base) for path in files)), None)
+    if base is None:
+        raise DataError(
+            f"{scans}: need scans and masks below one folder, got several; try the labels CSV's folder as --scans"
+        )
+    root, roots = (None, {}) if base == out.parent else _free_root(out.parent, base)
+    rows = tuple(
+        Row(
+            path=one.file.relative_to(base).as_posix(),
+            label=label,
+            patient_id=patient,
+            split=part,
+            mask=None if one.mask is None else one.mask.relative_to(base).as_posix(),
+            root=root,
+            attributes=one.attributes,
+        )
+        for one, label, patient, part in zip(found, names, patients, splits, strict=True)
+    )
+    return Cohort(folder=out.parent, rows=rows, roots=roots)
+
+
+def _free_root(folder: Path, base: Path) -> tuple[str, dict[str, Path]]:
+    """Return the name `scans` for `base`, numbered where another CSV in the folder already uses it for another one."""
+    declared = declared_roots(folder)
+    name, number = "scans", 1
+    while name in declared and os.path.realpath(declared[name]) != os.path.realpath(base):
+        number += 1
+        name = f"scans{number}"
+    return name, {name: base}
+
+
+def _columns_of(rows: Sequence[Row]) -> tuple[list[str], list[str], list[str]]:
+    return [row.label for row in rows], [row.patient_id for row in rows], [row.split for row in rows]
+
+
+def _dropped_duplicates(
+    quality: Sequence[ScanQuality], across: Sequence[int], rows: Sequence[Row], *, skip_bad: bool, notes: list[str]
+) -> list[ScanQuality]:
+    """Refuse equal pixels in two splits, or return the later ones as dropped."""
+    if across and not skip_bad:
+        row = rows[across[0]]
+        raise DataError(
+            f"{row.path}: need each picture in one split, got pixels equal to {quality[across[0]].duplicate_of} of another "
+            f"patient and split ({len(across)} such scans); try --skip_bad, which drops the later ones"
+        )
+    if across:
+        notes.append(f"{len(across)} scans with the pixels of another patient in another split are dropped")
+    return [
+        replace(
+            quality[i], path=rows[i].path, flags=(*quality[i].flags, "dropped"), reason="equal pixels in another split"
+        )
+        for i in across
+    ]
+
+
+def _check_classes(cohort: Cohort, notes: list[str], *, allow_tiny: bool) -> None:
+    for label, by_split in cohort.counts().items():
+        training = by_split["train"][0]
+        if training <= 1:
+            if not allow_tiny:
+                raise DataError(
+                    f"class {label!r}: need at least 2 training scans, got {training}; try more scans, another split, "
+                    "or --allow_tiny"
+                )
+            notes.append(
+                f"class {label!r} has {training} training scan(s): too few to learn from, its samples will be copies"
+            )
+        for split in ("val", "test"):
+            if by_split[split][0] == 0:
+                notes.append(f"class {label!r} has no scans in {split}: nothing can be measured there")
+
+
+def _note_flags(quality: Sequence[ScanQuality], notes: list[str]) -> None:
+    meanings = {
+        "constant": "are constant",
+        "near_empty": "are nearly empty",
+        "duplicate": "repeat another scan of the same patient",
+        "duplicate_patients": "have the pixels of another patient of the same split (one person under two IDs?)",
+    }
+    for flag, meaning in meanings.items():
+        if count := sum(flag in facts.flags for facts in quality):
+            notes.append(f"{count} scans {meaning}; see the quality table")

@@ -1,0 +1,143 @@
+"""What a scan's pixels say about it: the quality table of an index, its flags and its duplicates."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from tqdm.auto import tqdm
+
+from medsynth.cohorts.manifest import Row, write_table
+from medsynth.config import ReadingOptions
+from medsynth.errors import DataError
+from medsynth.scans import Scan, read_header, read_scan, split_item
+
+_COLUMNS = (
+    "path",
+    "shape",
+    "spacing",
+    "dtype",
+    "minimum",
+    "maximum",
+    "mean",
+    "std",
+    "flags",
+    "duplicate_of",
+    "sha256",
+    "reason",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScanQuality:
+    """Facts of one scan.
+
+    `shape` is `(channel, *spatial)`, `spacing` in millimetres, `dtype` that of the file, the four statistics are in
+    physical units. `sha256` is that of shape and pixels; `reason` says why a scan was left out. `flags` are any of
+
+    - `constant`;
+    - `near_empty`: 99 % of the pixels lie within 1 % of the scan's own range around its median;
+    - `nan_zeroed`: some voxels were no numbers;
+    - `duplicate`: pixels equal to an earlier scan of the same patient, named in `duplicate_of`;
+    - `duplicate_patients`: equal to one of another patient;
+    - `dropped`, `unreadable`: left out of the cohort.
+    """
+
+    path: str
+    shape: tuple[int, ...] = ()
+    spacing: tuple[float, ...] = ()
+    dtype: str = ""
+    minimum: float | None = None
+    maximum: float | None = None
+    mean: float | None = None
+    std: float | None = None
+    flags: tuple[str, ...] = ()
+    duplicate_of: str = ""
+    sha256: str = ""
+    reason: str = ""
+    label: str | None = None  # as the file itself says, where its format has a place for it
+
+
+def examine_scans(
+    files: Sequence[Path], names: Sequence[str], *, reading: ReadingOptions, progress: bool
+) -> list[ScanQuality]:
+    """Read every scan once and return its facts, in order; one that cannot be read has the flag `unreadable`."""
+
+    def examine(file: Path, name: str) -> ScanQuality:
+        try:
+            header = read_header(file, reading=reading)
+            return measure_quality(read_scan(file, reading=reading), name=name, dtype=header.dtype)
+        except DataError as error:
+            return ScanQuality(path=name, flags=("unreadable",), reason=str(error))
+
+    # Items of one NPZ share its decoded array, so a second thread has nothing to win there.
+    workers = 1 if any(split_item(file)[1] for file in files) else 2
+    with ThreadPoolExecutor(max_workers=workers) as pool:
+        results = pool.map(examine, files, names)
+        return list(tqdm(results, total=len(files), desc="reading scans", unit="scan", disable=not progress))
+
+
+def measure_quality(scan: Scan, *, name: str, dtype: str = "") -> ScanQuality:
+    """Return the facts of one scan under `name`, without those that need a second scan."""
+    array = np.ascontiguousarray(scan.array, dtype=np.float32)
+    low, high = float(array.min()), float(array.max())
+    flags: tuple[str, ...] = ()
+    if low == high:
+        flags = ("constant",)
+    elif np.mean(np.abs(array - np.median(array)) <= 0.01 * (high - low)) >= 0.99:
+        flags = ("near_empty",)
+    if "nan_voxels" in scan.attributes:
+        flags = (*flags, "nan_zeroed")
+    return ScanQuality(
+        path=name,
+        shape=array.shape,
+        spacing=tuple(round(length, 6) for length in scan.spacing),
+        dtype=dtype,
+        minimum=low,
+        maximum=high,
+        mean=float(array.mean(dtype=np.float64)),
+        std=float(array.std(dtype=np.float64)),
+        flags=flags,
+        sha256=hashlib.sha256(repr(array.shape).encode() + array.tobytes()).hexdigest(),
+        label=scan.label,
+    )
+
+
+def flag_duplicates(qualities: Sequence[ScanQuality], rows: Sequence[Row]) -> tuple[list[ScanQuality], list[int]]:
+    """Flag scans whose pixels equal those of an earlier one, and return the numbers of those that lie in another split.
+
+    Constant scans are left out: equal blanks do not make two people one.
+    """
+    first: dict[str, int] = {}
+    flagged = list(qualities)
+    across: list[int] = []
+    for number, (quality, row) in enumerate(zip(qualities, rows, strict=True)):
+        if "constant" in quality.flags:
+            continue
+        earlier = first.setdefault(quality.sha256, number)
+        if earlier == number:
+            continue
+        flag = "duplicate" if rows[earlier].patient_id == row.patient_id else "duplicate_patients"
+        flagged[number] = replace(quality, flags=(*quality.flags, flag), duplicate_of=rows[earlier].path)
+        if rows[earlier].split != row.split:
+            across.append(number)
+    return flagged, across
+
+
+def write_quality(qualities: Sequence[ScanQuality], path: Path) -> None:
+    """Write the quality table as CSV, atomically; tuples are joined by `x` (shape, spacing) or blanks (flags)."""
+    write_table(path, _COLUMNS, ([_cell(getattr(quality, name), name) for name in _COLUMNS] for quality in qualities))
+
+
+def _cell(value: object, name: str) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, tuple):
+        return (" " if name == "flags" else "x").join(
+            f"{part:g}" if isinstance(part, float) else str(part) for part in value
+        )
+    return f"{value:.6g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,43 @@
+"""Guidance: wrappers that turn a conditional denoiser into a `denoise(noisy, sigma)` for the solvers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from medsynth.config import GuidanceOptions
+from medsynth.diffusion.solvers import Denoise
+
+# A condition is a tuple of tensors with one row a scan; the diffusion maths only joins and passes it on.
+ConditionRows = tuple[Tensor, ...]
+ConditionalDenoise = Callable[[Tensor, Tensor, ConditionRows], Tensor]
+
+
+def guide(
+    denoise: ConditionalDenoise, condition: ConditionRows, unconditional: ConditionRows, options: GuidanceOptions
+) -> Denoise:
+    """Return a denoiser with classifier-free guidance between two noise levels.
+
+    For sigma in (sigma_low, sigma_high] the result is unconditional + scale * (conditional - unconditional) (Ho and
+    Salimans 2022, arXiv 2207.12598, in the form of Karras et al. 2024), both evaluated in one batch; elsewhere, and for
+    scale 1, it is the conditional denoiser alone (Kynkäänniemi et al. 2024, arXiv 2404.07724).
+    """
+
+    def guided(noisy: Tensor, sigma: Tensor) -> Tensor:
+        level = float(sigma[0])
+        if options.scale == 1 or not options.sigma_low < level <= options.sigma_high:
+            return denoise(noisy, sigma, condition)
+        both = join_conditions(condition, unconditional)
+        with_condition, without = denoise(torch.cat([noisy, noisy]), torch.cat([sigma, sigma]), both).chunk(2)
+        return without + options.scale * (with_condition - without)
+
+    return guided
+
+
+def join_conditions(first: ConditionRows, second: ConditionRows) -> ConditionRows:
+    """Return the rows of both conditions, in the type of the first (a tuple or named tuple of tensors)."""
+    rows = [torch.cat(pair) for pair in zip(first, second, strict=True)]
+    make = getattr(type(first), "_make", tuple)
+    return make(rows)

@@ -1,0 +1,1 @@
+"""Evaluation: the protocols that say what a synthetic set is worth."""

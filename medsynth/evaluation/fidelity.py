@@ -1,0 +1,263 @@
+"""The fidelity table: how far a synthetic set is from the real scans, class by class."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from tqdm import tqdm
+
+from medsynth.config import FidelityOptions
+from medsynth.errors import DataError
+from medsynth.evaluation.comparison import Comparison, Group, compare
+from medsynth.measures.features import Extractor, extract_features
+from medsynth.measures.neighbours import nearest_distances
+from medsynth.seeds import numpy_generator
+
+_SEEN = ("train", "val")
+_HELD_OUT = ("test",)
+
+
+class LabelledScans(Protocol):
+    """Scans `(N, C, *spatial)` in [-1, 1], which may be a memory map, and `labels` `(N,)` as indices into `classes`."""
+
+    @property
+    def scans(self) -> np.ndarray: ...
+
+    @property
+    def labels(self) -> np.ndarray: ...
+
+    @property
+    def classes(self) -> tuple[str, ...]: ...
+
+
+class RealScans(LabelledScans, Protocol):
+    """Real scans also have a split (`train`, `val`, `test`) and a patient, one number each: `(N,)`."""
+
+    @property
+    def splits(self) -> np.ndarray: ...
+
+    @property
+    def patients(self) -> np.ndarray: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class FidelityRow:
+    """One class (`label`), or all classes together (`label` None).
+
+    `held_out` is against the test split, `seen` against train and val, which the generator saw; `real_seen` has the real
+    train and val scans in the place of the synthetic ones, against the test split: the best that a generator can
+    do that knows only these. None where there are no such scans.
+    """
+
+    label: str | None
+    held_out: Comparison | None
+    seen: Comparison | None
+    real_seen: Comparison | None
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Sheet:
+    """Scans of one class for a contact sheet, `(rows, C, *spatial)` each, in [-1, 1].
+
+    `nearest` are the real training scans (of any class) nearest to `synthetic` in pixels, `distances` `(rows,)` how near;
+    `real` are random real scans of the class, fewer where the class has fewer.
+    """
+
+    label: str
+    real: np.ndarray
+    nearest: np.ndarray
+    synthetic: np.ndarray
+    distances: np.ndarray
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class FidelityResult:
+    """The table, and the scans for one contact sheet a class."""
+
+    rows: tuple[FidelityRow, ...]
+    sheets: tuple[Sheet, ...]
+    extractor: str
+    extractor_title: str
+    extractor_sha256: str
+    feature_count: int
+    options: FidelityOptions
+    seed: int
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the table for `report.json`: numbers, texts and None (where a figure cannot be told)."""
+        described: dict[str, Any] = {
+            "extractor": {
+                "name": self.extractor,
+                "title": self.extractor_title,
+                "sha256": self.extractor_sha256,
+                "features": self.feature_count,
+            },
+            "rows": [asdict(row) for row in self.rows],
+        }
+        return _without_nan(described)
+
+
+def score_fidelity(
+    real: RealScans,
+    synthetic: LabelledScans,
+    *,
+    options: FidelityOptions,
+    extractor: Extractor,
+    seed: int = 0,
+    progress: bool = True,
+) -> FidelityResult:
+    """Return how faithful a synthetic set is, per class, each figure beside real against real at the same number of scans.
+
+    Classes are matched by name; those without synthetic scans are left out. Everything is a function of `seed`. `DataError`
+    if the synthetic set is empty, has an unknown class or another grid.
+    """
+    _check(real, synthetic)
+    made = _by_class(synthetic)
+    labels = [label for label in real.classes if label in made]
+    rows_of = _by_class(real)
+    parts: dict[tuple[str, str], np.ndarray] = {}
+    for label in labels:
+        mine = rows_of.get(label, np.zeros(0, dtype=np.int64))
+        splits = np.asarray(real.splits)[mine]
+        parts["seen", label] = mine[np.isin(splits, _SEEN)]
+        parts["held out", label] = mine[np.isin(splits, _HELD_OUT)]
+        parts["made", label] = made[label]
+    # A class draws the same scans whatever other classes there are.
+    parts = {
+        key: _some(indices, options.max_scans, numpy_generator(seed, "fidelity", "scans", *key))
+        for key, indices in parts.items()
+    }
+    groups = _groups(real, {key: parts[key] for key in parts if key[0] != "made"}, extractor, "real", progress)
+    groups |= _groups(
+        synthetic, {key: parts[key] for key in parts if key[0] == "made"}, extractor, "synthetic", progress
+    )
+    subjects: list[str | None] = [*labels, None] if len(labels) > 1 else [*labels]
+    return FidelityResult(
+        rows=tuple(
+            _row(label, labels, groups, options, seed)
+            for label in tqdm(subjects, desc="comparing", unit="class", disable=not progress)
+        ),
+        sheets=tuple(_sheet(real, synthetic, label, groups, options, seed) for label in labels),
+        extractor=extractor.name,
+        extractor_title=extractor.title,
+        extractor_sha256=extractor.sha256,
+        feature_count=next(iter(groups.values())).features.shape[1],
+        options=options,
+        seed=seed,
+    )
+
+
+def _check(real: RealScans, synthetic: LabelledScans) -> None:
+    if len(synthetic.scans) == 0:
+        raise DataError("synthetic set: need at least one scan, got none")
+    unknown = sorted(set(_by_class(synthetic)) - set(real.classes))
+    if unknown:
+        raise DataError(f"synthetic set: need classes among {', '.join(real.classes)}; got {', '.join(unknown)}")
+    if real.scans.shape[1:] != synthetic.scans.shape[1:]:
+        raise DataError(
+            f"synthetic set: need scans of shape {real.scans.shape[1:]} like the real ones, "
+            f"got {synthetic.scans.shape[1:]}; try one grid for both"
+        )
+
+
+def _by_class(scans: LabelledScans) -> dict[str, np.ndarray]:
+    """Return the indices of the scans of each class that has any."""
+    labels = np.asarray(scans.labels)
+    return {scans.classes[label]: np.flatnonzero(labels == label) for label in np.unique(labels)}
+
+
+def _some(indices: np.ndarray, limit: int, generator: np.random.Generator) -> np.ndarray:
+    return indices if len(indices) <= limit else np.sort(generator.permutation(indices)[:limit])
+
+
+def _groups(
+    scans: LabelledScans | RealScans,
+    parts: dict[tuple[str, str], np.ndarray],
+    extractor: Extractor,
+    description: str,
+    progress: bool,
+) -> dict[tuple[str, str], Group]:
+    """Return the parts with their features, each scan's extracted once. Synthetic scans count as a patient each."""
+    wanted = np.unique(np.concatenate(list(parts.values())))
+    if len(wanted) == 0:
+        return {}
+    features = extract_features(
+        extractor, scans.scans, wanted, progress=progress, description=f"features of {description} scans"
+    )
+    patients = np.asarray(getattr(scans, "patients", np.arange(len(scans.scans))))
+    return {
+        key: Group(
+            scans=scans.scans,
+            indices=indices,
+            features=features[np.searchsorted(wanted, indices)],
+            patients=patients[indices],
+        )
+        for key, indices in parts.items()
+    }
+
+
+def _row(
+    label: str | None,
+    labels: list[str],
+    groups: dict[tuple[str, str], Group],
+    options: FidelityOptions,
+    seed: int,
+) -> FidelityRow:
+    chosen = labels if label is None else [label]
+    about = ("all classes",) if label is None else ("class", label)
+
+    def compared(reference: str, candidate: str) -> Comparison | None:
+        sides = [[groups[part, name] for name in chosen if (part, name) in groups] for part in (reference, candidate)]
+        if not all(map(len, sides)):
+            return None
+        generator = numpy_generator(seed, "fidelity", "draws", *about, reference, candidate)
+        shares = [options.max_scans / max(1, sum(map(len, side))) for side in sides]
+        thinned = [
+            [group.thinned(share, generator) for group in side] for side, share in zip(sides, shares, strict=True)
+        ]
+        return compare(*thinned, options=options, generator=generator)
+
+    return FidelityRow(
+        label=label,
+        held_out=compared("held out", "made"),
+        seen=compared("seen", "made"),
+        real_seen=compared("held out", "seen"),
+    )
+
+
+def _sheet(
+    real: RealScans,
+    synthetic: LabelledScans,
+    label: str,
+    groups: dict[tuple[str, str], Group],
+    options: FidelityOptions,
+    seed: int,
+) -> Sheet:
+    generator = numpy_generator(seed, "fidelity", "sheet", label)
+    shown = synthetic.scans[generator.permutation(groups["made", label].indices)[: options.sheet_scans]]
+    training = np.flatnonzero(np.asarray(real.splits) == "train")
+    nearest, distances = np.zeros((0, *shown.shape[1:])), np.zeros(0)
+    if len(training):
+        distances, found = nearest_distances(shown, real.scans, among=training)
+        nearest = real.scans[found]
+    pool = np.concatenate([groups[part, label].indices for part in ("held out", "seen") if (part, label) in groups])
+    drawn = generator.permutation(pool)[: len(shown)]
+    return Sheet(
+        label=label,
+        real=np.asarray(real.scans[drawn], dtype=np.float32),
+        nearest=np.asarray(nearest, dtype=np.float32),
+        synthetic=np.asarray(shown, dtype=np.float32),
+        distances=distances,
+    )
+
+
+def _without_nan(content: Any) -> Any:
+    """Return nested dicts and lists of plain values, with None in the place of NaN and infinities."""
+    if isinstance(content, dict):
+        return {key: _without_nan(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [_without_nan(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content

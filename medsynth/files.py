@@ -1,0 +1,78 @@
+"""Files that are whole or absent, and folder names that any label survives."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, unquote
+
+_RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
+_SEGMENT = 100  # characters of one folder name; file systems allow 255 bytes
+
+
+@contextmanager
+def atomic_path(path: Path | str) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; on success it is flushed to disk and takes the place of `path`.
+
+    The target folder is created. When the block raises, the temporary file goes and `path` stays as it was. The
+    temporary name keeps the suffixes of `path`, since writers choose their format by them.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=".partial-", suffix="-" + path.name[-80:], dir=path.parent)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        with temporary.open("rb+") as written:
+            os.fsync(written.fileno())
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_bytes(path: Path | str, content: bytes) -> None:
+    """Write `content` to `path`, atomically."""
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(content)
+
+
+def write_text(path: Path | str, content: str) -> None:
+    """Write `content` to `path` as UTF-8, atomically."""
+    write_bytes(path, content.encode("utf-8"))
+
+
+def write_json(path: Path | str, content: Any) -> None:
+    """Write `content` to `path` as indented JSON, atomically; NaN and infinities are refused (`ValueError`)."""
+    write_text(path, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def label_folder(label: str) -> str:
+    """Return a relative folder name for a label: safe on every file system, and `folder_label` gives the label back.
+
+    Letters, digits, `_` and `-` stay; everything else is percent-encoded, as is the first letter of names that Windows
+    reserves. Names longer than 100 characters become nested folders, each but the last ending in `+`.
+    """
+    text = quote(label, safe="").replace(".", "%2E").replace("~", "%7E")
+    if _RESERVED.fullmatch(text):
+        text = f"%{ord(text[0]):02X}{text[1:]}"
+    segments = [text[start : start + _SEGMENT] for start in range(0, len(text), _SEGMENT)] or ["%"]
+    return "+/".join(segments)
+
+
+def folder_label(folder: str) -> str:
+    """Return the label whose `label_folder` is `folder`."""
+    return "" if folder == "%" else unquote(folder.replace("+/", ""))
+
+
+def _umask() -> int:
+    current = os.umask(0)
+    os.umask(current)
+    return current

@@ -1,0 +1,161 @@
+"""`generate`: scans of chosen classes in memory, one at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from medsynth.config import GuidanceOptions, SolverOptions
+from medsynth.errors import ConfigError
+from medsynth.networks import Denoiser, sample_scans
+from medsynth.runs import Run, load_run, versions
+from medsynth.scans import Scan
+from medsynth.seeds import derive_seed
+
+
+@dataclass(frozen=True, kw_only=True)
+class SyntheticScan:
+    """A new scan with the seed that makes it and its number among the scans of its class."""
+
+    scan: Scan
+    label: str
+    number: int
+    seed: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chunk:
+    """Scans that go through the network together: numbers `start` to `stop` of one class."""
+
+    label: str
+    start: int
+    stop: int
+
+
+def parse_counts(text: str, classes: tuple[str, ...]) -> dict[str, int]:
+    """Return the scans wanted of each class from text such as `viral=400,normal=100`, or `100` for as many of each.
+
+    Raises `ConfigError` that names the part it cannot read, or lists the classes when one is unknown.
+    """
+    if text.strip().isdecimal():
+        return dict.fromkeys(classes, _positive(text, text))
+    counts: dict[str, int] = {}
+    for part in text.split(","):
+        # Labels may hold "=": the number is what follows the last one.
+        label, separator, number = part.strip().rpartition("=")
+        if not separator:
+            raise ConfigError(f"count: need label=number, got {part.strip()!r}; try {classes[0]}=100")
+        if label not in classes:
+            raise ConfigError(f"count: need one of the run's classes {', '.join(classes)}; got {label!r}")
+        if label in counts:
+            raise ConfigError(f"count: need each class once, got {label!r} twice; try one number for it")
+        counts[label] = _positive(number, part)
+    return counts
+
+
+def plan_chunks(counts: Mapping[str, int], size: int) -> list[Chunk]:
+    """Return the chunks of all classes; they depend on the counts and the size alone, never on processes."""
+    if size < 1:
+        raise ConfigError(f"batch_size: need at least 1, got {size}")
+    return [
+        Chunk(label=label, start=start, stop=min(start + size, count))
+        for label, count in counts.items()
+        for start in range(0, count, size)
+    ]
+
+
+def scan_seed(seed: int, label: str, number: int) -> int:
+    """Return the seed of one scan: it depends on its class and number, not on how many others are made."""
+    return derive_seed(seed, "scan", label, number)
+
+
+def generate(
+    run: Run | Path | str,
+    *,
+    count: str | Mapping[str, int],
+    seed: int = 0,
+    batch_size: int = 16,
+    solver: SolverOptions = SolverOptions(),
+    guidance: GuidanceOptions = GuidanceOptions(),
+    device: str = "auto",
+) -> Iterator[SyntheticScan]:
+    """Yield new scans in physical units, class by class; `count` is a mapping or text such as `viral=400,normal=100`.
+
+    The same run, seed and chunk size (`batch_size`) give the same scans. Raises `ConfigError` for an unknown class and
+    `DataError` for a folder that is no run.
+    """
+    run = run if isinstance(run, Run) else load_run(run)
+    counts = parse_counts(count, run.spec.classes) if isinstance(count, str) else dict(count)
+    for label in counts:
+        run.spec.label_index(label)
+    denoiser = run.load_denoiser(choose_device(device))
+    for chunk in plan_chunks(counts, batch_size):
+        yield from generate_chunk(run, denoiser, chunk, seed=seed, solver=solver, guidance=guidance)
+
+
+def generate_chunk(
+    run: Run, denoiser: Denoiser, chunk: Chunk, *, seed: int, solver: SolverOptions, guidance: GuidanceOptions
+) -> list[SyntheticScan]:
+    """Return the scans of one chunk."""
+    numbers = range(chunk.start, chunk.stop)
+    seeds = [scan_seed(seed, chunk.label, number) for number in numbers]
+    labels = torch.full((len(seeds),), run.spec.label_index(chunk.label))
+    scans = sample_scans(denoiser, labels, seeds, shape=run.spec.shape, solver=solver, guidance=guidance)
+    provenance = describe_provenance(run, solver, guidance)
+    return [
+        SyntheticScan(
+            scan=Scan(
+                array=to_stored(array, run),
+                affine=np.array(run.spec.affine),
+                label=chunk.label,
+                provenance=provenance | {"seed": str(scan_seed_)},
+            ),
+            label=chunk.label,
+            number=number,
+            seed=scan_seed_,
+        )
+        for array, number, scan_seed_ in zip(scans.cpu().numpy(), numbers, seeds, strict=True)
+    ]
+
+
+def describe_provenance(run: Run, solver: SolverOptions, guidance: GuidanceOptions) -> dict[str, str]:
+    """Return what a synthetic scan says of its origin."""
+    return {
+        "synthetic": "YES",
+        "generator": f"medsynth {versions()['medsynth']}",
+        "method": "sample",
+        "run": run.fingerprint[:16],
+        "steps_trained": str(run.steps),
+        "solver": f"{solver.name}, {solver.steps} steps, sigma {solver.sigma_max:g} to {solver.sigma_min:g}, rho {solver.rho:g}",
+        "guidance": f"{guidance.scale:g} in ({guidance.sigma_low:g}, {guidance.sigma_high:g}]",
+    }
+
+
+def to_stored(array: np.ndarray, run: Run) -> np.ndarray:
+    """Return a scan of the model in physical units and in the dtype of the training scans."""
+    physical = run.spec.intensity.to_physical(array)
+    dtype = np.dtype(run.spec.dtype)
+    if dtype.kind in "iu":
+        limits = np.iinfo(dtype)
+        return np.rint(physical).clip(limits.min, limits.max).astype(dtype)
+    return physical.astype(np.float32)
+
+
+def choose_device(name: str) -> torch.device:
+    """Return the device: `auto` takes a GPU where there is one."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError(f"device: need auto, cpu or cuda, got {name!r}") from error
+
+
+def _positive(text: str, part: str) -> int:
+    if not text.strip().isdecimal() or int(text) < 1:
+        raise ConfigError(f"count: need a whole number from 1, got {part.strip()!r}; try label=100")
+    return int(text)

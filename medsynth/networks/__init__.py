@@ -1,0 +1,18 @@
+"""The networks: denoiser, stems, condition embedding, and sampling from a denoiser in memory."""
+
+from medsynth.networks.condition import Condition, ConditionEmbedding
+from medsynth.networks.denoiser import Denoiser, build_denoiser, build_stem
+from medsynth.networks.haar import HaarTransform, PixelStem
+from medsynth.networks.sampling import draw_noise, sample_scans
+
+__all__ = [
+    "Condition",
+    "ConditionEmbedding",
+    "Denoiser",
+    "HaarTransform",
+    "PixelStem",
+    "build_denoiser",
+    "build_stem",
+    "draw_noise",
+    "sample_scans",
+]

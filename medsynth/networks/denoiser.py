@@ -1,0 +1,110 @@
+"""The denoiser: MONAI's diffusion UNet behind a stem and the preconditioning of Karras et al. 2022."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import gcd
+
+import torch
+from monai.networks.nets import DiffusionModelUNet
+from monai.networks.nets.diffusion_model_unet import DiffusionUNetResnetBlock
+from torch import Tensor, nn
+
+from medsynth.config import NetworkOptions
+from medsynth.diffusion import match_rank, noise_embedding_position, precondition
+from medsynth.errors import ConfigError
+from medsynth.networks.condition import Condition, ConditionEmbedding
+from medsynth.networks.haar import HaarTransform, PixelStem, Stem
+
+
+class Denoiser(nn.Module):
+    """Estimates clean scans: `denoiser(noisy, sigma, condition) -> denoised`.
+
+    `noisy` is `(N, C, *spatial)` = scan + sigma * standard normal noise, `sigma` is `(N,)`; scans lie in [-1, 1]. The
+    preconditioning acts in the domain of the stem, with one sigma_data for each of its bands (equal ones give the scalar
+    case, since the stem is orthonormal).
+    """
+
+    sigma_data: Tensor
+
+    def __init__(self, unet: DiffusionModelUNet, stem: Stem, sigma_data: Tensor) -> None:
+        super().__init__()
+        self.unet = unet
+        self.stem = stem
+        self.register_buffer("sigma_data", sigma_data.float())
+
+    @property
+    def embedding(self) -> ConditionEmbedding:
+        """The module that embeds conditions."""
+        return self.unet.class_embedding
+
+    @property
+    def rank(self) -> int:
+        """Number of spatial axes of its scans."""
+        return self.unet.conv_in.conv.weight.ndim - 2
+
+    def forward(self, noisy: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
+        """Return the denoised scans, in the dtype of `noisy`."""
+        bands = self.stem(noisy)
+        scale = precondition(match_rank(sigma[:, None], bands), match_rank(self.sigma_data[None].to(bands.dtype), bands))
+        position = noise_embedding_position(sigma)
+        features = self.unet(scale.input * bands, position, class_labels=condition).to(bands.dtype)
+        return self.stem.inverse(scale.skip * bands + scale.output * features)
+
+
+def build_stem(options: NetworkOptions) -> Stem:
+    """Return the stem that the options name."""
+    return HaarTransform(options.levels) if options.stem == "haar" else PixelStem()
+
+
+def build_denoiser(
+    options: NetworkOptions,
+    *,
+    channels: int,
+    size: Sequence[int],
+    classes: int,
+    augmentation_parameters: int,
+    sigma_data: Tensor | float,
+) -> Denoiser:
+    """Return an untrained denoiser for scans of `channels` channels and spatial shape `size` (2D or 3D).
+
+    `sigma_data` is one value or one for each band of the stem. Raises `ConfigError` where the size does not divide by what
+    stem and UNet halve, or the options contradict each other.
+    """
+    if len(options.attention) != len(options.channels):
+        raise ConfigError(
+            f"network.attention: need one entry for each of the {len(options.channels)} resolutions in network.channels, "
+            f"got {len(options.attention)}"
+        )
+    wrong = [width for width in options.channels if width % options.head_channels]
+    if wrong:
+        raise ConfigError(f"network.channels: need multiples of network.head_channels={options.head_channels}, got {wrong}")
+    stem = build_stem(options)
+    divisor = stem.factor() * 2 ** (len(options.channels) - 1)
+    if any(length % divisor for length in size):
+        better = [max(divisor, round(length / divisor) * divisor) for length in size]
+        raise ConfigError(f"grid.size: need multiples of {divisor} for this network, got {list(size)}; try {better}")
+    rank = len(size)
+    bands = stem.band_count(channels, rank)
+    last = len(options.channels) - 1
+    unet = DiffusionModelUNet(
+        spatial_dims=rank,
+        in_channels=bands,
+        out_channels=bands,
+        channels=options.channels,
+        num_res_blocks=options.residual_blocks,
+        attention_levels=options.attention,
+        # The middle block has attention whatever the levels say, with the head size of the last level.
+        num_head_channels=[
+            options.head_channels if attends or level == last else 0 for level, attends in enumerate(options.attention)
+        ],
+        norm_num_groups=min(32, gcd(*options.channels)),
+        num_class_embeds=classes + 1,
+        use_flash_attention=True,
+    )
+    unet.class_embedding = ConditionEmbedding(classes, augmentation_parameters, unet.class_embedding.embedding_dim)
+    for module in unet.modules():
+        if isinstance(module, DiffusionUNetResnetBlock):
+            module.conv2 = nn.Sequential(nn.Dropout(options.dropout), module.conv2)
+    values = torch.as_tensor(sigma_data, dtype=torch.float32)
+    return Denoiser(unet, stem, values.expand(bands).clone())

@@ -1,0 +1,1 @@
+"""Reporting: the results of an evaluation as files that people read."""

@@ -1,0 +1,108 @@
+"""The report of an evaluation: `report.json` for machines, `report.html` for people."""
+
+from __future__ import annotations
+
+import base64
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from medsynth.evaluation.fidelity import Sheet
+from medsynth.files import write_json, write_text
+from medsynth.reporting.figures import Figure
+from medsynth.reporting.sheets import contact_sheet
+
+_TEMPLATE = "report.html.j2"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportFiles:
+    """Where the report was written."""
+
+    json: Path
+    html: Path
+
+
+def write_report(
+    out: Path | str,
+    report: Mapping[str, Any],
+    *,
+    sheets: Sequence[Sheet] = (),
+    figures: Sequence[Figure] = (),
+    title: str = "Evaluation of a synthetic set",
+) -> ReportFiles:
+    """Write `report.json` and `report.html` into the folder `out`, atomically, and return their paths.
+
+    `report` is what `build_report` returned; `sheets` become one contact sheet a class, `figures` a section on the training.
+    The page is one file without scripts or requests. Both files hold pictures or figures of real scans: they name no patient,
+    but belong in the house.
+    """
+    files = ReportFiles(json=Path(out) / "report.json", html=Path(out) / "report.html")
+    page = render_page(report, sheets=sheets, figures=figures, title=title)
+    write_json(files.json, report)
+    write_text(files.html, page)
+    return files
+
+
+def render_page(
+    report: Mapping[str, Any], *, sheets: Sequence[Sheet] = (), figures: Sequence[Figure] = (), title: str
+) -> str:
+    """Return `report.html` as text."""
+    environment = Environment(
+        loader=PackageLoader("medsynth.reporting", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"aligned": _aligned, "strip": _strip, "png": _data_uri}
+    return environment.get_template(_TEMPLATE).render(
+        title=title,
+        report=report,
+        sheets=[_shown(sheet) for sheet in sheets],
+        figures=figures,
+        settings=_flattened(report["settings"]),
+    )
+
+
+def _shown(sheet: Sheet) -> Figure:
+    png = contact_sheet([("real", sheet.real), ("nearest real", sheet.nearest), ("synthetic", sheet.synthetic)])
+    alt = (
+        f"Contact sheet of {sheet.label}, {len(sheet.synthetic)} rows, three columns: random real scans; the real training "
+        "scan nearest to the synthetic one; synthetic scans."
+    )
+    return Figure(title=sheet.label, png=png, alt=alt)
+
+
+def _aligned(values: Sequence[float | None]) -> list[str]:
+    """Return numbers with the decimals that give the largest three significant digits; a dash for None."""
+    largest = max((abs(value) for value in values if value is not None), default=0.0)
+    decimals = min(6, max(0, 2 - math.floor(math.log10(largest)))) if largest else 2
+    return ["–" if value is None else f"{value:.{decimals}f}".replace("-", "−") for value in values]
+
+
+def _strip(values: Sequence[float | None], width: float = 100.0) -> list[float] | None:
+    """Return figures as positions on a strip from 0 to `width` that just holds them; None where one is unknown."""
+    known = [value for value in values if value is not None]
+    if len(known) < len(values) or min(known) == max(known):
+        return None
+    low, high = min(known), max(known)
+    return [round((value - low) / (high - low) * width, 2) for value in known]
+
+
+def _data_uri(png: bytes) -> str:
+    return "data:image/png;base64," + base64.b64encode(png).decode("ascii")
+
+
+def _flattened(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in settings.items():
+        if isinstance(value, Mapping):
+            flat |= _flattened(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat

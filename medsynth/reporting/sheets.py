@@ -1,0 +1,44 @@
+"""Contact sheets: scans side by side under headings, enlarged so that they can be judged by eye."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from medsynth.scans.picture import to_grey
+
+_LEGIBLE = 144  # pixels that a picture is enlarged to, at least
+_GAP = 4
+_HEADING = 24
+_PAPER, _INK = 255, 40
+
+
+def contact_sheet(columns: Sequence[tuple[str, np.ndarray]]) -> bytes:
+    """Return a grey PNG with one column of scans under each heading.
+
+    `columns` holds (heading, scans `(rows, C, *spatial)` in [-1, 1]); a column may be shorter than others, or empty. Small
+    scans are enlarged by a whole factor with bicubic interpolation; volumes show their central axial plane.
+    """
+    shapes = {to_grey(scan).shape for _, scans in columns for scan in scans}
+    if len(shapes) != 1:
+        raise ValueError(f"need scans of one shape on a contact sheet, got {sorted(shapes)}")
+    height, width = shapes.pop()
+    scale = max(1, -(-_LEGIBLE // max(height, width)))
+    height, width = height * scale, width * scale
+    rows = max(len(scans) for _, scans in columns)
+    sheet = Image.new(
+        "L", (len(columns) * (width + _GAP) - _GAP, _HEADING + rows * (height + _GAP) - _GAP), color=_PAPER
+    )
+    drawing, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=16)
+    for index, (heading, scans) in enumerate(columns):
+        left = index * (width + _GAP)
+        drawing.text((left + width / 2, _HEADING / 2), heading, fill=_INK, font=font, anchor="mm")
+        for row, scan in enumerate(scans):
+            picture = Image.fromarray(to_grey(scan)).resize((width, height), Image.Resampling.BICUBIC)
+            sheet.paste(picture, (left, _HEADING + row * (height + _GAP)))
+    buffer = io.BytesIO()
+    sheet.save(buffer, format="PNG", optimize=True)
+    return buffer.getvalue()

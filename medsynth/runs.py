@@ -1,0 +1,182 @@
+"""The run folder: one trained model and everything needed to use or continue it.
+
+```
+run.json            format version, classes, geometry, intensity, options, versions, fingerprint
+model.safetensors   averaged weights (EMA) of the denoiser
+config.yaml         the options of `medsynth train`, without paths
+patients.json       salted fingerprints of the patients it was trained and validated on
+metrics.csv         step,name,value
+previews/           pictures of every class while training
+checkpoints/        for resuming only
+```
+Weights are safetensors; nothing in a run folder is ever unpickled. No path, file name or ID of a patient is in it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import platform
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from medsynth.config import NetworkOptions
+from medsynth.errors import ConfigError, DataError
+from medsynth.files import atomic_path, write_json
+from medsynth.networks import Denoiser, build_denoiser
+from medsynth.scans import Intensity
+
+FORMAT = "medsynth-run/1"
+RUN_FILE, WEIGHTS_FILE, PATIENTS_FILE = "run.json", "model.safetensors", "patients.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSpec:
+    """What a run needs to rebuild its denoiser and to turn its output into files.
+
+    `shape` is `(channel, *spatial)` on the model grid, `affine` 4x4 in RAS millimetres, `sigma_data` one value for each band
+    of the stem, `dtype` and `suffix` those of the training scans, `class_counts` the training scans of each class.
+    """
+
+    classes: tuple[str, ...]
+    class_counts: tuple[int, ...]
+    class_patients: tuple[int, ...]
+    shape: tuple[int, ...]
+    affine: tuple[tuple[float, ...], ...]
+    intensity: Intensity
+    dtype: str
+    suffix: str
+    network: NetworkOptions
+    augmentation_parameters: int
+    sigma_data: tuple[float, ...]
+
+    def build(self) -> Denoiser:
+        """Return an untrained denoiser of this run's architecture."""
+        return build_denoiser(
+            self.network,
+            channels=self.shape[0],
+            size=self.shape[1:],
+            classes=len(self.classes),
+            augmentation_parameters=self.augmentation_parameters,
+            sigma_data=torch.tensor(self.sigma_data),
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        return dataclasses.asdict(self) | {"intensity": self.intensity.as_dict()}
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> RunSpec:
+        """Return the spec that `as_dict` described."""
+        values = {key: _tuples(value) for key, value in content.items() if key not in ("intensity", "network")}
+        network = NetworkOptions(**{key: _tuples(value) for key, value in content["network"].items()})
+        return cls(**values, network=network, intensity=Intensity.from_dict(content["intensity"]))
+
+    def label_index(self, label: str) -> int:
+        """Return the index of a class; `ConfigError` lists the classes when it is unknown."""
+        if label not in self.classes:
+            raise ConfigError(f"{label}: need one of the run's classes {', '.join(self.classes)}; got an unknown class")
+        return self.classes.index(label)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """A run folder that has been read: `fingerprint` names the weights, `steps` how far they were trained."""
+
+    folder: Path
+    spec: RunSpec
+    options: Mapping[str, Any]
+    steps: int
+    fingerprint: str
+
+    def load_denoiser(self, device: torch.device | str = "cpu") -> Denoiser:
+        """Return the trained denoiser on `device`, in evaluation mode; `DataError` if the weights do not fit or changed."""
+        path = self.folder / WEIGHTS_FILE
+        if not path.is_file():
+            raise DataError(f"{path}: need the trained weights, got no file; try training until the first checkpoint")
+        if _hash_file(path) != self.fingerprint:
+            raise DataError(f"{path}: need the weights that run.json names, got other bytes; try training again")
+        denoiser = self.spec.build()
+        try:
+            denoiser.load_state_dict(load_file(path))
+        except (SafetensorError, RuntimeError, OSError) as error:
+            reason = str(error).splitlines()[0]
+            raise DataError(f"{path}: need the weights of this run's network, got {reason}; try training again") from error
+        return denoiser.to(device).eval().requires_grad_(False)
+
+
+def save_run(folder: Path, spec: RunSpec, denoiser: Denoiser, *, options: Mapping[str, Any], steps: int) -> Run:
+    """Write weights, then `run.json`, each atomically, and return the run."""
+    path = folder / WEIGHTS_FILE
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in denoiser.state_dict().items()}
+    with atomic_path(path) as temporary:
+        save_file(tensors, temporary, metadata={"format": FORMAT})
+        fingerprint = _hash_file(temporary)
+    content = {
+        "format": FORMAT,
+        "fingerprint": fingerprint,
+        "steps": steps,
+        "spec": spec.as_dict(),
+        "options": dict(options),
+        "versions": versions(),
+    }
+    write_json(folder / RUN_FILE, content)
+    return Run(folder=folder, spec=spec, options=dict(options), steps=steps, fingerprint=fingerprint)
+
+
+def load_run(folder: Path | str) -> Run:
+    """Read a run folder; `DataError` if it is none, or of another format, `ConfigError` for a URL."""
+    if "://" in str(folder):
+        raise ConfigError(f"{folder}: need a local run folder, got a URL; try copying the run to this machine first")
+    path = Path(folder) / RUN_FILE
+    if not path.is_file():
+        raise DataError(f"{folder}: need a run folder with {RUN_FILE}, got none; try the --out of `medsynth train`")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if content["format"] != FORMAT:
+            raise DataError(f"{path}: need format {FORMAT}, got {content['format']}; try the medsynth that trained it")
+        spec = RunSpec.from_dict(content["spec"])
+        return Run(
+            folder=Path(folder),
+            spec=spec,
+            options=content["options"],
+            steps=int(content["steps"]),
+            fingerprint=str(content["fingerprint"]),
+        )
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"{path}: need a run description, got damaged content ({error}); try training again") from error
+
+
+def load_denoiser(run: Path | str, device: torch.device | str = "cpu") -> Denoiser:
+    """Return the trained denoiser of a run folder: `denoiser(noisy, sigma, condition) -> denoised`, scans in [-1, 1]."""
+    return load_run(run).load_denoiser(device)
+
+
+def patient_fingerprints(patients: Iterable[str], salt: str) -> list[str]:
+    """Return the salted fingerprints of patient IDs, sorted: two lists with one salt can be compared, IDs not recovered."""
+    digests = (hashlib.scrypt(name.encode(), salt=salt.encode(), n=2**10, r=8, p=1, dklen=16) for name in set(patients))
+    return sorted(digest.hex() for digest in digests)
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of medsynth and of what decides about its numbers."""
+    names = {"medsynth": "medsynth-diffusion", "torch": "torch", "lightning": "lightning", "monai": "monai", "numpy": "numpy"}
+    return {"python": platform.python_version()} | {name: version(package) for name, package in names.items()}
+
+
+def _hash_file(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(_tuples(item) for item in value) if isinstance(value, list | np.ndarray) else value

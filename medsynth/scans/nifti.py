@@ -1,0 +1,237 @@
+"""NIfTI-1 and NIfTI-2 in one file (`.nii`, `.nii.gz`): nibabel interprets the header, the bytes are read here.
+
+Reading them here bounds the memory: nothing is inflated that the header, once it has passed the checks, does not announce.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import logging
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, BinaryIO, cast
+
+import nibabel
+import numpy as np
+from nibabel.nifti1 import Nifti1Extension
+
+from medsynth.config import ReadingOptions
+from medsynth.errors import ConfigError, DataError
+from medsynth.scans.limits import MAX_TEXT, check_affine, check_size, check_spacing, clean_voxels
+from medsynth.scans.scan import Scan, ScanHeader
+
+_MAX_OFFSET = 1 << 24  # header extensions above 16 MiB are no scan's
+_MAX_TAIL = 1 << 16  # bytes that may follow the voxels (some writers pad)
+_COMMENT = 6  # NIFTI_ECODE_COMMENT
+_PROVENANCE = "medsynth.provenance"
+_MILLIMETRES = {"unknown": 1.0, "mm": 1.0, "meter": 1000.0, "micron": 0.001}
+
+# nibabel tells standard error of each oddity it repairs; what matters is refused below.
+_silent = logging.Logger("medsynth.nifti", level=logging.CRITICAL + 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Layout:
+    """Where the voxels lie in the file and how they become a scan."""
+
+    stored: np.dtype
+    returned: np.dtype
+    file_shape: tuple[int, ...]
+    spatial: tuple[int, ...]
+    offset: int
+    slope: float | None
+    intercept: float | None
+    affine: np.ndarray
+    little_endian: bool
+
+
+def read_header(path: Path, item: str | None, name: str, reading: ReadingOptions) -> ScanHeader:
+    """Return the header of a NIfTI file after all checks; of a compressed file only its first bytes are inflated."""
+    with _open(path) as stream:
+        layout = _read_layout(stream, name, reading)
+    spacing = np.linalg.norm(layout.affine[:3, :3], axis=0)[: len(layout.spatial)]
+    return ScanHeader(
+        shape=(1, *layout.spatial), dtype=layout.returned.name, spacing=tuple(float(size) for size in spacing)
+    )
+
+
+def read(path: Path, item: str | None, name: str, reading: ReadingOptions) -> Scan:
+    """Return the scan in a NIfTI file; `(H, W)` and `(H, W, 1)` are 2D.
+
+    Without scaling the stored type is kept; with `scl_slope` the values are computed in float64 and returned as float32
+    (relative error below 6e-8) where the stored type has at most 24 significant bits, else as float64. The affine
+    follows nibabel (sform before qform before voxel sizes); metres and micrometres become millimetres. Of the header
+    extensions only our own provenance is kept.
+    """
+    with _open(path) as stream:
+        layout = _read_layout(stream, name, reading)
+        provenance = _parse_extensions(_read_exactly(stream, layout.offset - stream.tell(), name), layout)
+        count = math.prod(layout.file_shape) * layout.stored.itemsize
+        content = _read_exactly(stream, count, name)
+        # Reading on to the end makes gzip verify its checksum, within bounds.
+        tail = len(stream.read(_MAX_TAIL + 1))
+    if tail > _MAX_TAIL:
+        raise DataError(
+            f"{name}: need the {count} bytes of voxels that the header announces, got a file that goes on after them; "
+            "try another copy"
+        )
+    stored = np.frombuffer(content, dtype=layout.stored).reshape(layout.file_shape, order="F").reshape(layout.spatial)
+    if layout.slope is not None and layout.intercept is not None:
+        with np.errstate(over="ignore", invalid="ignore"):  # infinities are refused or counted below
+            scaled = stored.astype(np.float64)
+            scaled *= layout.slope
+            scaled += layout.intercept
+            array = np.ascontiguousarray(scaled, dtype=layout.returned)
+    else:
+        array = np.array(stored, dtype=layout.returned, order="C")
+    array, attributes = clean_voxels(name, array[np.newaxis], reading)
+    return Scan(array=array, affine=layout.affine, attributes=attributes, provenance=provenance)
+
+
+def encode(scan: Scan, name: str) -> bytes:
+    """Return the bytes of an uncompressed NIfTI-1 file: sform, qform where it can say the same, millimetres.
+
+    float16 becomes float32 and bool uint8; every other type is written as it is.
+    """
+    array = np.asarray(scan.array)
+    if array.shape[0] != 1:
+        raise ConfigError(f"{name}: need a scan of one channel for NIfTI, got {array.shape[0]}; try .npz")
+    if max(array.shape) > np.iinfo(np.int16).max:
+        raise ConfigError(f"{name}: need at most 32767 voxels along an axis for NIfTI, got {array.shape[1:]}; try .npz")
+    array = array[0] if array.ndim == 4 else array[0][..., np.newaxis]
+    array = array.astype({"bool": np.uint8, "float16": np.float32}.get(array.dtype.name, array.dtype), copy=False)
+    array = array.astype(array.dtype.newbyteorder("<"), copy=False)
+    header = nibabel.Nifti1Header(endianness="<")
+    header.set_data_dtype(array.dtype)
+    header.set_data_shape(array.shape)
+    header.set_xyzt_units("mm", "sec")
+    header.set_slope_inter(1, 0)
+    header.set_qform(scan.affine, code="scanner", strip_shears=True)
+    header.set_sform(scan.affine, code="scanner")
+    if not np.allclose(header.get_qform(), scan.affine, rtol=0, atol=1e-3):
+        header.set_qform(None, code="unknown")  # a quaternion cannot say shears: better none than a wrong one
+        header["pixdim"][1:4] = np.linalg.norm(scan.affine[:3, :3], axis=0)
+    if scan.provenance:
+        summary = "SYNTHETIC " + " ".join(f"{key}={value}" for key, value in sorted(scan.provenance.items()))
+        header["descrip"] = summary.encode("ascii", "replace")[:79]
+        text = json.dumps({_PROVENANCE: dict(scan.provenance)}, sort_keys=True).encode("ascii")
+        if len(text) > MAX_TEXT:
+            raise ConfigError(f"{name}: need provenance of at most {MAX_TEXT} bytes, got {len(text)}")
+        header.extensions.append(Nifti1Extension("comment", text))
+    stream = io.BytesIO()
+    header.write_to(stream)
+    stream.write(b"\0" * (int(header["vox_offset"]) - stream.tell()))
+    stream.write(array.tobytes(order="F"))
+    return stream.getvalue()
+
+
+def write_gzip(stream: BinaryIO, content: bytes) -> None:
+    """Write `content` gzipped, without time and file name, so that equal content gives equal bytes."""
+    with gzip.GzipFile(filename="", fileobj=stream, mode="wb", compresslevel=6, mtime=0) as packed:
+        packed.write(content)
+
+
+@contextmanager
+def _open(path: Path) -> Iterator[IO[bytes]]:
+    with path.open("rb") as raw:
+        if path.name.lower().endswith(".gz"):
+            with gzip.GzipFile(fileobj=raw, mode="rb") as stream:
+                yield cast(IO[bytes], stream)
+        else:
+            yield raw
+
+
+def _read_layout(stream: IO[bytes], name: str, reading: ReadingOptions) -> _Layout:
+    """Read and check the header; the stream then stands after it and its four extension bytes."""
+    block = _read_exactly(stream, 348, name)
+    kind: type[nibabel.Nifti1Header] = nibabel.Nifti1Header
+    if not kind.may_contain_header(block):
+        block += _read_exactly(stream, 540 - 348, name)
+        kind = nibabel.Nifti2Header
+        if not kind.may_contain_header(block):
+            raise DataError(f"{name}: need a NIfTI file, got another format or a damaged header; try another copy")
+    header = kind(block, check=False)
+    if bytes(header["magic"])[:3] not in (b"n+1", b"n+2"):
+        raise DataError(
+            f"{name}: need header and voxels in one file, got a header of a pair; try converting to .nii.gz"
+        )
+    _read_exactly(stream, 4, name)
+
+    axes = int(header["dim"][0])
+    if not 1 <= axes <= 7:
+        raise DataError(f"{name}: need 2 or 3 axes, got a damaged header that says {axes}; try another copy")
+    shape = [int(length) for length in header["dim"][1 : axes + 1]]
+    while len(shape) > 3 and shape[-1] == 1:
+        shape.pop()
+    if len(shape) not in (2, 3):
+        raise DataError(
+            f"{name}: need a 2D or 3D scan, got {len(shape)}D ({' x '.join(map(str, shape))}); try splitting it first"
+        )
+    stored = header.get_data_dtype()
+    if stored.fields is not None or stored.kind not in "uif" or stored.itemsize > 8:
+        raise DataError(
+            f"{name}: need one real number a voxel, got {header.get_value_label('datatype')}; try converting it"
+        )
+    slope, intercept = header.get_slope_inter()
+    if slope == 1 and intercept == 0:
+        slope = intercept = None
+    returned = stored.newbyteorder("=")
+    if slope is not None:
+        wide = (stored.kind in "ui" and stored.itemsize > 2) or stored.itemsize == 8
+        returned = np.dtype(np.float64 if wide else np.float32)
+    check_size(name, shape, stored, reading)
+    check_size(name, shape, returned, reading)
+
+    spatial_pixdim = np.asarray(header["pixdim"], dtype=np.float64)[1 : min(axes, 3) + 1]
+    check_spacing(name, [abs(size) for size in spatial_pixdim])
+    if axes < 3 and not (np.isfinite(header["pixdim"][3]) and header["pixdim"][3] != 0):
+        header["pixdim"][3] = 1.0  # a 2D header need not know its slice thickness
+    offset = float(header["vox_offset"])
+    if not (offset.is_integer() and header.sizeof_hdr + 4 <= offset <= _MAX_OFFSET):
+        raise DataError(
+            f"{name}: need voxels that begin between byte {header.sizeof_hdr + 4} and {_MAX_OFFSET}, "
+            f"got vox_offset {offset:g}; try another copy"
+        )
+    header.check_fix(logger=_silent)
+    affine = np.array(header.get_best_affine(), dtype=np.float64)
+    affine[:3] *= _MILLIMETRES[header.get_xyzt_units()[0]]
+    return _Layout(
+        stored=stored,
+        returned=returned,
+        file_shape=tuple(shape),
+        spatial=tuple(shape[:2]) if shape[2:] == [1] else tuple(shape),
+        offset=int(offset),
+        slope=slope,
+        intercept=intercept,
+        affine=check_affine(name, affine),
+        little_endian=header.endianness == "<",
+    )
+
+
+def _read_exactly(stream: IO[bytes], count: int, name: str) -> bytes:
+    content = stream.read(count)
+    if len(content) < count:
+        raise DataError(f"{name}: need {count} more bytes, got {len(content)} before the end; try another copy")
+    return content
+
+
+def _parse_extensions(content: bytes, layout: _Layout) -> dict[str, str]:
+    """Return our provenance from the header extensions, `{}` if there is none; foreign extensions are passed over."""
+    order = "little" if layout.little_endian else "big"
+    start = 0
+    while start + 8 <= len(content):
+        size = int.from_bytes(content[start : start + 4], order, signed=True)  # type: ignore[arg-type]
+        code = int.from_bytes(content[start + 4 : start + 8], order, signed=True)  # type: ignore[arg-type]
+        if size < 8 or start + size > len(content):
+            return {}
+        text = content[start + 8 : start + size].rstrip(b"\0")
+        if code == _COMMENT and len(text) <= MAX_TEXT and _PROVENANCE.encode() in text:
+            found = json.loads(text)
+            return {str(key): str(value) for key, value in found[_PROVENANCE].items()}
+        start += size
+    return {}

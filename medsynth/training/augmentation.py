@@ -1,0 +1,86 @@
+"""Conditioned augmentation: random changes of scans whose parameters the network is told (Karras et al. 2022, section 5).
+
+Parameters are drawn first and applied deterministically; zero parameters leave a scan bit for bit as it was.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn.functional import affine_grid, grid_sample
+
+from medsynth.config import AugmentOptions
+
+_CUT = 2.0  # standard deviations at which the normal draws are cut off
+
+
+class Augmentation:
+    """Changes for scans with `rank` spatial axes.
+
+    Columns of the parameters, all zero without a change: one flip for each axis (0 or 1), rotation angles (one in 2D,
+    about each axis in 3D), ln(zoom), one shift for each axis, ln(contrast); all but the flips in standard deviations.
+    """
+
+    def __init__(self, options: AugmentOptions, rank: int) -> None:
+        self._options = options
+        self._rank = rank
+        self._rotations = 1 if rank == 2 else 3
+
+    @property
+    def parameters(self) -> int:
+        """Number of parameters of a scan."""
+        return 2 * self._rank + self._rotations + 2
+
+    def draw(self, count: int, generator: torch.Generator) -> Tensor:
+        """Return `(count, parameters)` random parameters on the generator's device."""
+        options, device = self._options, generator.device
+
+        def uniform(columns: int) -> Tensor:
+            return torch.rand(count, columns, generator=generator, device=device)
+
+        edge = math.erf(_CUT / math.sqrt(2))
+        flips = (uniform(self._rank) < 0.5) & (uniform(1) < options.probability)
+        allowed = torch.tensor([axis in options.flip_axes for axis in range(self._rank)], device=device)
+        groups = [(flips & allowed).float()]
+        spreads = (options.rotate_degrees, options.scale, options.translate, options.contrast)
+        for width, spread in zip((self._rotations, 1, self._rank, 1), spreads, strict=True):
+            values = math.sqrt(2) * torch.erfinv((2 * uniform(width) - 1) * edge)
+            chosen = uniform(1) < options.probability
+            groups.append(torch.where(chosen, values, 0.0) * (spread > 0))
+        return torch.cat(groups, dim=1)
+
+    def apply(self, scans: Tensor, parameters: Tensor) -> Tensor:
+        """Return `(N, C, *spatial)` scans in [-1, 1] changed by their parameters, linearly interpolated."""
+        rank, options = self._rank, self._options
+        flips, angles, zoom, shifts, contrast = parameters.split([rank, self._rotations, 1, rank, 1], dim=1)
+        size = torch.tensor(scans.shape[2:], dtype=scans.dtype, device=scans.device)
+        matrix = torch.diag_embed((1 - 2 * flips) * (-zoom * options.scale).exp())
+        matrix = matrix @ _rotation(angles * math.radians(options.rotate_degrees), rank)
+        # affine_grid works in units of half an axis: rotate in voxels, so that oblong grids are not sheared.
+        matrix = matrix * size[None, None, :] / size[None, :, None]
+        moved = torch.cat([matrix, 2 * shifts[:, :, None] * options.translate], dim=2)
+        # affine_grid counts axes from the last to the first.
+        moved = torch.cat([moved[:, :, :rank].flip(1, 2), moved[:, :, rank:].flip(1)], dim=2)
+        grid = affine_grid(moved, list(scans.shape), align_corners=False)
+        warped = grid_sample(scans, grid, mode="bilinear", padding_mode="border", align_corners=False)
+        changed = (parameters[:, :-1] != 0).any(dim=1)
+        result = torch.where(changed.reshape(-1, *[1] * (scans.ndim - 1)), warped, scans)
+        if options.contrast > 0:
+            factor = (contrast * options.contrast).exp().reshape(-1, *[1] * (scans.ndim - 1))
+            result = torch.where(factor == 1, result, ((result + 1) * factor - 1).clamp(-1, 1))
+        return result
+
+
+def _rotation(angles: Tensor, rank: int) -> Tensor:
+    """Rotation matrices `(N, rank, rank)`: in the plane (2D), or about the three axes in turn (3D)."""
+    planes = [(0, 1)] if rank == 2 else [(1, 2), (0, 2), (0, 1)]
+    result = torch.eye(rank, dtype=angles.dtype, device=angles.device).expand(len(angles), rank, rank)
+    for number, (first, second) in enumerate(planes):
+        cosine, sine = angles[:, number].cos(), angles[:, number].sin()
+        turn = torch.eye(rank, dtype=angles.dtype, device=angles.device).repeat(len(angles), 1, 1)
+        turn[:, first, first], turn[:, second, second] = cosine, cosine
+        turn[:, first, second], turn[:, second, first] = -sine, sine
+        result = result @ turn
+    return result

@@ -1,0 +1,197 @@
+"""What happens around the steps: progress bar, previews, memorisation curve, the run folder kept usable, signals."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+import torch
+from lightning.pytorch.callbacks import Callback, TQDMProgressBar
+from tqdm import tqdm
+
+from medsynth.cohorts import PreparedCohort
+from medsynth.config import GuidanceOptions, MonitorOptions, SolverOptions
+from medsynth.measures.neighbours import nearest_distances
+from medsynth.networks import sample_scans
+from medsynth.scans.picture import tile, write_picture
+from medsynth.seeds import derive_seed
+from medsynth.training.module import DiffusionModule
+
+
+class Progress(TQDMProgressBar):
+    """One bar for the whole training: steps, loss, rate, time to go."""
+
+    def init_train_tqdm(self) -> Any:
+        """Return the bar of the training."""
+        bar = super().init_train_tqdm()
+        bar.set_description("train")
+        return bar
+
+    def init_validation_tqdm(self) -> Any:
+        """Return a silent bar: validations are short and would tear the training bar apart."""
+        return tqdm(disable=True)
+
+    def init_sanity_tqdm(self) -> Any:
+        """Return a silent bar."""
+        return tqdm(disable=True)
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, *_: Any) -> None:
+        """Set the bar to the resumed step; there is one epoch, so no epoch number."""
+        super().on_train_epoch_start(trainer)
+        self.train_progress_bar.set_description("train")
+        self.train_progress_bar.initial = trainer.global_step
+
+    def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
+        """Return the figures in the bar, without Lightning's version number."""
+        return {name: value for name, value in super().get_metrics(trainer, pl_module).items() if name != "v_num"}
+
+
+class Throughput(Callback):
+    """Logs scans per second and the share of the time spent waiting for data, over the logging interval."""
+
+    def __init__(self, every: int, batch_size: int) -> None:
+        self._every, self._batch_size = every, batch_size
+        self._began = self._left = time.perf_counter()
+        self._waited, self._steps = 0.0, 0
+
+    def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
+        """Add the time since the last batch ended to the waiting time."""
+        self._waited += time.perf_counter() - self._left if self._steps else 0.0
+        self._began = self._began if self._steps else time.perf_counter()
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
+        """Log when the interval is full."""
+        self._steps += 1
+        self._left = time.perf_counter()
+        if self._steps == self._every:
+            elapsed = self._left - self._began
+            pl_module.log("scans_per_s", self._steps * self._batch_size / elapsed, prog_bar=True, rank_zero_only=True)
+            pl_module.log("data_wait_share", self._waited / elapsed, rank_zero_only=True)
+            self._waited, self._steps = 0.0, 0
+
+    def on_validation_start(self, *_: Any) -> None:
+        """Begin a new interval, so that validations do not count as waiting."""
+        self._waited, self._steps = 0.0, 0
+
+
+class Previews(Callback):
+    """Pictures of every class, and the memorisation curve of the rarest class.
+
+    The curve follows the distance of samples to the nearest training scan of the class (median and 5th percentile of the
+    root mean square difference in [-1, 1]) beside that of held-out real scans: samples that come much closer than other
+    patients' scans are copies.
+    """
+
+    def __init__(self, prepared: PreparedCohort, options: MonitorOptions, folder: Path, *, seed: int, last_step: int) -> None:
+        counts = [len(prepared.indices(split="train", label=number)) for number in range(len(prepared.classes))]
+        self._rarest = int(np.argmin([count or np.inf for count in counts]))
+        self._classes = [number for number, count in enumerate(counts) if count]
+        self._prepared, self._options, self._folder = prepared, options, folder
+        self._seed, self._last_step = seed, last_step
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
+        """Draw samples when it is time."""
+        step = trainer.global_step
+        due = step % self._options.preview_every == 0 or step == self._last_step
+        if not due or not trainer.is_global_zero:
+            return
+        assert isinstance(pl_module, DiffusionModule)
+        samples = self._sample(pl_module)
+        columns = self._options.preview_scans
+        rows = np.concatenate([samples[number][:columns] for number in self._classes])
+        write_picture(self._folder / f"step_{step:07d}.png", tile(rows, columns))
+        for logger in trainer.loggers:
+            logger.log_metrics(self._memorisation(samples[self._rarest]), step)
+
+    def _sample(self, module: DiffusionModule) -> dict[int, np.ndarray]:
+        options, device = self._options, module.device
+        result = {}
+        for number in self._classes:
+            count = max(options.preview_scans, options.memorisation_scans if number == self._rarest else 0)
+            parts = []
+            for start in range(0, count, options.preview_scans):
+                places = range(start, min(count, start + options.preview_scans))
+                scans = sample_scans(
+                    module.averaged.eval(),
+                    torch.full((len(places),), number, device=device),
+                    [derive_seed(self._seed, "preview", number, place) for place in places],
+                    shape=self._prepared.scans.shape[1:],
+                    solver=SolverOptions(),
+                    guidance=GuidanceOptions(),
+                )
+                parts.append(scans.float().cpu().numpy())
+            result[number] = np.concatenate(parts)
+        return result
+
+    def _memorisation(self, samples: np.ndarray) -> dict[str, float]:
+        prepared = self._prepared
+        name = f"memorisation/{prepared.classes[self._rarest]}"
+        train = np.asarray(prepared.scans[prepared.indices(split="train", label=self._rarest)], dtype=np.float32)
+        metrics = {}
+        sources = {"sample": samples, "held_out": prepared.scans[prepared.indices(split="val", label=self._rarest)]}
+        for source, scans in sources.items():
+            if len(scans):
+                distances, _ = nearest_distances(np.asarray(scans, dtype=np.float32), train)
+                distances = distances / np.sqrt(train[0].size)
+                metrics[f"{name}/{source}_median"] = float(np.median(distances))
+                metrics[f"{name}/{source}_p5"] = float(np.percentile(distances, 5))
+        return metrics
+
+
+class RunKeeper(Callback):
+    """Calls `save(module, step)` whenever a checkpoint is due and at the end, so the run folder is usable while training."""
+
+    def __init__(self, save: Callable[[DiffusionModule, int], None], every: int) -> None:
+        self._save, self._every = save, every
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
+        """Save when due."""
+        if trainer.global_step % self._every == 0:
+            self._write(trainer, pl_module)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Save at the end, or where a signal stopped the training."""
+        self._write(trainer, pl_module)
+
+    def _write(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        assert isinstance(pl_module, DiffusionModule)
+        if trainer.is_global_zero:
+            self._save(pl_module, trainer.global_step)
+
+
+class StopOnSignal(Callback):
+    """Ctrl-C and SIGTERM end the training after the current step, with a checkpoint; a second Ctrl-C at once."""
+
+    def __init__(self, checkpoint: Path) -> None:
+        self._checkpoint = checkpoint
+        self.received: int | None = None
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Take over the signals, where this is the main thread."""
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(number, self._receive)
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        """Stop if a signal came."""
+        if trainer.strategy.reduce_boolean_decision(self.received is not None, all=False) and not trainer.should_stop:
+            trainer.should_stop = True
+            trainer.save_checkpoint(self._checkpoint)
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Give the signals back."""
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        if self.received is not None:
+            raise KeyboardInterrupt
+        self.received = number

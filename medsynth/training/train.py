@@ -1,0 +1,306 @@
+"""`medsynth train`: from a cohort to a run folder."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import math
+import os
+import secrets
+import warnings
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+import torch
+import yaml
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.plugins.environments import LightningEnvironment
+from torch.utils.data import DataLoader
+
+from medsynth.cohorts import Cohort, PreparedCohort, ScanDataset, prepare_cohort
+from medsynth.config import NetworkOptions, TrainingPlan
+from medsynth.errors import ConfigError
+from medsynth.files import write_json, write_text
+from medsynth.networks import build_stem
+from medsynth.runs import PATIENTS_FILE, RUN_FILE, Run, RunSpec, load_run, patient_fingerprints, save_run
+from medsynth.scans import read_header, scan_suffix
+from medsynth.seeds import numpy_generator
+from medsynth.training.augmentation import Augmentation
+from medsynth.training.batches import StepSampler, class_shares, make_loader
+from medsynth.training.callbacks import Previews, Progress, RunKeeper, StopOnSignal, Throughput
+from medsynth.training.checkpoints import AtomicCheckpointIO, MetricsLog
+from medsynth.training.module import DiffusionModule
+
+CHECKPOINT = Path("checkpoints") / "last.ckpt"
+# What may change between two calls of the same training: none of it decides about the weights.
+_FREE = ("accelerator", "devices", "num_nodes", "num_workers", "monitor", "reading")
+
+
+def train_run(
+    cohort: Cohort, out: Path, plan: TrainingPlan, *, cache_dir: Path | None = None, progress: bool = True
+) -> Run:
+    """Train a denoiser on the training split of `cohort` and return its run; continue if `out` holds the same training.
+
+    Raises `ConfigError` when `out` holds a training with other options (it names them), `DataError` when the cohort
+    cannot be used, and `KeyboardInterrupt` after a signal stopped the training and a checkpoint was written.
+    """
+    check_world(plan)
+    prepared = prepare_cohort(
+        cohort,
+        grid=plan.grid,
+        intensity=plan.intensity,
+        reading=plan.reading,
+        classes=cohort.select(split="train").classes,
+        cache_dir=cache_dir,
+        progress=progress,
+    )
+    options = _options(plan) | {"cohort": prepared.key}
+    checkpoint = out / CHECKPOINT
+    resumed = checkpoint.is_file()
+    if (out / RUN_FILE).is_file():
+        previous = load_run(out)
+        _refuse_other(previous.options, options, out)
+        if previous.steps >= plan.max_steps:
+            return previous
+    elif out.is_dir() and any(out.iterdir()):
+        raise ConfigError(f"{out}: need a new folder or a run to continue, got a folder with other files; try another --out")
+    spec = make_spec(cohort, prepared, plan)
+
+    trainer, module, keeper = _assemble(prepared, spec, out, plan, options, progress=progress)
+    if trainer.is_global_zero:
+        out.mkdir(parents=True, exist_ok=True)
+        write_text(out / "config.yaml", yaml.safe_dump(_options(plan), sort_keys=False))
+        _write_patients(cohort, out)
+    loaders = _loaders(prepared, trainer, plan)
+    with warnings.catch_warnings():
+        for text in (".*does not have many workers.*", ".*tensorboard.*", ".*Checkpoint directory.*", ".*LeafSpec.*"):
+            warnings.filterwarnings("ignore", text)
+        # Everything in a run's own checkpoint is plain tensors and numbers; nothing else is loaded.
+        trainer.fit(module, *loaders, ckpt_path=checkpoint if resumed else None, weights_only=True)
+    if keeper.received is not None:
+        raise KeyboardInterrupt(f"stopped at step {trainer.global_step}; the same command continues from there")
+    return load_run(out)
+
+
+def make_spec(cohort: Cohort, prepared: PreparedCohort, plan: TrainingPlan) -> RunSpec:
+    """Return the description of a run on this cohort; measures sigma_data over the whole training split."""
+    shape = tuple(int(length) for length in prepared.scans.shape[1:])
+    train = prepared.indices(split="train")
+    counts = np.bincount(prepared.labels[train], minlength=len(prepared.classes))
+    patients = [
+        len(np.unique(prepared.patients[prepared.indices(split="train", label=number)]))
+        for number in range(len(prepared.classes))
+    ]
+    first = cohort.file_of(prepared.rows[int(train[0])])
+    return RunSpec(
+        classes=prepared.classes,
+        class_counts=tuple(counts.tolist()),
+        class_patients=tuple(patients),
+        shape=shape,
+        affine=tuple(tuple(row) for row in prepared.affine.tolist()),
+        intensity=prepared.intensity,
+        dtype=read_header(first, reading=plan.reading).dtype,
+        suffix=scan_suffix(first) or ".nii.gz",
+        network=plan.network,
+        augmentation_parameters=Augmentation(plan.augment, len(shape) - 1).parameters,
+        sigma_data=measure_sigma_data(prepared.scans, train, plan.network),
+    )
+
+
+def measure_sigma_data(scans: np.ndarray, chosen: np.ndarray, network: NetworkOptions) -> tuple[float, ...]:
+    """Return sigma_data for each band of the stem over the chosen scans, all equal without `band_scaling`.
+
+    It is the root mean square, so that the network's input has unit power also where the mean is not zero. Values below
+    0.01 are raised to it: a band without content must not scale its noise up without bound.
+    """
+    stem = build_stem(network)
+    total: torch.Tensor | float = 0.0
+    for start in range(0, len(chosen), 256):
+        block = torch.from_numpy(np.asarray(scans[chosen[start : start + 256]], dtype=np.float32))
+        total = total + stem(block).double().square().flatten(2).mean(2).sum(0)
+    variance = torch.as_tensor(total) / len(chosen)
+    if not network.band_scaling:
+        variance = variance.mean().expand_as(variance)
+    return tuple(max(value, 1e-2) for value in variance.sqrt().tolist())
+
+
+def check_world(plan: TrainingPlan) -> None:
+    """Refuse a launcher whose number of processes differs from what the options say (`ConfigError`)."""
+    world = os.environ.get("WORLD_SIZE")
+    expected = plan.devices * plan.num_nodes
+    if world is not None and int(world) != expected:
+        raise ConfigError(
+            f"WORLD_SIZE: need {expected} processes (devices={plan.devices} x num_nodes={plan.num_nodes}), got {world}; "
+            "try --devices with the processes of one node and --num_nodes"
+        )
+
+
+def advice(spec: RunSpec) -> list[str]:
+    """Return what the user should know about the class counts before training."""
+    notes = []
+    total = sum(spec.class_counts)
+    for label, scans, patients in zip(spec.classes, spec.class_counts, spec.class_patients, strict=True):
+        if patients < 10:
+            notes.append(
+                f"{label}: {scans} training scans of {patients} patients; fewer than 10 patients cannot show how a condition "
+                "varies, expect copies: check the memorisation curve"
+            )
+        elif scans < 0.05 * total:
+            notes.append(f"{label}: {scans} training scans of {patients} patients; watch its memorisation curve")
+    return notes
+
+
+def _assemble(
+    prepared: PreparedCohort, spec: RunSpec, out: Path, plan: TrainingPlan, options: dict[str, Any], *, progress: bool
+) -> tuple[pl.Trainer, DiffusionModule, StopOnSignal]:
+    torch.manual_seed(plan.seed)
+    module = DiffusionModule(
+        spec.build(),
+        classes=spec.classes,
+        total_steps=plan.max_steps,
+        noise=plan.noise,
+        optimiser=plan.optimiser,
+        augment=plan.augment,
+        label_dropout=plan.label_dropout,
+        seed=plan.seed,
+    )
+    monitor = plan.monitor
+    stop = StopOnSignal(out / CHECKPOINT)
+    callbacks: list[Callback] = [Throughput(monitor.log_every, plan.batch_size), stop]
+    if progress:
+        callbacks.append(Progress(refresh_rate=1, leave=True))
+    if monitor.preview_every:
+        callbacks.append(Previews(prepared, monitor, out / "previews", seed=plan.seed, last_step=plan.max_steps))
+    callbacks.append(
+        RunKeeper(
+            lambda trained, step: _keep(out, spec, trained, options, step),
+            monitor.checkpoint_every,
+        )
+    )
+    callbacks.append(
+        ModelCheckpoint(
+            dirpath=out / CHECKPOINT.parent,
+            filename=CHECKPOINT.stem,
+            every_n_train_steps=monitor.checkpoint_every,
+            save_on_train_epoch_end=False,
+            enable_version_counter=False,
+        )
+    )
+    log = MetricsLog(out / "metrics.csv")
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    validate = monitor.validate_every and len(prepared.indices(split="val")) > 0
+    trainer = pl.Trainer(
+        accelerator=plan.accelerator,
+        devices=plan.devices,
+        num_nodes=plan.num_nodes,
+        precision=plan.precision,
+        max_steps=plan.max_steps,
+        max_epochs=-1,
+        deterministic=plan.deterministic,
+        val_check_interval=min(monitor.validate_every, plan.max_steps) if validate else None,
+        check_val_every_n_epoch=None,
+        limit_val_batches=None if validate else 0,
+        num_sanity_val_steps=0,
+        log_every_n_steps=monitor.log_every,
+        enable_progress_bar=progress,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        plugins=[AtomicCheckpointIO(), *_environment()],
+        callbacks=callbacks,
+        logger=[log, *_tensorboard(out, plan)],
+        default_root_dir=out,
+    )
+    return trainer, module, stop
+
+
+def _loaders(prepared: PreparedCohort, trainer: pl.Trainer, plan: TrainingPlan) -> tuple[Any, Any]:
+    train = prepared.indices(split="train")
+    labels = prepared.labels[train]
+    sampler = StepSampler(
+        labels,
+        shares=class_shares(np.bincount(labels, minlength=len(prepared.classes)), plan.balance),
+        batch_size=plan.batch_size,
+        total_steps=plan.max_steps,
+        seed=plan.seed,
+        first_step=lambda: trainer.global_step,
+        rank=trainer.global_rank,
+        world=trainer.world_size,
+    )
+    chosen = _validation_scans(prepared, plan)[trainer.global_rank :: trainer.world_size]
+    validation = DataLoader(ScanDataset(prepared, chosen), batch_size=max(1, plan.batch_size // trainer.world_size))
+    loader = make_loader(ScanDataset(prepared, train), sampler, num_workers=plan.num_workers)
+    return loader, validation if len(chosen) else None
+
+
+def _validation_scans(prepared: PreparedCohort, plan: TrainingPlan) -> np.ndarray:
+    """Validation scans, as evenly over the classes as they allow, the same in every call."""
+    groups = [prepared.indices(split="val", label=number) for number in range(len(prepared.classes))]
+    share = math.ceil(plan.monitor.validation_scans / max(1, sum(len(group) > 0 for group in groups)))
+    chosen = [
+        numpy_generator(plan.seed, "validation", number).permutation(group)[:share] for number, group in enumerate(groups)
+    ]
+    return np.sort(np.concatenate(chosen))
+
+
+def _keep(out: Path, spec: RunSpec, module: DiffusionModule, options: dict[str, Any], step: int) -> None:
+    save_run(out, spec, module.averaged, options=options, steps=step)
+
+
+def _write_patients(cohort: Cohort, out: Path) -> None:
+    if (out / PATIENTS_FILE).is_file():
+        return
+    salt = secrets.token_hex(16)
+    splits = {
+        split: patient_fingerprints((row.patient_id for row in cohort.select(split=split).rows), salt)
+        for split in ("train", "val")
+    }
+    write_json(out / PATIENTS_FILE, {"salt": salt} | splits)
+
+
+def _options(plan: TrainingPlan) -> dict[str, Any]:
+    """Options as plain JSON and YAML values."""
+    return json.loads(json.dumps(dataclasses.asdict(plan)))
+
+
+def _refuse_other(previous: Any, current: dict[str, Any], out: Path) -> None:
+    old, new = _flat(previous), _flat(current)
+    changed = [
+        f"{key} {old.get(key)!r} -> {new.get(key)!r}"
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key) != new.get(key) and key.split(".")[0] not in _FREE
+    ]
+    if changed:
+        raise ConfigError(
+            f"{out}: need the options that this run was started with, got changes: {'; '.join(changed)}; try another --out"
+        )
+
+
+def _flat(options: Any, prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in options.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
+
+
+def _environment() -> list[Any]:
+    """Without a launcher in the environment, keep Lightning from probing clusters that only look alike."""
+    launched = any(name in os.environ for name in ("WORLD_SIZE", "SLURM_NTASKS", "LOCAL_RANK"))
+    return [] if launched else [LightningEnvironment()]
+
+
+def _tensorboard(out: Path, plan: TrainingPlan) -> list[Any]:
+    if not plan.monitor.tensorboard:
+        return []
+    try:
+        from lightning.pytorch.loggers import TensorBoardLogger
+
+        return [TensorBoardLogger(save_dir=out, name="tensorboard", version="")]
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            "monitor.tensorboard: need the package tensorboard, got none; try pip install 'medsynth-diffusion[tensorboard]'"
+        ) from error
+
+
