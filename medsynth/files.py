@@ -61,9 +61,10 @@ def label_folder(label: str) -> str:
     reserves. Names longer than 100 characters become nested folders, each but the last ending in `+`.
     """
     text = quote(label, safe="").replace(".", "%2E").replace("~", "%7E")
-    if _RESERVED.fullmatch(text):
-        text = f"%{ord(text[0]):02X}{text[1:]}"
     segments = [text[start : start + _SEGMENT] for start in range(0, len(text), _SEGMENT)] or ["%"]
+    # A reserved name is one only as a whole segment; all but the last end in "+", which no reserved name does.
+    if _RESERVED.fullmatch(segments[-1]):
+        segments[-1] = f"%{ord(segments[-1][0]):02X}{segments[-1][1:]}"
     return "+/".join(segments)
 
 

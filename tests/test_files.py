@@ -56,7 +56,6 @@ def test_fault_19_any_label_has_a_safe_reversible_folder(label: str) -> None:
     check_folder(label)
 
 
-@pytest.mark.xfail(strict=True, reason="label_folder encodes reserved names before it cuts the name into segments")
 def test_fault_19_no_later_segment_of_a_long_label_is_a_reserved_name() -> None:
     check_folder("x" * 100 + "con")
 

@@ -6,6 +6,7 @@ from medsynth.cohorts.cache import PreparedCohort, prepare_cohort
 from medsynth.cohorts.dataset import ScanDataset
 from medsynth.cohorts.index import IndexResult, index_scans
 from medsynth.cohorts.manifest import SPLITS, Cohort, Row, read_cohort, write_cohort
+from medsynth.cohorts.phantom import write_phantom
 
 __all__ = [
     "SPLITS",
@@ -18,4 +19,5 @@ __all__ = [
     "prepare_cohort",
     "read_cohort",
     "write_cohort",
+    "write_phantom",
 ]

@@ -139,8 +139,13 @@ def index_scans(
     _note_flags(flagged, notes)
 
     table = (*flagged, *dropped, *bad, *missing)
-    write_quality(table, out.with_name(f"{out.stem}_quality.csv"))
-    write_cohort(cohort, out)
+    try:
+        write_quality(table, out.with_name(f"{out.stem}_quality.csv"))
+        write_cohort(cohort, out)
+    except OSError as error:
+        raise ConfigError(
+            f"{out}: need a folder to write in, got {error.strerror or error}; try another --out"
+        ) from error
     return IndexResult(cohort=cohort, path=out, quality=table, counts=cohort.counts(), notes=tuple(notes))
 
 

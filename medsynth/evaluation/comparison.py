@@ -22,6 +22,7 @@ from medsynth.measures.similarity import pair_similarities, random_pairs
 Reading = Literal["as close", "further", "closer", "as varied", "less varied", "more varied", "cannot tell"]
 
 TOO_FEW = 10  # scans on a side below which a figure says little
+_SPAN = 256
 _TAILS = (0.025, 0.975)
 
 
@@ -146,10 +147,19 @@ def _kernel_figure_of_all(kernels: Kernels, generator: np.random.Generator) -> t
 def _frechet_figure(
     real: np.ndarray, others: np.ndarray, dims: int, one: np.ndarray, other: np.ndarray, picked: np.ndarray
 ) -> Measured:
-    projection = Projection.fit(real, dims)
-    real, others = projection.project(real), projection.project(others)
-    across = [frechet_distance(real[half], others[draw]) for half, draw in zip(one, picked, strict=True)]
-    inside = [frechet_distance(real[half], real[rest]) for half, rest in zip(one, other, strict=True)]
+    """Return the Fréchet distance along the principal axes of half A, to which B and S are equally new.
+
+    Axes of all real scans would hold more of the variance of B than of S, and favour S. The axes of a half lie in the span of
+    all real scans; it is only for speed that this span is cut to its first dimensions.
+    """
+    span = Projection.fit(real, max(_SPAN, 2 * dims))
+    real, others = span.project(real), span.project(others)
+    across, inside = [], []
+    for half, rest, draw in zip(one, other, picked, strict=True):
+        axes = Projection.fit(real[half], dims)
+        start = axes.project(real[half])
+        across.append(frechet_distance(start, axes.project(others[draw])))
+        inside.append(frechet_distance(start, axes.project(real[rest])))
     return _distance(np.array(across), np.array(inside))
 
 

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from medsynth.evaluation.comparison import TOO_FEW
+from medsynth.evaluation.comparison import TOO_FEW, Reading
 from medsynth.evaluation.fidelity import FidelityResult, FidelityRow
 
 SCHEMA = "medsynth-report/1"
@@ -28,39 +28,50 @@ def build_report(
         "fidelity": fidelity.as_dict(),
         "privacy": None,
         "downstream": None,
-        "verdict": {"fidelity": [fidelity_sentence(row, fidelity.extractor) for row in fidelity.rows]},
+        "verdict": {"fidelity": [fidelity_verdict(row, fidelity.extractor) for row in fidelity.rows]},
         "versions": versions(),
         "settings": {**(settings or {}), "seed": fidelity.seed, "fidelity": asdict(fidelity.options)},
     }
 
 
-def fidelity_sentence(row: FidelityRow, extractor: str) -> str:
-    """Return what the figures of one class say, against the held-out scans: one or two plain sentences."""
-    name = "All classes together" if row.label is None else row.label
+def fidelity_verdict(row: FidelityRow, extractor: str) -> dict[str, str | None]:
+    """Return what the figures of one class say against the held-out scans.
+
+    `reading` is `as close`, `further` or `cannot tell`; `sentence` says it plainly, with the figures behind it; `label` is
+    None for all classes together.
+    """
+    reading, sentence = _reading(row, extractor)
+    return {"label": row.label, "reading": reading, "sentence": sentence}
+
+
+def _reading(row: FidelityRow, extractor: str) -> tuple[Reading, str]:
     found = row.held_out
     if found is None:
-        return f"{name}: cannot tell, since there are not enough held-out real scans of different patients."
+        return "cannot tell", "Cannot tell, since there are not enough held-out real scans of different patients."
     if found.too_few:
-        return f"{name}: cannot tell, since only {found.scans_a_side} scans stand on a side (at least {TOO_FEW} are needed)."
+        return "cannot tell", (
+            f"Cannot tell, since only {found.scans_a_side} scans stand on either side (at least {TOO_FEW} are needed)."
+        )
+    reading: Reading = "as close"
+    text = "As close to held-out real scans as two halves of these are to each other."
     figures = {f"KID-{extractor}": found.kid, f"FD-{extractor}": found.frechet}
-    apart = [
-        f"{measure} is {figure.value:.3g}, between halves of the real scans it is at most {figure.real_high:.3g}"
-        for measure, figure in figures.items()
-        if figure.reading not in ("as close", "closer")
-    ]
+    apart = {measure: figure for measure, figure in figures.items() if figure.reading == "further"}
     if apart:
-        text = f"{name}: further from held-out real scans than these are from each other ({'; '.join(apart)})."
-        if row.real_seen is not None and row.real_seen.kid.reading == "further":
-            text += " So are the real scans that the generator saw: the two real splits differ."
-    else:
-        text = f"{name}: as close to held-out real scans as two halves of these are to each other."
+        reading = "further"
+        shown = "; ".join(
+            f"{measure} {figure.value:.3g}, real against real at most {figure.real_high:.3g}"
+            for measure, figure in apart.items()
+        )
+        text = f"Further from held-out real scans than two halves of these are from each other ({shown})."
+        if row.real_seen is not None and "further" in (row.real_seen.kid.reading, row.real_seen.frechet.reading):
+            text += " So are the real scans that the generator saw: the real splits themselves differ."
     if found.ssim is not None and found.ssim.reading in ("less varied", "more varied"):
         text += f" They are {found.ssim.reading} than the real scans."
     if row.seen is not None and not row.seen.too_few and "closer" in (row.seen.kid.reading, row.seen.frechet.reading):
         text += (
             " They are closer to the real scans that the generator saw than two halves of these are: look for copies."
         )
-    return text
+    return reading, text
 
 
 def versions() -> dict[str, str]:

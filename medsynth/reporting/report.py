@@ -79,10 +79,13 @@ def _shown(sheet: Sheet) -> Figure:
 
 
 def _aligned(values: Sequence[float | None]) -> list[str]:
-    """Return numbers with the decimals that give the largest three significant digits; a dash for None."""
+    """Return numbers with the decimals, up to four, that give the largest three significant digits; a dash for None."""
     largest = max((abs(value) for value in values if value is not None), default=0.0)
-    decimals = min(6, max(0, 2 - math.floor(math.log10(largest)))) if largest else 2
-    return ["–" if value is None else f"{value:.{decimals}f}".replace("-", "−") for value in values]
+    decimals = min(4, max(0, 2 - math.floor(math.log10(largest)))) if largest else 2
+    # Adding zero after rounding turns -0.0 into 0.0.
+    return [
+        "–" if value is None else f"{round(value, decimals) + 0.0:.{decimals}f}".replace("-", "−") for value in values
+    ]
 
 
 def _strip(values: Sequence[float | None], width: float = 100.0) -> list[float] | None:

@@ -10,9 +10,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 from medsynth.scans.picture import to_grey
 
-_LEGIBLE = 144  # pixels that a picture is enlarged to, at least
+_LEGIBLE = 128  # pixels that a picture is enlarged to, at least
 _GAP = 4
-_HEADING = 24
 _PAPER, _INK = 255, 40
 
 
@@ -29,16 +28,18 @@ def contact_sheet(columns: Sequence[tuple[str, np.ndarray]]) -> bytes:
     scale = max(1, -(-_LEGIBLE // max(height, width)))
     height, width = height * scale, width * scale
     rows = max(len(scans) for _, scans in columns)
-    sheet = Image.new(
-        "L", (len(columns) * (width + _GAP) - _GAP, _HEADING + rows * (height + _GAP) - _GAP), color=_PAPER
-    )
-    drawing, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=16)
+    across = len(columns) * (width + _GAP) - _GAP
+    # Pages show the sheet at any width, so the headings keep a fixed proportion to it.
+    text = max(12, across // 22)
+    top = 2 * text
+    sheet = Image.new("L", (across, top + rows * (height + _GAP) - _GAP), color=_PAPER)
+    drawing, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=text)
     for index, (heading, scans) in enumerate(columns):
         left = index * (width + _GAP)
-        drawing.text((left + width / 2, _HEADING / 2), heading, fill=_INK, font=font, anchor="mm")
+        drawing.text((left + width / 2, top / 2), heading, fill=_INK, font=font, anchor="mm")
         for row, scan in enumerate(scans):
             picture = Image.fromarray(to_grey(scan)).resize((width, height), Image.Resampling.BICUBIC)
-            sheet.paste(picture, (left, _HEADING + row * (height + _GAP)))
+            sheet.paste(picture, (left, top + row * (height + _GAP)))
     buffer = io.BytesIO()
     sheet.save(buffer, format="PNG", optimize=True)
     return buffer.getvalue()

@@ -206,12 +206,13 @@ def _read_array(path: Path, member: _Member, name: str) -> np.ndarray:
 
 def _cached_array(path: Path, opened: _Opened, key: str, name: str, reading: ReadingOptions) -> np.ndarray:
     """Decode an array of a file of many scans once; all arrays that are kept together fit the budget."""
-    if key not in opened.arrays:
+    array = opened.arrays.get(key)
+    if array is None:
         array = _read_array(path, opened.members[key], name)
         if sum(kept.nbytes for kept in opened.arrays.values()) + array.nbytes > reading.max_mib << 20:
             opened.arrays.clear()
         opened.arrays[key] = array
-    return opened.arrays[key]
+    return array
 
 
 def _is_collection(opened: _Opened) -> bool:

@@ -30,8 +30,8 @@ def class_shares(counts: np.ndarray, options: BalanceOptions) -> np.ndarray:
 class StepSampler(Sampler[list[Draw]]):
     """Batches of `Draw`s, one batch an optimiser step, from the current step to `total_steps`.
 
-    A global batch is drawn by systematic sampling: its places divide the tempered class distribution evenly, so the
-    number of scans of a class differs by at most one from its expectation. Rank r takes the places r, r + world, ...
+    A global batch is a stratified sample: its places divide the tempered class distribution evenly, so the number of
+    scans of a class differs by less than two from its expectation. Rank r takes the places r, r + world, ...
     `first_step` is asked when iteration begins; the length is always `total_steps`, as Lightning's resume expects.
     """
 

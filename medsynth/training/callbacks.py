@@ -22,6 +22,7 @@ from medsynth.measures.neighbours import nearest_distances
 from medsynth.networks import sample_scans
 from medsynth.scans.picture import tile, write_picture
 from medsynth.seeds import derive_seed
+from medsynth.training.checkpoints import MetricsLog
 from medsynth.training.module import DiffusionModule
 
 
@@ -108,7 +109,7 @@ class Previews(Callback):
         rows = np.concatenate([samples[number][:columns] for number in self._classes])
         write_picture(self._folder / f"step_{step:07d}.png", tile(rows, columns))
         for logger in trainer.loggers:
-            logger.log_metrics(self._memorisation(samples[self._rarest]), step)
+            logger.log_metrics(self._memorisation(samples[self._rarest]), step - 1)
 
     def _sample(self, module: DiffusionModule) -> dict[int, np.ndarray]:
         options, device = self._options, module.device
@@ -151,6 +152,12 @@ class RunKeeper(Callback):
     def __init__(self, save: Callable[[DiffusionModule, int], None], every: int) -> None:
         self._save, self._every = save, every
 
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Forget what was logged after the checkpoint."""
+        for logger in trainer.loggers:
+            if isinstance(logger, MetricsLog):
+                logger.rewind(trainer.global_step)
+
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
         """Save when due."""
         if trainer.global_step % self._every == 0:
@@ -183,6 +190,7 @@ class StopOnSignal(Callback):
         """Stop if a signal came."""
         if trainer.strategy.reduce_boolean_decision(self.received is not None, all=False) and not trainer.should_stop:
             trainer.should_stop = True
+            trainer.limit_val_batches = 0  # leave at once, without a last validation
             trainer.save_checkpoint(self._checkpoint)
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:

@@ -42,7 +42,10 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 class MetricsLog(Logger):
-    """Appends `step,name,value` rows to metrics.csv; a resumed run first drops the rows of steps it will repeat."""
+    """Appends `step,name,value` rows to metrics.csv, `step` being the optimiser steps done.
+
+    A resumed run first drops the rows of steps that it will repeat. A validation that a kill cut off leaves a gap.
+    """
 
     def __init__(self, path: Path) -> None:
         super().__init__()
@@ -66,12 +69,12 @@ class MetricsLog(Logger):
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Append the metrics of a step."""
+        """Append metrics; `step` counts from 0, as Lightning does."""
         new = not self._path.exists()
         with self._path.open("a", encoding="utf-8", newline="") as stream:
             if new:
                 stream.write("step,name,value\n")
-            stream.writelines(f"{step},{name},{value:.7g}\n" for name, value in metrics.items() if name != "epoch")
+            stream.writelines(f"{(step or 0) + 1},{name},{value:.7g}\n" for name, value in metrics.items() if name != "epoch")
 
     @rank_zero_only
     def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
@@ -79,7 +82,7 @@ class MetricsLog(Logger):
 
     @rank_zero_only
     def rewind(self, step: int) -> None:
-        """Drop rows of later steps."""
+        """Drop rows of more than `step` steps."""
         if self._path.exists():
             header, *rows = self._path.read_text(encoding="utf-8").splitlines()
             kept = [row for row in rows if int(row.split(",", 1)[0]) <= step]

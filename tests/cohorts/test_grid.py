@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import itertools
 
-import nibabel
 import numpy as np
 import pytest
 
@@ -16,9 +15,11 @@ RANGE = Intensity(low=(0.0,), high=(10.0,))
 
 def numbered_scan(codes: str, shape: tuple[int, ...]) -> Scan:
     """Return a scan of distinct values whose axes point to `codes`, with unequal voxels and an origin."""
-    affine = nibabel.orientations.inv_ornt_aff(nibabel.orientations.axcodes2ornt(codes), (9, 9, 9))
-    affine = affine @ np.diag([0.5, 2.0, 3.0, 1.0])
-    affine[:3, 3] += (5, -7, 11)
+    directions = {"R": (1, 0, 0), "L": (-1, 0, 0), "A": (0, 1, 0), "P": (0, -1, 0), "S": (0, 0, 1), "I": (0, 0, -1)}
+    affine = np.eye(4)
+    for axis, (code, length) in enumerate(zip(codes, (0.5, 2.0, 3.0), strict=True)):
+        affine[:3, axis] = np.multiply(directions[code], length)
+    affine[:3, 3] = (5, -7, 11)
     return Scan(array=np.arange(np.prod(shape), dtype=np.float32).reshape(1, *shape), affine=affine)
 
 
@@ -65,7 +66,8 @@ def test_areas_are_averaged_before_intensities_are_clipped():
 
 
 def test_growing_axes_are_interpolated_linearly():
-    array, _ = resize_scan(Scan(array=np.array([[[0.0, 10.0]]])), grid=GridOptions(size=(1, 4)), intensity=RANGE)
+    grid = GridOptions(size=(1, 4), fit="stretch")
+    array, _ = resize_scan(Scan(array=np.array([[[0.0, 10.0]]])), grid=grid, intensity=RANGE)
     assert np.allclose(array[0, 0], [-1, -0.5, 0.5, 1])
 
 

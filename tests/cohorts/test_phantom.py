@@ -127,14 +127,14 @@ def test_density_in_the_mask_is_the_stated_one(lesions: list[PhantomScan]) -> No
         low, high = DENSITIES[str(drawn.scan.label)]
         density = float(drawn.scan.attributes["density_hu"])
         assert low <= density <= high
-        core = binary_erosion(drawn.mask, iterations=1 if drawn.scan.label == SOLID else 3)
+        core = binary_erosion(drawn.mask, iterations=1 if drawn.scan.label == SOLID else 2)
         core &= (drawn.regions["vessels"] < 0.02) | (drawn.scan.label == SOLID)  # vessels show through the haze
-        if core.sum() < 8:
+        if core.sum() < 12:
             continue
         compared += 1
-        # Three standard deviations over many lesions: noise of 15 to 25 HU in few pixels, and the haze is uneven.
+        # Three standard deviations over 250 fresh lesions: noise is correlated, and the haze is uneven.
         assert np.median(drawn.scan.array[0][core]) == pytest.approx(
-            density, abs=25 if drawn.scan.label == SOLID else 45
+            density, abs=25 if drawn.scan.label == SOLID else 35
         )
     assert compared > 20
 

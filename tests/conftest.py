@@ -1,0 +1,64 @@
+"""A cohort that trains in seconds: 16 x 16 PNG, two classes that differ in brightness."""
+
+import numpy as np
+import pytest
+
+from medsynth.cohorts import Cohort, Row, write_cohort
+from medsynth.scans import Scan, write_scan
+from medsynth.seeds import numpy_generator
+
+TINY = {
+    "max_steps": 12,
+    "batch_size": 8,
+    "grid": {"size": 16},
+    "intensity": {"method": "range", "low": 0, "high": 255},
+    "network": {"channels": [32], "attention": [False], "head_channels": 32, "dropout": 0.1},
+    "optimiser": {"warmup_steps": 2},
+    "monitor": {
+        "log_every": 2,
+        "validate_every": 4,
+        "preview_every": 6,
+        "checkpoint_every": 4,
+        "preview_scans": 2,
+        "memorisation_scans": 4,
+    },
+}
+
+
+@pytest.fixture(scope="session")
+def tiny_cohort(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tiny")
+    rows = []
+    for number in range(60):
+        label = "bright" if number % 5 == 0 else "dark"
+        random = numpy_generator(0, "tiny", number)
+        y, x = np.mgrid[:16, :16] / 16
+        centre = random.uniform(0.3, 0.7, size=2)
+        blob = np.exp(-((y - centre[0]) ** 2 + (x - centre[1]) ** 2) / 0.05)
+        level = 200 if label == "bright" else 90
+        array = (20 + level * blob + random.normal(0, 5, (16, 16))).clip(0, 255).astype(np.uint8)
+        path = f"scans/secret-name-{number:03d}.png"
+        write_scan(Scan(array=array[None]), folder / path)
+        split = "train" if number < 40 else "val" if number < 50 else "test"
+        rows.append(Row(path=path, label=label, patient_id=f"secret-patient-{number}", split=split))
+    path = folder / "cohort.csv"
+    write_cohort(Cohort(folder=folder, rows=tuple(rows), roots={}), path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_config(tmp_path_factory):
+    import yaml
+
+    path = tmp_path_factory.mktemp("config") / "tiny.yaml"
+    path.write_text(yaml.safe_dump(TINY))
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tiny_cohort, tiny_config, tmp_path_factory):
+    """A finished run of twelve steps."""
+    import medsynth
+
+    out = tmp_path_factory.mktemp("trained") / "run"
+    return medsynth.train(**medsynth.load_config(str(tiny_config)), cohort=tiny_cohort, out=out, progress=False)

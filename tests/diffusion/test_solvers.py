@@ -1,0 +1,94 @@
+"""Solvers against a Gaussian data set, whose denoiser and probability flow are known in closed form."""
+
+import math
+
+import pytest
+import torch
+
+from medsynth.config import SolverOptions
+from medsynth.diffusion import SOLVERS, dpmpp_2m, euler, heun, karras_sigmas
+from medsynth.errors import ConfigError
+
+SIGMA_MIN, SIGMA_MAX = 0.05, 20.0
+
+
+def gaussian(shape):
+    """Mean, standard deviation, exact denoiser and exact solution of data ~ Normal(mean, std^2), each pixel its own."""
+    generator = torch.Generator().manual_seed(3)
+    mean = torch.rand(shape, generator=generator, dtype=torch.float64) * 2 - 1
+    std = torch.rand(shape, generator=generator, dtype=torch.float64) + 0.2
+
+    def denoise(noisy, sigma):
+        variance = sigma.reshape(-1, *[1] * (noisy.ndim - 1)) ** 2
+        return (noisy * std**2 + mean * variance) / (std**2 + variance)
+
+    def solution(noise, start, end):
+        # Along the flow (noisy - mean) / sqrt(std^2 + sigma^2) stays as it is.
+        return mean + (noise * start - mean) * ((std**2 + end**2) / (std**2 + start**2)).sqrt()
+
+    return denoise, solution
+
+
+def schedule(steps):
+    # Without the final 0: the error of a step to 0 does not shrink with the others.
+    options = SolverOptions(steps=steps + 1, sigma_min=SIGMA_MIN, sigma_max=SIGMA_MAX)
+    return karras_sigmas(options)[:-1]
+
+
+@pytest.mark.parametrize("shape", [(1, 6, 6), (2, 4, 4, 4)], ids=["2D", "3D"])
+@pytest.mark.parametrize(("solver", "low", "high"), [(euler, 0.9, 1.1), (heun, 1.9, 2.2), (dpmpp_2m, 1.9, 2.2)])
+def test_order_of_convergence(solver, low, high, shape):
+    denoise, solution = gaussian(shape)
+    noise = torch.randn(4, *shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    exact = solution(noise, SIGMA_MAX, SIGMA_MIN)
+    counts = [40, 80, 160, 320]
+    errors = [(solver(denoise, noise, schedule(steps)) - exact).square().mean().sqrt().item() for steps in counts]
+    slopes = [math.log2(coarse / fine) for coarse, fine in zip(errors, errors[1:], strict=False)]
+    assert all(low <= slope <= high for slope in slopes), (errors, slopes)
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+def test_full_schedule_reaches_the_data(name):
+    """Down to sigma = 0 with the default 20 steps: on average within 5 % (Euler 15 %) of the data's mean spread of 0.7."""
+    denoise, solution = gaussian((1, 8, 8))
+    noise = torch.randn(64, 1, 8, 8, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    options = SolverOptions(name=name, steps=20)
+    result = SOLVERS[name](denoise, noise, karras_sigmas(options))
+    error = (result - solution(noise, options.sigma_max, 0.0)).abs().mean().item()
+    assert error < 0.7 * (0.15 if name == "euler" else 0.05)
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+def test_a_single_scan_equals_its_place_in_a_batch(name):
+    denoise, _ = gaussian((1, 4, 4))
+    noise = torch.randn(5, 1, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    sigmas = karras_sigmas(SolverOptions(name=name, steps=6))
+    together = SOLVERS[name](denoise, noise, sigmas)
+    torch.testing.assert_close(SOLVERS[name](denoise, noise[3:4], sigmas), together[3:4], rtol=0, atol=1e-12)
+
+
+def test_evaluations_per_step():
+    calls = {}
+    for name, solver in SOLVERS.items():
+        seen = []
+
+        def denoise(noisy, sigma, seen=seen):
+            seen.append(float(sigma[0]))
+            return noisy * 0
+
+        solver(denoise, torch.zeros(1, 1, 2, 2), karras_sigmas(SolverOptions(steps=18)))
+        calls[name] = len(seen)
+    assert calls == {"euler": 18, "heun": 35, "dpmpp_2m": 18}
+
+
+def test_karras_schedule():
+    """Equation 5 of Karras et al. 2022 with rho = 7, by hand: the middle of three steps."""
+    sigmas = karras_sigmas(SolverOptions(steps=3, sigma_min=0.002, sigma_max=80, rho=7))
+    middle = ((80 ** (1 / 7) + 0.002 ** (1 / 7)) / 2) ** 7
+    torch.testing.assert_close(sigmas, torch.tensor([80.0, middle, 0.002, 0.0], dtype=torch.float64))
+
+
+@pytest.mark.parametrize("wrong", [{"steps": 0}, {"sigma_min": 0.0}, {"sigma_min": 90.0}, {"rho": 0.0}])
+def test_impossible_schedules_are_refused(wrong):
+    with pytest.raises(ConfigError, match="solver: need"):
+        karras_sigmas(SolverOptions(**wrong))

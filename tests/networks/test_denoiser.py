@@ -1,0 +1,119 @@
+import pytest
+import torch
+
+from medsynth.config import GuidanceOptions, NetworkOptions, SolverOptions
+from medsynth.errors import ConfigError
+from medsynth.networks import Condition, ConditionEmbedding, build_denoiser, sample_scans
+
+SMALL = {"channels": (32, 64), "attention": (False, True), "head_channels": 32}
+
+
+def build(stem="haar", rank=2, sigma_data=0.5, **options):
+    torch.manual_seed(0)
+    return build_denoiser(
+        NetworkOptions(stem=stem, **SMALL | options),
+        channels=1,
+        size=(16,) * rank,
+        classes=3,
+        augmentation_parameters=4,
+        sigma_data=sigma_data,
+    ).eval()
+
+
+@pytest.mark.parametrize("rank", [2, 3])
+@pytest.mark.parametrize("stem", ["haar", "pixel"])
+def test_untrained_denoiser_is_the_gaussian_one(stem, rank):
+    """MONAI's last layer starts at zero, so before training denoised = skip * noisy, the best linear guess."""
+    denoiser = build(stem, rank)
+    noisy = torch.randn(2, 1, *[16] * rank, generator=torch.Generator().manual_seed(0))
+    sigma = torch.tensor([0.5, 2.0])
+    skip = (0.25 / (0.25 + sigma**2)).reshape(-1, *[1] * (rank + 1))
+    with torch.no_grad():
+        denoised = denoiser(noisy, sigma, denoiser.embedding.make(torch.tensor([0, 2])))
+    torch.testing.assert_close(denoised, skip * noisy, rtol=1e-5, atol=1e-6)
+
+
+def test_each_band_has_its_own_scale():
+    denoiser = build(sigma_data=torch.tensor([2.0, 0.1, 0.1, 0.1]))
+    flat = torch.full((1, 1, 16, 16), 0.7)  # all energy in the first band
+    condition = denoiser.embedding.make(torch.tensor([0]))
+    with torch.no_grad():
+        denoised = denoiser(flat, torch.tensor([1.0]), condition)
+    torch.testing.assert_close(denoised, flat * 4 / 5)
+
+
+def test_noise_stays_white_behind_the_stem():
+    denoiser = build()
+    noise = torch.randn(64, 1, 16, 16, generator=torch.Generator().manual_seed(0))
+    bands = denoiser.stem(noise)
+    covariance = torch.cov(bands.transpose(0, 1).flatten(1))
+    torch.testing.assert_close(covariance, torch.eye(4), rtol=0, atol=0.05)
+
+
+def trained_like(denoiser):
+    """Give the zero-initialised layers random weights, so that every input matters."""
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in denoiser.parameters():
+            parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
+    return denoiser
+
+
+def test_class_and_augmentation_reach_the_output_and_rows_do_not_mix():
+    denoiser = trained_like(build())
+    noisy = torch.randn(1, 1, 16, 16, generator=torch.Generator().manual_seed(0)).expand(4, -1, -1, -1)
+    sigma = torch.full((4,), 1.0)
+    parameters = torch.zeros(4, 4)
+    parameters[3, 1] = 1.0
+    condition = Condition(torch.tensor([0, 1, 3, 0]), parameters)  # class 0, class 1, withheld, augmented
+    with torch.no_grad():
+        together = denoiser(noisy, sigma, condition)
+        alone = denoiser(noisy[1:2], sigma[1:2], Condition(condition.label[1:2], parameters[1:2]))
+    for other in (1, 2, 3):
+        assert float((together[0] - together[other]).abs().max()) > 1e-3
+    torch.testing.assert_close(together[1:2], alone, rtol=1e-4, atol=1e-5)
+
+
+def test_withheld_rows_only():
+    embedding = ConditionEmbedding(3, 4, 8)
+    condition = Condition(torch.tensor([0, 1, 2]), torch.randn(3, 4, generator=torch.Generator().manual_seed(0)))
+    changed = embedding.withhold_label(condition, torch.tensor([False, True, False]))
+    assert changed.label.tolist() == [0, 3, 2]
+    assert changed.augmentation is condition.augmentation
+    assert embedding.withhold_label(condition).label.tolist() == [3, 3, 3]
+
+
+def test_dropout_acts_while_training_only():
+    denoiser = trained_like(build(dropout=0.5))
+    noisy = torch.randn(1, 1, 16, 16, generator=torch.Generator().manual_seed(0))
+    inputs = (noisy, torch.ones(1), denoiser.embedding.make(torch.tensor([0])))
+    with torch.no_grad():
+        assert torch.equal(denoiser(*inputs), denoiser(*inputs))
+        denoiser.train()
+        assert not torch.equal(denoiser(*inputs), denoiser(*inputs))
+
+
+def test_sampled_scans_depend_on_their_own_seed_only():
+    denoiser = trained_like(build())
+    options = {"shape": (1, 16, 16), "solver": SolverOptions(steps=3), "guidance": GuidanceOptions(scale=2.0)}
+    together = sample_scans(denoiser, torch.tensor([0, 1, 2]), [5, 6, 7], **options)
+    alone = sample_scans(denoiser, torch.tensor([1]), [6], **options)
+    torch.testing.assert_close(together[1:2], alone, rtol=0, atol=1e-4)
+    again = sample_scans(denoiser, torch.tensor([0, 1, 2]), [5, 6, 7], **options)
+    assert torch.equal(together, again)
+    assert float((together[0] - together[1]).abs().max()) > 0.01
+    assert float(together.abs().max()) <= 1
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"attention": (True,)}, "network.attention"),
+        ({"channels": (30, 64)}, "network.channels"),
+        ({"channels": (32, 64, 64, 64), "attention": (False,) * 4}, r"grid.size: need multiples of 16.*got \[24, 24\]"),
+    ],
+)
+def test_contradictions_are_named(change, message):
+    options = NetworkOptions(**SMALL | change)
+    with pytest.raises(ConfigError, match=message):
+        build_denoiser(options, channels=1, size=(24, 24), classes=2, augmentation_parameters=0, sigma_data=0.5)

@@ -1,0 +1,226 @@
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+import medsynth
+from medsynth.errors import ConfigError, DataError
+from medsynth.networks import build_stem
+from medsynth.runs import load_run
+from medsynth.training import DiffusionModule, measure_sigma_data
+
+
+def train(config, cohort, out, **options):
+    return medsynth.train(**medsynth.load_config(str(config)) | options, cohort=cohort, out=out, progress=False)
+
+
+def command(config, cohort, out, *options):
+    verb = [sys.executable, "-m", "medsynth", "train", "--config", str(config), "--cohort", str(cohort), "--out", str(out)]
+    return [*verb, "--progress", "false", *options]
+
+
+def metrics(run):
+    with (run / "metrics.csv").open() as stream:
+        return {(int(row["step"]), row["name"]): float(row["value"]) for row in csv.DictReader(stream)}
+
+
+def test_run_folder_holds_what_it_promises(tiny_run):
+    folder = tiny_run.folder
+    assert {path.name for path in folder.iterdir()} == {
+        "run.json", "model.safetensors", "config.yaml", "patients.json", "metrics.csv", "previews", "checkpoints",
+    }  # fmt: skip
+    assert tiny_run.steps == 12
+    assert tiny_run.spec.classes == ("bright", "dark")
+    assert tiny_run.spec.class_counts == (8, 32)
+    assert {path.name for path in (folder / "previews").iterdir()} == {"step_0000006.png", "step_0000012.png"}
+    with Image.open(folder / "previews" / "step_0000012.png") as picture:
+        assert np.asarray(picture).std() > 1, "a preview shows something"
+    names = {name for _, name in metrics(folder)}
+    assert {"train_loss", "val_loss", "scans_per_s", "data_wait_share", "gradient_norm"} <= names
+    assert "val_loss/bright/sigma_0.1" in names
+    assert {f"memorisation/bright/{kind}" for kind in ("sample_median", "sample_p5", "held_out_median")} <= names
+
+
+def test_training_lowers_the_validation_loss(tiny_cohort, tiny_config, tmp_path):
+    """From the best linear denoiser to a learnt one: 60 steps take a fifth off the loss."""
+    run = train(tiny_config, tiny_cohort, tmp_path / "run", max_steps=60)
+    values = metrics(run.folder)
+    assert values[(60, "val_loss")] < 0.8 * values[(4, "val_loss")]
+
+
+def test_nothing_of_a_patient_in_the_run_folder(tiny_run, tiny_cohort):
+    for path in tiny_run.folder.rglob("*"):
+        content = path.read_bytes() if path.is_file() else b""
+        assert b"secret" not in content, path
+        assert str(tiny_cohort.parent).encode() not in content, path
+
+
+def test_same_seed_same_weights_and_finished_runs_are_left_alone(tiny_cohort, tiny_config, tiny_run, tmp_path):
+    again = train(tiny_config, tiny_cohort, tmp_path / "run")
+    assert again.fingerprint == tiny_run.fingerprint
+    before = (again.folder / "model.safetensors").stat().st_mtime_ns
+    assert train(tiny_config, tiny_cohort, tmp_path / "run").fingerprint == tiny_run.fingerprint
+    assert (again.folder / "model.safetensors").stat().st_mtime_ns == before
+    other = train(tiny_config, tiny_cohort, tmp_path / "other", seed=1)
+    assert other.fingerprint != tiny_run.fingerprint
+
+
+def test_kill_and_resume_gives_the_same_weights(tiny_cohort, tiny_config, tmp_path, tiny_run):
+    """Promise 1 on one process: `kill -9` somewhere between two checkpoints, the same command again."""
+    out = tmp_path / "run"
+    process = subprocess.Popen(command(tiny_config, tiny_cohort, out))
+    checkpoint = out / "checkpoints" / "last.ckpt"
+    deadline = time.time() + 120
+    while not checkpoint.exists() and process.poll() is None and time.time() < deadline:
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert checkpoint.exists()
+    done = subprocess.run(command(tiny_config, tiny_cohort, out), capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    first, second = load_file(tiny_run.folder / "model.safetensors"), load_file(out / "model.safetensors")
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    # The log has each row once, as in the run that nobody killed.
+    values = metrics(out)
+    rows = (out / "metrics.csv").read_text().splitlines()
+    assert len(rows) - 1 == len(values)
+    uninterrupted = {key: value for key, value in metrics(tiny_run.folder).items() if "loss" in key[1]}
+    missing = uninterrupted.keys() - values.keys()
+    assert {key for key in missing if not (key[0] == 4 and key[1].startswith("val_loss"))} == set()
+    assert all(values[key] == value for key, value in uninterrupted.items() if key not in missing)
+
+
+def test_interrupt_saves_and_leaves_130(tiny_cohort, tiny_config, tmp_path):
+    out = tmp_path / "run"
+    options = ["--max_steps", "100000", "--monitor.checkpoint_every", "100000", "--monitor.preview_every", "0"]
+    process = subprocess.Popen(
+        command(tiny_config, tiny_cohort, out, *options), stderr=subprocess.PIPE, text=True, env=os.environ | {"LANG": "C"}
+    )
+    deadline = time.time() + 120
+    while not (out / "metrics.csv").exists() and time.time() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert "the same command continues" in errors
+    assert "Traceback" not in errors
+    stopped = load_run(out).steps
+    assert stopped > 0
+    checkpoint = torch.load(out / "checkpoints" / "last.ckpt", weights_only=True)
+    assert checkpoint["global_step"] == stopped
+
+
+def test_fault_26_checkpoint_of_another_configuration(tiny_cohort, tiny_config, tiny_run):
+    with pytest.raises(ConfigError, match=r"max_steps 12 -> 24.*seed 0 -> 5"):
+        train(tiny_config, tiny_cohort, tiny_run.folder, max_steps=24, seed=5)
+
+
+def test_a_folder_with_other_files_is_refused(tiny_cohort, tiny_config, tmp_path):
+    (tmp_path / "thesis.txt").write_text("do not overwrite")
+    with pytest.raises(ConfigError, match="got a folder with other files"):
+        train(tiny_config, tiny_cohort, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+@pytest.mark.parametrize("damage", ["truncate", "flip", "pickle", "remove"])
+def test_fault_25_damaged_or_foreign_weights(tiny_run, tmp_path, damage):
+    import pickle
+    import shutil
+
+    shutil.copytree(tiny_run.folder, tmp_path / "run")
+    weights = tmp_path / "run" / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    if damage == "truncate":
+        weights.write_bytes(content[: len(content) // 2])
+    elif damage == "flip":
+        content[-100] ^= 1
+        weights.write_bytes(content)
+    elif damage == "pickle":
+        weights.write_bytes(pickle.dumps(Planted(tmp_path / "executed")))
+    else:
+        weights.unlink()
+    with pytest.raises(DataError, match=r"model\.safetensors: need"):
+        load_run(tmp_path / "run").load_denoiser()
+    assert not (tmp_path / "executed").exists()
+
+
+class Planted:
+    """Pickles to something that would create a file when loaded."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+def test_urls_are_no_runs():
+    with pytest.raises(ConfigError, match="got a URL"):
+        load_run("https://example.org/run")
+
+
+def test_damaged_run_description(tiny_run, tmp_path):
+    content = json.loads((tiny_run.folder / "run.json").read_text())
+    del content["spec"]["classes"]
+    (tmp_path / "run.json").write_text(json.dumps(content))
+    with pytest.raises(DataError, match=r"run\.json: need a run description"):
+        load_run(tmp_path)
+
+
+def test_world_size_mismatch_is_refused(tiny_cohort, tiny_config, tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ConfigError, match="WORLD_SIZE: need 1 processes"):
+        train(tiny_config, tiny_cohort, tmp_path / "run")
+
+
+def test_sigma_data_is_that_of_all_training_scans():
+    random = np.random.default_rng(0)
+    scans = (random.normal(0.2, 0.4, (600, 1, 8, 8)) * np.linspace(0.5, 1.5, 600)[:, None, None, None]).astype(np.float16)
+    chosen = np.arange(0, 600, 2)
+    network = medsynth.api.NetworkOptions()
+    bands = build_stem(network)(torch.from_numpy(scans[chosen].astype(np.float64)))
+    expected = bands.square().mean(dim=(0, 2, 3)).sqrt()
+    assert measure_sigma_data(scans, chosen, network) == pytest.approx(expected.tolist(), rel=1e-5)
+    one = measure_sigma_data(scans, chosen, medsynth.api.NetworkOptions(band_scaling=False))
+    assert one == pytest.approx([float(np.sqrt((scans[chosen].astype(np.float64) ** 2).mean()))] * 4, rel=1e-5)
+
+
+def test_module_under_a_trainer_of_ones_own(tiny_run):
+    import lightning.pytorch as pl
+
+    scans = torch.rand(16, 1, 16, 16) * 2 - 1
+    batches = [{"scan": scans, "label": torch.zeros(16, dtype=torch.long)} for _ in range(3)]
+    loader = torch.utils.data.DataLoader(batches, batch_size=None)
+    module = DiffusionModule(tiny_run.spec.build(), classes=tiny_run.spec.classes, total_steps=3)
+    before = [parameter.clone() for parameter in module.averaged.parameters()]
+    trainer = pl.Trainer(
+        max_steps=3, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False,
+    )  # fmt: skip
+    trainer.fit(module, loader)
+    assert trainer.global_step == 3
+    changed = [not torch.equal(a, b) for a, b in zip(before, module.averaged.parameters(), strict=True)]
+    assert any(changed), "the average follows without a callback"
+
+
+def test_average_follows_its_formula(tiny_run):
+    """Decay rises as (1 + n) / (10 + n): by hand for two updates."""
+    module = DiffusionModule(tiny_run.spec.build(), classes=tiny_run.spec.classes, total_steps=3)
+    parameter = next(module.denoiser.parameters())
+    averaged = next(module.averaged.parameters())
+    with torch.no_grad():
+        parameter.fill_(1.0)
+        module.ema.update_parameters(module.denoiser)  # the first update copies
+        parameter.fill_(2.0)
+        module.ema.update_parameters(module.denoiser)
+    assert float(averaged.flatten()[0]) == pytest.approx(1 + (1 - 2 / 11))
