@@ -4,7 +4,6 @@ Bodies import lazily, so that `import medsynth` and `medsynth --help` load no to
 postponed here: to evaluate postponed ones, the parser would import what the results are made of.
 """
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -31,7 +30,7 @@ if TYPE_CHECKING:
     from medsynth.evaluation import FidelityResult
     from medsynth.runs import Run
 
-PathLike = str | os.PathLike[str]
+PathLike = str | Path
 
 
 def demo(
@@ -201,7 +200,7 @@ def train(
 def sample(
     *,
     run: PathLike,
-    count: str,
+    count: str | int,
     out: PathLike,
     seed: int = 0,
     format: Literal["auto", "nifti", "png", "npz"] = "auto",
@@ -235,7 +234,7 @@ def sample(
     return sample_set(
         loaded,
         Path(out),
-        parse_counts(count, loaded.spec.classes),
+        parse_counts(str(count), loaded.spec.classes),
         seed=seed,
         file_format=format,
         batch_size=batch_size,

@@ -26,7 +26,9 @@ _EXAMPLES = {
     "sample": "medsynth sample --run run --count viral_pneumonia=400,normal=100 --out synthetic --format nifti",
     "evaluate": "medsynth evaluate --real cohort.csv --synthetic synthetic --run run --out report",
 }
-_RUN_SUMMARY = "Run a recipe from end to end; `medsynth run quickstart --out quickstart` needs nothing but this command."
+_RUN_SUMMARY = (
+    "Run a recipe from end to end; `medsynth run quickstart --out quickstart` needs nothing but this command."
+)
 
 
 def run_command(arguments: list[str]) -> int:
@@ -60,7 +62,7 @@ def _dispatch(arguments: list[str]) -> int:
     parser = verb_parser(
         verb,
         prog=f"medsynth {verb}",
-        description=inspect.getdoc(VERBS[verb]).split("\n\nArgs:")[0],
+        description=(inspect.getdoc(VERBS[verb]) or "").split("\n\nArgs:")[0],
         epilog=f"example: {_EXAMPLES[verb]}",
     )
     result = VERBS[verb](**parse_verb(parser, rest))
@@ -74,7 +76,9 @@ def _run(arguments: list[str]) -> int:
     from medsynth.pipeline import run_recipe
 
     parser = argparse.ArgumentParser(prog="medsynth run", description=_RUN_SUMMARY)
-    parser.add_argument("recipe", help=f"Name of a shipped recipe ({', '.join(PIPELINES.names())}) or path of a YAML file.")
+    parser.add_argument(
+        "recipe", help=f"Name of a shipped recipe ({', '.join(PIPELINES.names())}) or path of a YAML file."
+    )
     parser.add_argument("--out", required=True, help="Folder for everything that the recipe makes.")
     parser.add_argument("--set", default="", metavar="NAME=VALUE,...", help="Values of the recipe's variables.")
     options = parser.parse_args(arguments)

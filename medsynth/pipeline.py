@@ -29,7 +29,9 @@ def verb_parser(verb: str, **settings: Any) -> ArgumentParser:
     """Return the parser of one verb, made from its signature and docstring; `settings` go to `ArgumentParser`."""
     parser = ArgumentParser(**settings)
     parser.add_argument(
-        "--config", action=ActionConfigFile, help="Name of a shipped configuration, or path of a YAML file with options."
+        "--config",
+        action=ActionConfigFile,
+        help="Name of a shipped configuration, or path of a YAML file with options.",
     )
     parser.add_function_arguments(VERBS[verb], as_positional=False, sub_configs=False)
     return parser
@@ -61,7 +63,9 @@ def load_config(name: str, verb: str = "train") -> dict[str, Any]:
     path = CONFIGS.find(name)
     given = _read_yaml(path)
     parser = verb_parser(verb, exit_on_error=False)
-    required = {key: "-" for key in ("cohort", "out", "run", "real", "synthetic", "scans", "count") if _takes(verb, key)}
+    required = {
+        key: "-" for key in ("cohort", "out", "run", "real", "synthetic", "scans", "count") if _takes(verb, key)
+    }
     values = _parse_object(parser, required | given, str(path))
     return {key: values[key] for key in given}
 

@@ -110,7 +110,9 @@ class Run:
             denoiser.load_state_dict(load_file(path))
         except (SafetensorError, RuntimeError, OSError) as error:
             reason = str(error).splitlines()[0]
-            raise DataError(f"{path}: need the weights of this run's network, got {reason}; try training again") from error
+            raise DataError(
+                f"{path}: need the weights of this run's network, got {reason}; try training again"
+            ) from error
         return denoiser.to(device).eval().requires_grad_(False)
 
 
@@ -169,7 +171,13 @@ def patient_fingerprints(patients: Iterable[str], salt: str) -> list[str]:
 
 def versions() -> dict[str, str]:
     """Return the versions of medsynth and of what decides about its numbers."""
-    names = {"medsynth": "medsynth-diffusion", "torch": "torch", "lightning": "lightning", "monai": "monai", "numpy": "numpy"}
+    names = {
+        "medsynth": "medsynth-diffusion",
+        "torch": "torch",
+        "lightning": "lightning",
+        "monai": "monai",
+        "numpy": "numpy",
+    }
     return {"python": platform.python_version()} | {name: version(package) for name, package in names.items()}
 
 

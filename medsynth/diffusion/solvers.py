@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -40,7 +41,7 @@ def euler(denoise: Denoise, noise: Tensor, sigmas: Tensor) -> Tensor:
     """Solve with Euler's first-order method; one evaluation a step."""
     levels = sigmas.tolist()
     noisy = noise * levels[0]
-    for sigma, following in zip(levels, levels[1:], strict=False):
+    for sigma, following in pairwise(levels):
         denoised = denoise(noisy, _level(sigma, noisy))
         noisy = denoised + (following / sigma) * (noisy - denoised)
     return noisy
@@ -50,7 +51,7 @@ def heun(denoise: Denoise, noise: Tensor, sigmas: Tensor) -> Tensor:
     """Solve with Heun's second-order method (algorithm 1, no churn); two evaluations a step, one for a step to 0."""
     levels = sigmas.tolist()
     noisy = noise * levels[0]
-    for sigma, following in zip(levels, levels[1:], strict=False):
+    for sigma, following in pairwise(levels):
         slope = (noisy - denoise(noisy, _level(sigma, noisy))) / sigma
         guess = noisy + (following - sigma) * slope
         if following > 0:
@@ -69,7 +70,7 @@ def dpmpp_2m(denoise: Denoise, noise: Tensor, sigmas: Tensor) -> Tensor:
     levels = sigmas.tolist()
     noisy = noise * levels[0]
     previous, previous_step = None, 0.0
-    for sigma, following in zip(levels, levels[1:], strict=False):
+    for sigma, following in pairwise(levels):
         denoised = denoise(noisy, _level(sigma, noisy))
         if following == 0:
             return denoised

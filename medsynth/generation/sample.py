@@ -64,7 +64,9 @@ def sample_set(
     circumstances = {"device": str(choose_device(device)), "threads": torch.get_num_threads(), "versions": versions()}
     write_json(out / PROVENANCE_FILE, settings | circumstances)
     chunks = plan_chunks(counts, batch_size)
-    missing = [chunk for chunk in chunks if not all(_file(out, chunk.label, n, suffix).is_file() for n in _numbers(chunk))]
+    missing = [
+        chunk for chunk in chunks if not all(_file(out, chunk.label, n, suffix).is_file() for n in _numbers(chunk))
+    ]
     total = sum(counts.values())
     done = total - sum(chunk.stop - chunk.start for chunk in missing)
     denoiser = run.load_denoiser(choose_device(device)) if missing else None
@@ -113,4 +115,6 @@ def _refuse_other_set(out: Path, settings: Mapping[str, Any]) -> None:
     wanted = json.loads(json.dumps(settings))
     changed = [f"{key} {previous.get(key)!r} -> {wanted[key]!r}" for key in wanted if previous.get(key) != wanted[key]]
     if changed:
-        raise ConfigError(f"{out}: need the settings this set was begun with, got {'; '.join(changed)}; try another --out")
+        raise ConfigError(
+            f"{out}: need the settings this set was begun with, got {'; '.join(changed)}; try another --out"
+        )

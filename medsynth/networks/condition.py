@@ -26,7 +26,9 @@ class ConditionEmbedding(nn.Module):
         super().__init__()
         self.classes = classes
         self.label = nn.Embedding(classes + 1, features)
-        self.augmentation = nn.Linear(augmentation_parameters, features, bias=False) if augmentation_parameters else None
+        self.augmentation = (
+            nn.Linear(augmentation_parameters, features, bias=False) if augmentation_parameters else None
+        )
         self.mix = nn.Sequential(nn.SiLU(), nn.Linear(features, features))
 
     def forward(self, condition: Condition) -> Tensor:

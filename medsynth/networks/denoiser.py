@@ -46,7 +46,9 @@ class Denoiser(nn.Module):
     def forward(self, noisy: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
         """Return the denoised scans, in the dtype of `noisy`."""
         bands = self.stem(noisy)
-        scale = precondition(match_rank(sigma[:, None], bands), match_rank(self.sigma_data[None].to(bands.dtype), bands))
+        scale = precondition(
+            match_rank(sigma[:, None], bands), match_rank(self.sigma_data[None].to(bands.dtype), bands)
+        )
         position = noise_embedding_position(sigma)
         features = self.unet(scale.input * bands, position, class_labels=condition).to(bands.dtype)
         return self.stem.inverse(scale.skip * bands + scale.output * features)
@@ -78,7 +80,9 @@ def build_denoiser(
         )
     wrong = [width for width in options.channels if width % options.head_channels]
     if wrong:
-        raise ConfigError(f"network.channels: need multiples of network.head_channels={options.head_channels}, got {wrong}")
+        raise ConfigError(
+            f"network.channels: need multiples of network.head_channels={options.head_channels}, got {wrong}"
+        )
     stem = build_stem(options)
     divisor = stem.factor() * 2 ** (len(options.channels) - 1)
     if any(length % divisor for length in size):

@@ -7,7 +7,6 @@ from torch import Tensor, nn
 
 from medsynth.errors import ConfigError
 
-
 _ROOT_HALF = 0.5**0.5
 
 

@@ -42,7 +42,7 @@ def line_figure(
     title: str, lines: Sequence[Line], *, x_label: str, y_label: str, alt: str, log_y: bool = False
 ) -> Figure:
     """Return lines over a common axis, with a legend; lines without any point are left out."""
-    drawing = Drawing(figsize=(6.4, 3.6), dpi=150, layout="constrained")
+    drawing = Drawing(figsize=(5.0, 3.2), dpi=180, layout="constrained")
     FigureCanvasAgg(drawing)
     axes = drawing.add_subplot()
     for index, line in enumerate(lines):

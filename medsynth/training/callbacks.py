@@ -13,7 +13,7 @@ from typing import Any
 import lightning.pytorch as pl
 import numpy as np
 import torch
-from lightning.pytorch.callbacks import Callback, TQDMProgressBar
+from lightning.pytorch.callbacks import Callback
 from tqdm import tqdm
 
 from medsynth.cohorts import PreparedCohort
@@ -26,32 +26,46 @@ from medsynth.training.checkpoints import MetricsLog
 from medsynth.training.module import DiffusionModule
 
 
-class Progress(TQDMProgressBar):
-    """One bar for the whole training: steps, loss, rate, time to go."""
+class Progress(Callback):
+    """One bar for the whole training: steps, rate, time to go, and the last logged figures.
 
-    def init_train_tqdm(self) -> Any:
-        """Return the bar of the training."""
-        bar = super().init_train_tqdm()
-        bar.set_description("train")
-        return bar
+    Lightning's own bar loses its total when a training resumes within its only epoch.
+    """
 
-    def init_validation_tqdm(self) -> Any:
-        """Return a silent bar: validations are short and would tear the training bar apart."""
-        return tqdm(disable=True)
+    _FIGURES = ("train_loss", "val_loss", "scans_per_s")
 
-    def init_sanity_tqdm(self) -> Any:
-        """Return a silent bar."""
-        return tqdm(disable=True)
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Open the bar at the step where training begins or continues."""
+        self._bar = tqdm(
+            total=trainer.max_steps,
+            initial=trainer.global_step,
+            desc="train",
+            unit="step",
+            dynamic_ncols=True,
+            disable=not trainer.is_global_zero,
+        )
+        self._shown = 0.0
 
-    def on_train_epoch_start(self, trainer: pl.Trainer, *_: Any) -> None:
-        """Set the bar to the resumed step; there is one epoch, so no epoch number."""
-        super().on_train_epoch_start(trainer)
-        self.train_progress_bar.set_description("train")
-        self.train_progress_bar.initial = trainer.global_step
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        """Count the step; reading figures waits for the device, so they change once in two seconds at most."""
+        if time.perf_counter() - self._shown > 2:
+            self._shown = time.perf_counter()
+            figures = {
+                name: float(trainer.callback_metrics[name])
+                for name in self._FIGURES
+                if name in trainer.callback_metrics
+            }
+            self._bar.set_postfix({name: f"{value:.3g}" for name, value in figures.items()}, refresh=False)
+        self._bar.update()
 
-    def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
-        """Return the figures in the bar, without Lightning's version number."""
-        return {name: value for name, value in super().get_metrics(trainer, pl_module).items() if name != "v_num"}
+    def on_train_end(self, *_: Any) -> None:
+        """Close the bar."""
+        self._bar.close()
+
+    def on_exception(self, *_: Any) -> None:
+        """Leave the bar where it is and free the line."""
+        if hasattr(self, "_bar"):
+            self._bar.close()
 
 
 class Throughput(Callback):
@@ -90,7 +104,9 @@ class Previews(Callback):
     patients' scans are copies.
     """
 
-    def __init__(self, prepared: PreparedCohort, options: MonitorOptions, folder: Path, *, seed: int, last_step: int) -> None:
+    def __init__(
+        self, prepared: PreparedCohort, options: MonitorOptions, folder: Path, *, seed: int, last_step: int
+    ) -> None:
         counts = [len(prepared.indices(split="train", label=number)) for number in range(len(prepared.classes))]
         self._rarest = int(np.argmin([count or np.inf for count in counts]))
         self._classes = [number for number, count in enumerate(counts) if count]

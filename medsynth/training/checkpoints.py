@@ -34,7 +34,9 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                 "freeing space, then the same command again"
             ) from error
 
-    def load_checkpoint(self, path: Any, map_location: Any | None = None, weights_only: bool | None = None) -> dict[str, Any]:
+    def load_checkpoint(
+        self, path: Any, map_location: Any | None = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
         """Read a checkpoint of this run without executing anything in it; URLs are refused (`ConfigError`)."""
         if "://" in str(path):
             raise ConfigError(f"{path}: need a local checkpoint, got a URL; try copying it to this machine first")
@@ -74,7 +76,9 @@ class MetricsLog(Logger):
         with self._path.open("a", encoding="utf-8", newline="") as stream:
             if new:
                 stream.write("step,name,value\n")
-            stream.writelines(f"{(step or 0) + 1},{name},{value:.7g}\n" for name, value in metrics.items() if name != "epoch")
+            stream.writelines(
+                f"{(step or 0) + 1},{name},{value:.7g}\n" for name, value in metrics.items() if name != "epoch"
+            )
 
     @rank_zero_only
     def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:

@@ -29,6 +29,10 @@ class DiffusionModule(pl.LightningModule):
     after a resume. `ema` holds the averaged weights, `averaged` the denoiser to use.
     """
 
+    denoiser: Denoiser
+    _validation_sum: Tensor
+    _validation_count: Tensor
+
     def __init__(
         self,
         denoiser: Denoiser,
@@ -58,7 +62,9 @@ class DiffusionModule(pl.LightningModule):
     @property
     def averaged(self) -> Denoiser:
         """The denoiser with averaged weights."""
-        return self.ema.module
+        averaged = self.ema.module
+        assert isinstance(averaged, Denoiser)
+        return averaged
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """Return the weighted denoising loss of a batch (Karras et al. 2022, equation 2 and table 1)."""
@@ -97,8 +103,7 @@ class DiffusionModule(pl.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Log the validation loss: mean over classes and noise levels, and each of them."""
-        total = self.all_gather(self._validation_sum).reshape(-1, *self._validation_sum.shape).sum(0)
-        count = self.all_gather(self._validation_count).reshape(-1, *self._validation_count.shape).sum(0)
+        total, count = self._over_ranks(self._validation_sum), self._over_ranks(self._validation_count)
         self._validation_sum.zero_()
         self._validation_count.zero_()
         seen = count[:, 0] > 0
@@ -106,7 +111,9 @@ class DiffusionModule(pl.LightningModule):
         self.log("val_loss", losses[seen].mean().float(), prog_bar=True, rank_zero_only=True)
         for row in torch.nonzero(seen).flatten().tolist():
             for column, level in enumerate(VALIDATION_SIGMAS):
-                self.log(f"val_loss/{self.classes[row]}/sigma_{level:g}", losses[row, column].float(), rank_zero_only=True)
+                self.log(
+                    f"val_loss/{self.classes[row]}/sigma_{level:g}", losses[row, column].float(), rank_zero_only=True
+                )
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Step the optimiser, then move the average; here, so that a checkpoint of this step holds both."""
@@ -138,6 +145,12 @@ class DiffusionModule(pl.LightningModule):
 
         schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, factor)
         return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def _over_ranks(self, values: Tensor) -> Tensor:
+        """Sum of every rank's values; alone, `all_gather` adds no axis."""
+        gathered = self.all_gather(values)
+        assert isinstance(gathered, Tensor)
+        return gathered.reshape(-1, *values.shape).sum(0)
 
     def _losses(self, denoiser: Denoiser, clean: Tensor, noise: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
         """Loss of each scan, `(N,)` float32."""

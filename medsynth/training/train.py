@@ -66,7 +66,9 @@ def train_run(
         if previous.steps >= plan.max_steps:
             return previous
     elif out.is_dir() and any(out.iterdir()):
-        raise ConfigError(f"{out}: need a new folder or a run to continue, got a folder with other files; try another --out")
+        raise ConfigError(
+            f"{out}: need a new folder or a run to continue, got a folder with other files; try another --out"
+        )
     spec = make_spec(cohort, prepared, plan)
 
     trainer, module, keeper = _assemble(prepared, spec, out, plan, options, progress=progress)
@@ -171,7 +173,7 @@ def _assemble(
     stop = StopOnSignal(out / CHECKPOINT)
     callbacks: list[Callback] = [Throughput(monitor.log_every, plan.batch_size), stop]
     if progress:
-        callbacks.append(Progress(refresh_rate=1, leave=True))
+        callbacks.append(Progress())
     if monitor.preview_every:
         callbacks.append(Previews(prepared, monitor, out / "previews", seed=plan.seed, last_step=plan.max_steps))
     callbacks.append(
@@ -205,7 +207,7 @@ def _assemble(
         limit_val_batches=None if validate else 0,
         num_sanity_val_steps=0,
         log_every_n_steps=monitor.log_every,
-        enable_progress_bar=progress,
+        enable_progress_bar=False,
         enable_model_summary=False,
         use_distributed_sampler=False,
         plugins=[AtomicCheckpointIO(), *_environment()],
@@ -240,7 +242,8 @@ def _validation_scans(prepared: PreparedCohort, plan: TrainingPlan) -> np.ndarra
     groups = [prepared.indices(split="val", label=number) for number in range(len(prepared.classes))]
     share = math.ceil(plan.monitor.validation_scans / max(1, sum(len(group) > 0 for group in groups)))
     chosen = [
-        numpy_generator(plan.seed, "validation", number).permutation(group)[:share] for number, group in enumerate(groups)
+        numpy_generator(plan.seed, "validation", number).permutation(group)[:share]
+        for number, group in enumerate(groups)
     ]
     return np.sort(np.concatenate(chosen))
 
@@ -302,5 +305,3 @@ def _tensorboard(out: Path, plan: TrainingPlan) -> list[Any]:
         raise ConfigError(
             "monitor.tensorboard: need the package tensorboard, got none; try pip install 'medsynth-diffusion[tensorboard]'"
         ) from error
-
-

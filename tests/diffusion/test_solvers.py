@@ -1,6 +1,7 @@
 """Solvers against a Gaussian data set, whose denoiser and probability flow are known in closed form."""
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -43,7 +44,7 @@ def test_order_of_convergence(solver, low, high, shape):
     exact = solution(noise, SIGMA_MAX, SIGMA_MIN)
     counts = [40, 80, 160, 320]
     errors = [(solver(denoise, noise, schedule(steps)) - exact).square().mean().sqrt().item() for steps in counts]
-    slopes = [math.log2(coarse / fine) for coarse, fine in zip(errors, errors[1:], strict=False)]
+    slopes = [math.log2(coarse / fine) for coarse, fine in pairwise(errors)]
     assert all(low <= slope <= high for slope in slopes), (errors, slopes)
 
 

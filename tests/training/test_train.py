@@ -25,7 +25,18 @@ def train(config, cohort, out, **options):
 
 
 def command(config, cohort, out, *options):
-    verb = [sys.executable, "-m", "medsynth", "train", "--config", str(config), "--cohort", str(cohort), "--out", str(out)]
+    verb = [
+        sys.executable,
+        "-m",
+        "medsynth",
+        "train",
+        "--config",
+        str(config),
+        "--cohort",
+        str(cohort),
+        "--out",
+        str(out),
+    ]
     return [*verb, "--progress", "false", *options]
 
 
@@ -104,7 +115,10 @@ def test_interrupt_saves_and_leaves_130(tiny_cohort, tiny_config, tmp_path):
     out = tmp_path / "run"
     options = ["--max_steps", "100000", "--monitor.checkpoint_every", "100000", "--monitor.preview_every", "0"]
     process = subprocess.Popen(
-        command(tiny_config, tiny_cohort, out, *options), stderr=subprocess.PIPE, text=True, env=os.environ | {"LANG": "C"}
+        command(tiny_config, tiny_cohort, out, *options),
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"LANG": "C"},
     )
     deadline = time.time() + 120
     while not (out / "metrics.csv").exists() and time.time() < deadline:
@@ -185,7 +199,9 @@ def test_world_size_mismatch_is_refused(tiny_cohort, tiny_config, tmp_path, monk
 
 def test_sigma_data_is_that_of_all_training_scans():
     random = np.random.default_rng(0)
-    scans = (random.normal(0.2, 0.4, (600, 1, 8, 8)) * np.linspace(0.5, 1.5, 600)[:, None, None, None]).astype(np.float16)
+    scans = (random.normal(0.2, 0.4, (600, 1, 8, 8)) * np.linspace(0.5, 1.5, 600)[:, None, None, None]).astype(
+        np.float16
+    )
     chosen = np.arange(0, 600, 2)
     network = medsynth.api.NetworkOptions()
     bands = build_stem(network)(torch.from_numpy(scans[chosen].astype(np.float64)))

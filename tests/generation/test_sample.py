@@ -1,0 +1,150 @@
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import nibabel
+import numpy as np
+import pytest
+from PIL import Image
+
+import medsynth
+from medsynth.errors import ConfigError
+from medsynth.generation import parse_counts
+
+
+def sample(run, out, **options):
+    return medsynth.sample(
+        run=run.folder, out=out, **{"count": "bright=3,dark=2", "progress": False, "batch_size": 2} | options
+    )
+
+
+def content(folder):
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()
+    }
+
+
+def test_set_has_its_files_cohort_and_provenance(tiny_run, tmp_path):
+    sample(tiny_run, tmp_path / "set")
+    with (tmp_path / "set" / "cohort.csv").open() as stream:
+        rows = list(csv.DictReader(stream))
+    assert [row["label"] for row in rows] == ["bright"] * 3 + ["dark"] * 2
+    assert {row["synthetic"] for row in rows} == {"1"}
+    assert len({row["seed"] for row in rows}) == len({row["patient_id"] for row in rows}) == 5
+    assert all(row["patient_id"].startswith("SYNTH-") and row["split"] == "train" for row in rows)
+    assert {row["run"] for row in rows} == {tiny_run.fingerprint[:16]}
+    for row in rows:
+        with Image.open(tmp_path / "set" / row["path"]) as picture:
+            assert picture.size == (16, 16)
+            assert picture.mode == "L", "8 bit like the training scans"
+            assert "YES" in {value for key, value in picture.text.items() if key.lower().endswith("synthetic")}
+    provenance = json.loads((tmp_path / "set" / "provenance.json").read_text())
+    assert provenance["synthetic"] is True
+    assert provenance["run"] == tiny_run.fingerprint
+    assert provenance["counts"] == {"bright": 3, "dark": 2}
+    assert provenance["training_patients"] == {"bright": 8, "dark": 32}
+    again = medsynth.read_cohort(tmp_path / "set" / "cohort.csv")
+    assert len(again.rows) == 5
+    assert all("secret" not in name and b"secret" not in data for name, data in content(tmp_path / "set").items())
+
+
+def test_same_seed_same_set_and_more_scans_begin_with_the_fewer(tiny_run, tmp_path):
+    sample(tiny_run, tmp_path / "one")
+    sample(tiny_run, tmp_path / "two")
+    assert content(tmp_path / "one") == content(tmp_path / "two")
+    sample(tiny_run, tmp_path / "more", count="bright=4,dark=2")
+    more, one = content(tmp_path / "more"), content(tmp_path / "one")
+    # The third scan of one set went through the network alone, in the other with the fourth.
+    assert all(more[name] == one[name] for name in one if name.endswith(("000000.png", "000001.png")))
+    sample(tiny_run, tmp_path / "other", seed=1)
+    assert content(tmp_path / "other")["bright/000000.png"] != one["bright/000000.png"]
+
+
+def test_interrupted_set_is_completed_bit_for_bit(tiny_run, tmp_path):
+    """`kill -9` after the first file; the same command finishes, without a partial file."""
+    options = ["--run", tiny_run.folder, "--count", "bright=40,dark=40", "--batch_size", "4", "--progress", "false"]
+    command = [sys.executable, "-m", "medsynth", "sample", *map(str, options), "--out"]
+    process = subprocess.Popen([*command, str(tmp_path / "killed")])
+    first = tmp_path / "killed" / "bright" / "000000.png"
+    deadline = time.time() + 120
+    while not first.exists() and time.time() < deadline:
+        time.sleep(0.001)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    made = len(list((tmp_path / "killed").rglob("0*.png")))
+    assert 0 < made < 80
+    assert not (tmp_path / "killed" / "cohort.csv").exists()
+    for out in ("killed", "whole"):
+        subprocess.run([*command, str(tmp_path / out)], check=True, env=os.environ, timeout=200)
+    killed, whole = content(tmp_path / "killed"), content(tmp_path / "whole")
+    partial = [name for name in killed if ".partial-" in name]
+    assert {name: data for name, data in killed.items() if name not in partial} == whole
+    assert not partial or made < 80
+
+
+def test_another_set_in_the_folder_is_refused(tiny_run, tmp_path):
+    sample(tiny_run, tmp_path / "set")
+    with pytest.raises(ConfigError, match="seed 0 -> 1"):
+        sample(tiny_run, tmp_path / "set", seed=1)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "notes.txt").write_text("mine")
+    with pytest.raises(ConfigError, match="got other files"):
+        sample(tiny_run, tmp_path / "full")
+
+
+@pytest.mark.parametrize("name", ["png", "npz", "nifti"])
+def test_formats_hold_the_same_scans(tiny_run, tmp_path, name):
+    cohort = sample(tiny_run, tmp_path / name, format=name, count="dark=2")
+    memory = [made.scan for made in medsynth.generate(tiny_run, count="dark=2", batch_size=2)]
+    for row, expected in zip(cohort.rows, memory, strict=True):
+        scan = medsynth.read_scan(cohort.file_of(row))
+        np.testing.assert_array_equal(scan.array, expected.array)
+        assert scan.array.dtype == np.uint8
+        np.testing.assert_allclose(scan.affine, expected.affine)
+    if name == "nifti":
+        image = nibabel.load(cohort.file_of(cohort.rows[0]))
+        assert image.header["descrip"].tobytes().startswith(b"SYNTHETIC")
+
+
+def test_generate_in_memory(tiny_run):
+    made = list(medsynth.generate(tiny_run.folder, count={"dark": 3}, seed=4, batch_size=2))
+    assert [item.number for item in made] == [0, 1, 2]
+    assert {item.label for item in made} == {"dark"}
+    assert made[0].scan.provenance["synthetic"] == "YES"
+    assert made[0].scan.array.shape == (1, 16, 16)
+    assert not np.array_equal(made[0].scan.array, made[1].scan.array)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("a=3", {"a": 3}),
+        (" b=1 , a=2", {"b": 1, "a": 2}),
+        ("7", {"a": 7, "b": 7, "c=d": 7}),
+        ("c=d=5", {"c=d": 5}),
+    ],
+)
+def test_counts(text, expected):
+    assert parse_counts(text, ("a", "b", "c=d")) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a", "need label=number, got 'a'"),
+        ("a=0", "whole number from 1, got 'a=0'"),
+        ("a=-3", "whole number from 1"),
+        ("a=1.5", "whole number from 1"),
+        ("a=1,a=2", "'a' twice"),
+        ("z=1", "classes a, b; got 'z'"),
+        ("", "need label=number, got ''"),
+        ("0", "whole number from 1"),
+    ],
+)
+def test_counts_name_the_part_that_is_wrong(text, message):
+    with pytest.raises(ConfigError, match=message):
+        parse_counts(text, ("a", "b"))
