@@ -27,7 +27,7 @@ from medsynth.config import (
 
 if TYPE_CHECKING:
     from medsynth.cohorts import Cohort, IndexResult
-    from medsynth.evaluation import FidelityResult
+    from medsynth.reporting import ReportFiles
     from medsynth.runs import Run
 
 PathLike = str | Path
@@ -255,11 +255,11 @@ def evaluate(
     seed: int = 0,
     cache_dir: PathLike | None = None,
     grid: GridOptions | None = None,
-    intensity: IntensityOptions = IntensityOptions(),
+    intensity: IntensityOptions | None = None,
     fidelity: FidelityOptions = FidelityOptions(),
     reading: ReadingOptions = ReadingOptions(),
     progress: bool = True,
-) -> "FidelityResult":
+) -> "ReportFiles":
     """Score a synthetic set against the real cohort, and write `report.json` and `report.html`.
 
     Works for any synthetic cohort, whoever made it. Every figure stands beside the same figure between two halves of the
@@ -270,28 +270,32 @@ def evaluate(
         synthetic: The synthetic set (its folder or its cohort CSV).
         out: Report folder.
         parts: What to evaluate.
-        run: Run folder that made the set; adds its training curves to the report.
+        run: Run folder that made the set; gives the intensity range, and adds its training curves to the report.
         seed: Decides random halves, pairs and pictures.
         cache_dir: Folder for prepared scans, by default `.medsynth_cache` beside each cohort.
         grid: Pixel grid for the comparison, by default that of the synthetic scans.
-        intensity: Conversion to [-1, 1] for both sides, measured on the real training split where it is measured.
+        intensity: Conversion to [-1, 1] for both sides; by default that of the run, or else percentiles of the real
+            training split.
         fidelity: Options of the fidelity table.
         reading: Limits on what a scan file may be.
         progress: Show progress bars.
     """
-    from medsynth.reporting import evaluate_cohorts
+    from medsynth.evaluation import evaluate_cohorts
+    from medsynth.reporting import training_figures, write_report
+    from medsynth.runs import load_run
 
-    return evaluate_cohorts(
+    made_by = load_run(run) if run is not None else None
+    evaluation = evaluate_cohorts(
         Path(real),
         Path(synthetic),
-        Path(out),
-        parts=tuple(parts),
-        run=Path(run) if run is not None else None,
-        seed=seed,
-        cache_dir=Path(cache_dir) if cache_dir is not None else None,
+        run=made_by,
         grid=grid,
         intensity=intensity,
         fidelity=fidelity,
         reading=reading,
+        cache_dir=Path(cache_dir) if cache_dir is not None else None,
+        seed=seed,
         progress=progress,
     )
+    figures = training_figures(made_by) if made_by is not None else []
+    return write_report(out, evaluation.report, sheets=evaluation.sheets, figures=figures)

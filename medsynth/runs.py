@@ -14,13 +14,12 @@ Weights are safetensors; nothing in a run folder is ever unpickled. No path, fil
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import hashlib
 import json
-import platform
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +33,10 @@ from medsynth.errors import ConfigError, DataError
 from medsynth.files import atomic_path, write_json
 from medsynth.networks import Denoiser, build_denoiser
 from medsynth.scans import Intensity
+from medsynth.versions import installed_versions
 
 FORMAT = "medsynth-run/1"
-RUN_FILE, WEIGHTS_FILE, PATIENTS_FILE = "run.json", "model.safetensors", "patients.json"
+RUN_FILE, WEIGHTS_FILE, PATIENTS_FILE, METRICS_FILE = "run.json", "model.safetensors", "patients.json", "metrics.csv"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,6 +115,27 @@ class Run:
             ) from error
         return denoiser.to(device).eval().requires_grad_(False)
 
+    def read_metrics(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        """Return `(steps, values)`, both `(N,)`, of every metric in metrics.csv; nothing if there is no such file."""
+        path = self.folder / METRICS_FILE
+        if not path.is_file():
+            return {}
+        series: dict[str, list[tuple[int, float]]] = {}
+        with path.open(encoding="utf-8", newline="") as stream:
+            for row in csv.DictReader(stream):
+                series.setdefault(row["name"], []).append((int(row["step"]), float(row["value"])))
+        return {
+            name: (np.array([step for step, _ in points]), np.array([value for _, value in points]))
+            for name, points in series.items()
+        }
+
+    def summary(self) -> str:
+        """Return what a user should know when training is done."""
+        classes = ", ".join(
+            f"{label} ({count})" for label, count in zip(self.spec.classes, self.spec.class_counts, strict=True)
+        )
+        return f"{self.folder}: trained {self.steps} steps on {classes}\nfingerprint {self.fingerprint[:16]}"
+
 
 def save_run(folder: Path, spec: RunSpec, denoiser: Denoiser, *, options: Mapping[str, Any], steps: int) -> Run:
     """Write weights, then `run.json`, each atomically, and return the run."""
@@ -129,7 +150,7 @@ def save_run(folder: Path, spec: RunSpec, denoiser: Denoiser, *, options: Mappin
         "steps": steps,
         "spec": spec.as_dict(),
         "options": dict(options),
-        "versions": versions(),
+        "versions": installed_versions(),
     }
     write_json(folder / RUN_FILE, content)
     return Run(folder=folder, spec=spec, options=dict(options), steps=steps, fingerprint=fingerprint)
@@ -167,18 +188,6 @@ def patient_fingerprints(patients: Iterable[str], salt: str) -> list[str]:
     """Return the salted fingerprints of patient IDs, sorted: two lists with one salt can be compared, IDs not recovered."""
     digests = (hashlib.scrypt(name.encode(), salt=salt.encode(), n=2**10, r=8, p=1, dklen=16) for name in set(patients))
     return sorted(digest.hex() for digest in digests)
-
-
-def versions() -> dict[str, str]:
-    """Return the versions of medsynth and of what decides about its numbers."""
-    names = {
-        "medsynth": "medsynth-diffusion",
-        "torch": "torch",
-        "lightning": "lightning",
-        "monai": "monai",
-        "numpy": "numpy",
-    }
-    return {"python": platform.python_version()} | {name: version(package) for name, package in names.items()}
 
 
 def _hash_file(path: Path) -> str:

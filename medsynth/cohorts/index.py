@@ -16,7 +16,7 @@ from medsynth.cohorts.finding import (
     join_labels,
     list_scans,
 )
-from medsynth.cohorts.manifest import SPLITS, Cohort, Row, check_cohort, declared_roots, write_cohort
+from medsynth.cohorts.manifest import Cohort, Row, check_cohort, declared_roots, write_cohort
 from medsynth.cohorts.quality import ScanQuality, examine_scans, flag_duplicates, write_quality
 from medsynth.cohorts.splitting import check_fractions, kept_scans, parse_keep, split_patients
 from medsynth.config import ColumnOptions, ReadingOptions
@@ -35,16 +35,11 @@ class IndexResult:
 
     def summary(self) -> str:
         """Return a text table of scans (patients) by class and split, the sizes, the flags and the notes."""
-        width = max(len("class"), *(len(label) for label in self.counts))
-        lines = [f"{'class':<{width}}" + "".join(f"{split:>16}" for split in SPLITS)]
-        for label, by_split in self.counts.items():
-            cells = (f"{scans} ({patients})" for scans, patients in by_split.values())
-            lines.append(f"{label:<{width}}" + "".join(f"{cell:>16}" for cell in cells))
         shapes = Counter("x".join(map(str, quality.shape[1:])) for quality in self.quality if quality.shape)
         common = ", ".join(f"{shape} ({count})" for shape, count in shapes.most_common(3))
         more = f" and {len(shapes) - 3} more" if len(shapes) > 3 else ""
         flags = Counter(flag for quality in self.quality for flag in quality.flags)
-        lines.append("scans (patients) in each split")
+        lines = [self.cohort.summary()]
         lines.append(f"sizes: {common}{more}")
         lines.append("flags: " + (", ".join(f"{flag} ({count})" for flag, count in sorted(flags.items())) or "none"))
         lines += [f"note: {note}" for note in self.notes]

@@ -83,6 +83,16 @@ class Cohort:
             for label in self.classes
         }
 
+    def summary(self) -> str:
+        """Return a text table of scans (patients) by class and split."""
+        counts = self.counts()
+        width = max(len("class"), *(len(label) for label in counts)) if counts else len("class")
+        lines = [f"{'class':<{width}}" + "".join(f"{split:>16}" for split in SPLITS)]
+        for label, by_split in counts.items():
+            cells = (f"{scans} ({patients})" for scans, patients in by_split.values())
+            lines.append(f"{label:<{width}}" + "".join(f"{cell:>16}" for cell in cells))
+        return "\n".join([*lines, "scans (patients) in each split"])
+
     def base_of(self, row: Row) -> Path:
         """Return the folder that the row's paths are relative to; `DataError` if its root is not declared."""
         if row.root is None:

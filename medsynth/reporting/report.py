@@ -21,10 +21,16 @@ _TEMPLATE = "report.html.j2"
 
 @dataclass(frozen=True, kw_only=True)
 class ReportFiles:
-    """Where the report was written."""
+    """Where the report was written, and its content."""
 
     json: Path
     html: Path
+    report: Mapping[str, Any]
+
+    def summary(self) -> str:
+        """Return the verdicts in plain sentences, and where the page is."""
+        lines = [f"{item['label'] or 'all classes'}: {item['sentence']}" for item in self.report["verdict"]["fidelity"]]
+        return "\n".join([*lines, f"report: {self.html}"])
 
 
 def write_report(
@@ -41,7 +47,7 @@ def write_report(
     The page is one file without scripts or requests. Both files hold pictures or figures of real scans: they name no patient,
     but belong in the house.
     """
-    files = ReportFiles(json=Path(out) / "report.json", html=Path(out) / "report.html")
+    files = ReportFiles(json=Path(out) / "report.json", html=Path(out) / "report.html", report=report)
     page = render_page(report, sheets=sheets, figures=figures, title=title)
     write_json(files.json, report)
     write_text(files.html, page)

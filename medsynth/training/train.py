@@ -25,7 +25,7 @@ from medsynth.config import NetworkOptions, TrainingPlan
 from medsynth.errors import ConfigError
 from medsynth.files import write_json, write_text
 from medsynth.networks import build_stem
-from medsynth.runs import PATIENTS_FILE, RUN_FILE, Run, RunSpec, load_run, patient_fingerprints, save_run
+from medsynth.runs import METRICS_FILE, PATIENTS_FILE, RUN_FILE, Run, RunSpec, load_run, patient_fingerprints, save_run
 from medsynth.scans import read_header, scan_suffix
 from medsynth.seeds import numpy_generator
 from medsynth.training.augmentation import Augmentation
@@ -191,7 +191,7 @@ def _assemble(
             enable_version_counter=False,
         )
     )
-    log = MetricsLog(out / "metrics.csv")
+    log = MetricsLog(out / METRICS_FILE)
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     validate = monitor.validate_every and len(prepared.indices(split="val")) > 0
     trainer = pl.Trainer(
