@@ -1,7 +1,7 @@
 """The networks: denoiser, stems, condition embedding, and sampling from a denoiser in memory."""
 
 from medsynth.networks.condition import Condition, ConditionEmbedding
-from medsynth.networks.denoiser import Denoiser, build_denoiser, build_stem
+from medsynth.networks.denoiser import Denoiser, build_denoiser, build_stem, check_network
 from medsynth.networks.haar import HaarTransform, PixelStem
 from medsynth.networks.sampling import draw_noise, sample_scans
 
@@ -13,6 +13,7 @@ __all__ = [
     "PixelStem",
     "build_denoiser",
     "build_stem",
+    "check_network",
     "draw_noise",
     "sample_scans",
 ]

@@ -59,6 +59,24 @@ def build_stem(options: NetworkOptions) -> Stem:
     return HaarTransform(options.levels) if options.stem == "haar" else PixelStem()
 
 
+def check_network(options: NetworkOptions, size: Sequence[int]) -> None:
+    """Raise `ConfigError` where `size` does not divide by what stem and UNet halve, or options contradict each other."""
+    if len(options.attention) != len(options.channels):
+        raise ConfigError(
+            f"network.attention: need one entry for each of the {len(options.channels)} resolutions in network.channels, "
+            f"got {len(options.attention)}"
+        )
+    wrong = [width for width in options.channels if width % options.head_channels]
+    if wrong:
+        raise ConfigError(
+            f"network.channels: need multiples of network.head_channels={options.head_channels}, got {wrong}"
+        )
+    divisor = build_stem(options).factor() * 2 ** (len(options.channels) - 1)
+    if any(length % divisor for length in size):
+        better = [max(divisor, round(length / divisor) * divisor) for length in size]
+        raise ConfigError(f"grid.size: need multiples of {divisor} for this network, got {list(size)}; try {better}")
+
+
 def build_denoiser(
     options: NetworkOptions,
     *,
@@ -70,24 +88,10 @@ def build_denoiser(
 ) -> Denoiser:
     """Return an untrained denoiser for scans of `channels` channels and spatial shape `size` (2D or 3D).
 
-    `sigma_data` is one value or one for each band of the stem. Raises `ConfigError` where the size does not divide by what
-    stem and UNet halve, or the options contradict each other.
+    `sigma_data` is one value or one for each band of the stem. Raises `ConfigError` as `check_network` does.
     """
-    if len(options.attention) != len(options.channels):
-        raise ConfigError(
-            f"network.attention: need one entry for each of the {len(options.channels)} resolutions in network.channels, "
-            f"got {len(options.attention)}"
-        )
-    wrong = [width for width in options.channels if width % options.head_channels]
-    if wrong:
-        raise ConfigError(
-            f"network.channels: need multiples of network.head_channels={options.head_channels}, got {wrong}"
-        )
+    check_network(options, size)
     stem = build_stem(options)
-    divisor = stem.factor() * 2 ** (len(options.channels) - 1)
-    if any(length % divisor for length in size):
-        better = [max(divisor, round(length / divisor) * divisor) for length in size]
-        raise ConfigError(f"grid.size: need multiples of {divisor} for this network, got {list(size)}; try {better}")
     rank = len(size)
     bands = stem.band_count(channels, rank)
     last = len(options.channels) - 1

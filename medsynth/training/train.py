@@ -8,6 +8,7 @@ import logging
 import math
 import os
 import secrets
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -22,10 +23,20 @@ from torch.utils.data import DataLoader
 
 from medsynth.cohorts import Cohort, PreparedCohort, ScanDataset, prepare_cohort
 from medsynth.config import NetworkOptions, TrainingPlan
-from medsynth.errors import ConfigError
+from medsynth.errors import ConfigError, DataError
 from medsynth.files import write_json, write_text
-from medsynth.networks import build_stem
-from medsynth.runs import METRICS_FILE, PATIENTS_FILE, RUN_FILE, Run, RunSpec, load_run, patient_fingerprints, save_run
+from medsynth.networks import build_stem, check_network
+from medsynth.runs import (
+    METRICS_FILE,
+    PATIENTS_FILE,
+    RUN_FILE,
+    WEIGHTS_FILE,
+    Run,
+    RunSpec,
+    load_run,
+    patient_fingerprints,
+    save_run,
+)
 from medsynth.scans import read_header, scan_suffix
 from medsynth.seeds import numpy_generator
 from medsynth.training.augmentation import Augmentation
@@ -35,6 +46,8 @@ from medsynth.training.checkpoints import AtomicCheckpointIO, MetricsLog
 from medsynth.training.module import DiffusionModule
 
 CHECKPOINT = Path("checkpoints") / "last.ckpt"
+# Files of a run that was killed before its first run.json.
+_OWN = (WEIGHTS_FILE, PATIENTS_FILE, METRICS_FILE, "config.yaml", "previews", "checkpoints")
 # What may change between two calls of the same training: none of it decides about the weights.
 _FREE = ("accelerator", "devices", "num_nodes", "num_workers", "monitor", "reading")
 
@@ -65,7 +78,7 @@ def train_run(
         _refuse_other(previous.options, options, out)
         if previous.steps >= plan.max_steps:
             return previous
-    elif out.is_dir() and any(out.iterdir()):
+    elif out.is_dir() and not all(_is_own(path.name) for path in out.iterdir()):
         raise ConfigError(
             f"{out}: need a new folder or a run to continue, got a folder with other files; try another --out"
         )
@@ -76,6 +89,8 @@ def train_run(
         out.mkdir(parents=True, exist_ok=True)
         write_text(out / "config.yaml", yaml.safe_dump(_options(plan), sort_keys=False))
         _write_patients(cohort, out)
+        if progress:
+            print("\n".join([describe_training(spec, plan), *advice(spec)]), file=sys.stderr, flush=True)
     loaders = _loaders(prepared, trainer, plan)
     with warnings.catch_warnings():
         for text in (".*does not have many workers.*", ".*tensorboard.*", ".*Checkpoint directory.*", ".*LeafSpec.*"):
@@ -88,9 +103,15 @@ def train_run(
 
 
 def make_spec(cohort: Cohort, prepared: PreparedCohort, plan: TrainingPlan) -> RunSpec:
-    """Return the description of a run on this cohort; measures sigma_data over the whole training split."""
+    """Return the description of a run on this cohort; measures sigma_data over the whole training split.
+
+    Raises `ConfigError` for a grid that the network cannot take, `DataError` for a cohort without training scans.
+    """
     shape = tuple(int(length) for length in prepared.scans.shape[1:])
+    check_network(plan.network, shape[1:])
     train = prepared.indices(split="train")
+    if len(train) == 0:
+        raise DataError("cohort: need scans in the training split, got none; try another split in medsynth index")
     counts = np.bincount(prepared.labels[train], minlength=len(prepared.classes))
     patients = [
         len(np.unique(prepared.patients[prepared.indices(split="train", label=number)]))
@@ -138,6 +159,20 @@ def check_world(plan: TrainingPlan) -> None:
             f"WORLD_SIZE: need {expected} processes (devices={plan.devices} x num_nodes={plan.num_nodes}), got {world}; "
             "try --devices with the processes of one node and --num_nodes"
         )
+
+
+def describe_training(spec: RunSpec, plan: TrainingPlan) -> str:
+    """Return one line on what is about to be trained: scans, shares of the draws, grid, size of the network."""
+    shares = class_shares(np.array(spec.class_counts), plan.balance)
+    classes = ", ".join(
+        f"{label} {count} scans of {patients} patients ({share:.0%} of the draws)"
+        for label, count, patients, share in zip(
+            spec.classes, spec.class_counts, spec.class_patients, shares, strict=True
+        )
+    )
+    parameters = sum(parameter.numel() for parameter in spec.build().parameters())
+    grid = " x ".join(map(str, spec.shape[1:]))
+    return f"{classes}; grid {grid}; {parameters / 1e6:.1f} million parameters; {plan.max_steps} steps of {plan.batch_size} scans"
 
 
 def advice(spec: RunSpec) -> list[str]:
@@ -279,6 +314,10 @@ def _refuse_other(previous: Any, current: dict[str, Any], out: Path) -> None:
         raise ConfigError(
             f"{out}: need the options that this run was started with, got changes: {'; '.join(changed)}; try another --out"
         )
+
+
+def _is_own(name: str) -> bool:
+    return name in _OWN or name.startswith(".partial-")
 
 
 def _flat(options: Any, prefix: str = "") -> dict[str, Any]:

@@ -139,6 +139,20 @@ def test_fault_26_checkpoint_of_another_configuration(tiny_cohort, tiny_config, 
         train(tiny_config, tiny_cohort, tiny_run.folder, max_steps=24, seed=5)
 
 
+def test_a_run_killed_before_its_first_checkpoint_starts_again(tiny_cohort, tiny_config, tiny_run, tmp_path):
+    (tmp_path / "metrics.csv").write_text("step,name,value\n2,train_loss,9\n")
+    (tmp_path / "config.yaml").write_text("seed: 0\n")
+    (tmp_path / ".partial-x-model.safetensors").write_bytes(b"half")
+    assert train(tiny_config, tiny_cohort, tmp_path).fingerprint == tiny_run.fingerprint
+    assert metrics(tmp_path)[(2, "train_loss")] < 9
+
+
+def test_a_grid_that_the_network_cannot_take_is_refused_before_anything_is_written(tiny_cohort, tiny_config, tmp_path):
+    with pytest.raises(ConfigError, match=r"grid.size: need multiples of 2 for this network, got \[15, 15\]"):
+        train(tiny_config, tiny_cohort, tmp_path / "run", grid=medsynth.api.GridOptions(size=15))
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_folder_with_other_files_is_refused(tiny_cohort, tiny_config, tmp_path):
     (tmp_path / "thesis.txt").write_text("do not overwrite")
     with pytest.raises(ConfigError, match="got a folder with other files"):
