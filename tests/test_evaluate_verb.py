@@ -1,0 +1,80 @@
+"""`medsynth evaluate` from cohorts on disk to a report."""
+
+import json
+import re
+
+import pytest
+
+import medsynth
+from medsynth.cli import run_command
+from medsynth.errors import DataError
+
+
+@pytest.fixture(scope="module")
+def synthetic(tiny_run, tmp_path_factory):
+    out = tmp_path_factory.mktemp("synthetic") / "set"
+    medsynth.sample(run=tiny_run.folder, count="bright=4,dark=6", out=out, progress=False)
+    return out
+
+
+def test_report_of_a_synthetic_set(tiny_run, tiny_cohort, synthetic, tmp_path, capsys):
+    out = tmp_path / "report"
+    arguments = [
+        "--real",
+        tiny_cohort,
+        "--synthetic",
+        synthetic,
+        "--run",
+        tiny_run.folder,
+        "--out",
+        out,
+        "--progress",
+        "false",
+    ]
+    assert run_command(["evaluate", *map(str, arguments)]) == 0
+    report = json.loads((out / "report.json").read_text())
+    assert set(report) >= {"schema", "fidelity", "privacy", "downstream", "verdict", "versions", "settings"}
+    rows = {row["label"]: row for row in report["fidelity"]["rows"]}
+    assert set(rows) == {"bright", "dark", None}
+    # Six synthetic scans and eight held-out dark ones of eight patients: halves of four.
+    assert rows["dark"]["held_out"]["scans_a_side"] == 4
+    assert rows["dark"]["held_out"]["too_few"] is True
+    assert report["settings"]["run"] == tiny_run.fingerprint[:16]
+    said = capsys.readouterr().out
+    for sentence in report["verdict"]["fidelity"]:
+        assert sentence["sentence"] in said
+
+    page = (out / "report.html").read_text()
+    assert "Memorisation curve of bright" in page
+    assert "Loss while training" in page
+    assert page.count("data:image/png;base64,") >= 4
+    assert not re.search(r"(src|href)=[\"']https?:", page), "nothing is fetched"
+    for text in (page, (out / "report.json").read_text()):
+        assert "secret" not in text
+        assert str(tiny_cohort.parent) not in text
+
+
+def test_a_set_that_medsynth_did_not_make(tiny_cohort, tmp_path):
+    """Any cohort of known classes will do: here the test split offered as synthetic, without a run."""
+    real = medsynth.read_cohort(tiny_cohort)
+    offered = tiny_cohort.parent / "offered.csv"
+    from medsynth.cohorts import write_cohort
+
+    write_cohort(real.select(split="test"), offered)
+    files = medsynth.evaluate(real=tiny_cohort, synthetic=offered, out=tmp_path / "report", progress=False)
+    report = json.loads(files.json.read_text())
+    assert report["settings"]["run"] is None
+    # Scans offered against themselves are not further apart than two halves of them.
+    everything = next(row for row in report["fidelity"]["rows"] if row["label"] is None)
+    assert everything["held_out"]["kid"]["reading"] != "further"
+
+
+def test_swapped_arguments_are_noticed(tiny_cohort, synthetic, tmp_path):
+    with pytest.raises(DataError, match="try swapping --real and --synthetic"):
+        medsynth.evaluate(real=synthetic, synthetic=tiny_cohort, out=tmp_path / "report", progress=False)
+    assert not (tmp_path / "report").exists()
+
+
+def test_a_missing_set_is_named(tiny_cohort, tmp_path):
+    with pytest.raises(DataError, match=r"nothing.*need"):
+        medsynth.evaluate(real=tiny_cohort, synthetic=tmp_path / "nothing", out=tmp_path / "report", progress=False)
