@@ -5,5 +5,5 @@
 set -euo pipefail
 scans=$1
 out=$2
-medsynth run chest_xray_2d --out "$out" --set "scans=$scans,labels=$scans/labels.csv"
-python benchmarks/solver_error.py --run "$out/run" --out "$out/solver_error.json"
+medsynth run chest_xray_2d --out "$out" --set "scans=$scans" --set "labels=$scans/labels.csv"
+python -m benchmarks.solver_error --run "$out/run" --out "$out/solver_error.json"

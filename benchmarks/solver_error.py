@@ -1,6 +1,6 @@
 """Error of few-step solvers on a trained run: RMSE in [-1, 1] against Heun with 200 steps, same seeds.
 
-python benchmarks/solver_error.py --run run --scans 32 --out benchmarks/results/solver_error.json
+python -m benchmarks.solver_error --run run --scans 32 --out benchmarks/results/solver_error.json
 """
 
 from __future__ import annotations

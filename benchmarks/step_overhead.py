@@ -1,6 +1,6 @@
 """Time of a training step through medsynth's Lightning path against a bare loop of the same network and batches.
 
-    python benchmarks/step_overhead.py --config chest_xray_2d --out benchmarks/results/step_overhead.json
+    python -m benchmarks.step_overhead --config chest_xray_2d --out benchmarks/results/step_overhead.json
 
 Both do the same arithmetic: noise, augmentation, forward, backward, clipping, AdamW, EMA. The Lightning path adds the
 sampler, the loader, logging, the progress bar and the trainer. Rounds alternate, so that a machine whose speed drifts does
@@ -36,7 +36,9 @@ def lightning_seconds(options: dict[str, Any], cohort: Path, out: Path, steps: i
     monitor = replace(
         options["monitor"], log_every=steps, validate_every=0, preview_every=0, checkpoint_every=10 * steps
     )
-    run = medsynth.train(**options | {"max_steps": 2 * steps, "monitor": monitor}, cohort=cohort, out=out)
+    run = medsynth.train(
+        **options | {"max_steps": 2 * steps, "monitor": monitor, "accelerator": "cpu"}, cohort=cohort, out=out
+    )
     return options["batch_size"] / float(run.read_metrics()["scans_per_s"][1][-1])
 
 
@@ -60,7 +62,10 @@ def bare_seconds(options: dict[str, Any], prepared: PreparedCohort, spec: RunSpe
         parameters = module.augmentation.draw(size, generator)
         noise = torch.randn(scans.shape, generator=generator)
         clean = module.augmentation.apply(scans, parameters)
-        condition = Condition(torch.from_numpy(prepared.labels[rows]), parameters)
+        withheld = torch.rand(size, generator=generator) < options["label_dropout"]
+        condition = denoiser.embedding.withhold_label(
+            Condition(torch.from_numpy(prepared.labels[rows]), parameters), withheld
+        )
         with torch.autocast("cpu", torch.bfloat16, enabled=options["precision"] == "bf16-mixed"):
             denoised = denoiser(clean + match_rank(sigma, clean) * noise, sigma, condition)
             error = (denoised - clean).square().flatten(1).mean(1)

@@ -104,7 +104,7 @@ def index(
         columns=columns,
         patient_pattern=patient_pattern,
         split=split,
-        keep=[part for part in (keep or "").split(",") if part],
+        keep=[part.strip() for part in (keep or "").split(",") if part.strip()],
         allow_tiny=allow_tiny,
         skip_bad=skip_bad,
         seed=seed,
@@ -200,7 +200,7 @@ def train(
 def sample(
     *,
     run: PathLike,
-    count: str | int,
+    count: str | int | dict[str, int],
     out: PathLike,
     seed: int = 0,
     format: Literal["auto", "nifti", "png", "npz"] = "auto",
@@ -234,7 +234,7 @@ def sample(
     return sample_set(
         loaded,
         Path(out),
-        parse_counts(str(count), loaded.spec.classes),
+        parse_counts(count, loaded.spec.classes),
         seed=seed,
         file_format=format,
         batch_size=batch_size,

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import inspect
+import os
 import sys
+from collections import Counter
 from importlib.metadata import version
+from typing import Any
 
 from medsynth.errors import MedsynthError
 
@@ -38,6 +42,9 @@ def run_command(arguments: list[str]) -> int:
     except MedsynthError as error:
         print(f"medsynth: {' '.join(str(error).split())}", file=sys.stderr)
         return error.exit_code
+    except OSError as error:
+        print(f"medsynth: {_explain(error)}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt as interrupt:
         print(f"\nmedsynth: interrupted {interrupt}".rstrip(), file=sys.stderr)
         return 130
@@ -61,12 +68,14 @@ def _dispatch(arguments: list[str]) -> int:
         return 2
     parser = verb_parser(
         verb,
+        exit_on_error=False,
         prog=f"medsynth {verb}",
         description=(inspect.getdoc(VERBS[verb]) or "").split("\n\nArgs:")[0],
         epilog=f"example: {_EXAMPLES[verb]}",
     )
     result = VERBS[verb](**parse_verb(parser, rest))
-    print(_describe(verb, result))
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        print(_describe(verb, result))
     return 0
 
 
@@ -80,16 +89,22 @@ def _run(arguments: list[str]) -> int:
         "recipe", help=f"Name of a shipped recipe ({', '.join(PIPELINES.names())}) or path of a YAML file."
     )
     parser.add_argument("--out", required=True, help="Folder for everything that the recipe makes.")
-    parser.add_argument("--set", default="", metavar="NAME=VALUE,...", help="Values of the recipe's variables.")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="Value of a variable of the recipe; may be repeated.",
+    )
     options = parser.parse_args(arguments)
     variables = {}
-    for part in filter(None, options.set.split(",")):
+    for part in options.set:
         name, separator, value = part.partition("=")
         if not separator:
             raise ConfigError(f"set: need NAME=VALUE, got {part!r}; try --set scans=folder")
         variables[name.strip()] = value.strip()
     results = run_recipe(options.recipe, out=options.out, variables=variables)
-    print(_describe("run", results[-1]))
+    print(_describe(*results[-1]))
     return 0
 
 
@@ -105,10 +120,22 @@ def _top_parser(summaries: dict[str, str]) -> argparse.ArgumentParser:
     )
 
 
-def _describe(verb: str, result: object) -> str:
+def _describe(verb: str, result: Any) -> str:
     """What a verb says when it is done."""
-    summary = getattr(result, "summary", None)
-    return summary() if callable(summary) else f"{verb}: done"
+    if verb == "sample":
+        made = Counter(row.label for row in result.rows)
+        counts = ", ".join(f"{count} {label}" for label, count in made.items())
+        return f"{result.folder / 'cohort.csv'}: {counts}; every scan is synthetic"
+    if verb == "demo":
+        return f"{result.summary()}\ncohort: {result.folder / 'cohort.csv'}"
+    return result.summary()
+
+
+def _explain(error: OSError) -> str:
+    """One line for what the file system refused."""
+    if error.errno == errno.ENOSPC:
+        return f"{error.filename or 'disk'}: need free space, got a full disk; try freeing some, then the same command again"
+    return f"{error.filename or 'file'}: need a place that can be read or written, got {error.strerror or error}"
 
 
 def _first_line(doc: str | None) -> str:

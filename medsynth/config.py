@@ -5,9 +5,10 @@ Defaults live here and nowhere else. Nothing in this module imports torch, so `-
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from medsynth.errors import ConfigError
 
@@ -318,6 +319,23 @@ class Shipped:
         raise ConfigError(
             f"{name}: need one of {', '.join(self.names())} or the path of a .yaml file; got an unknown name"
         )
+
+
+def changed_options(previous: Mapping[str, Any], current: Mapping[str, Any], *, free: Sequence[str] = ()) -> list[str]:
+    """Return `name old -> new` for every option of `current` that differs, nested ones with dots; `free` top keys may."""
+    old, new = _flat(previous), _flat(current)
+    return [
+        f"{key} {old.get(key)!r} -> {value!r}"
+        for key, value in sorted(new.items())
+        if old.get(key) != value and key.split(".")[0] not in free
+    ]
+
+
+def _flat(options: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in options.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return flat
 
 
 CONFIGS = Shipped(folder="configs")

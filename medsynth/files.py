@@ -13,6 +13,7 @@ from typing import Any
 from urllib.parse import quote, unquote
 
 _RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
+_PARTIAL = ".partial-"
 _SEGMENT = 100  # characters of one folder name; file systems allow 255 bytes
 
 
@@ -25,7 +26,7 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=".partial-", suffix="-" + path.name[-80:], dir=path.parent)
+    handle, name = tempfile.mkstemp(prefix=_PARTIAL, suffix="-" + path.name[-80:], dir=path.parent)
     os.close(handle)
     temporary = Path(name)
     try:
@@ -36,6 +37,12 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def remove_partial(folder: Path | str) -> None:
+    """Remove what `atomic_path` left below `folder` when a process was killed; for the only writer of the folder."""
+    for leftover in Path(folder).rglob(f"{_PARTIAL}*"):
+        leftover.unlink(missing_ok=True)
 
 
 def write_bytes(path: Path | str, content: bytes) -> None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin
 
 import yaml
 from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser
@@ -22,7 +22,7 @@ VERBS: dict[str, Callable[..., Any]] = {
     "sample": api.sample,
     "evaluate": api.evaluate,
 }
-_PLACEHOLDER = re.compile(r"\{(\w+)\}")
+_PLACEHOLDER = re.compile(r"\{([A-Za-z_]\w*)\}")
 
 
 def verb_parser(verb: str, **settings: Any) -> ArgumentParser:
@@ -38,21 +38,60 @@ def verb_parser(verb: str, **settings: Any) -> ArgumentParser:
 
 
 def resolve_config(arguments: list[str]) -> list[str]:
-    """Return the arguments with the names behind `--config` replaced by the paths of their files."""
-    resolved = list(arguments)
-    for place, argument in enumerate(resolved):
+    """Return the arguments with the files behind `--config` names, first of all, so that options win wherever they stand."""
+    configs, others = [], []
+    remaining = iter(arguments)
+    for argument in remaining:
         if argument.startswith("--config="):
-            resolved[place] = f"--config={CONFIGS.find(argument.removeprefix('--config='))}"
-        elif argument == "--config" and place + 1 < len(resolved):
-            resolved[place + 1] = str(CONFIGS.find(resolved[place + 1]))
-    return resolved
+            configs.append(f"--config={CONFIGS.find(argument.removeprefix('--config='))}")
+        elif argument == "--config" and (name := next(remaining, None)) is not None:
+            configs.append(f"--config={CONFIGS.find(name)}")
+        else:
+            others.append(argument)
+    return configs + others
 
 
 def parse_verb(parser: ArgumentParser, arguments: list[str]) -> dict[str, Any]:
-    """Return the keyword arguments of a verb from command-line arguments."""
-    namespace = parser.parse_args(resolve_config(arguments))
-    instances = parser.instantiate_classes(namespace)
+    """Return the keyword arguments of a verb from command-line arguments; `ConfigError` for what it does not know.
+
+    Lists may be written with bare commas (`--split 0.7,0.15,0.15`), and a switch without a value is true.
+    """
+    try:
+        namespace = parser.parse_args(_complete(parser, resolve_config(arguments)))
+        instances = parser.instantiate_classes(namespace)
+    except (ArgumentError, TypeError, ValueError, KeyError) as error:
+        # The parser's tips follow on lines of their own.
+        raise ConfigError(f"{str(error).strip().splitlines()[0]}; try {parser.prog} --help") from error
     return {key: value for key, value in instances.as_dict().items() if key != "config"}
+
+
+def _complete(parser: ArgumentParser, arguments: list[str]) -> list[str]:
+    """Arguments with lists in brackets and values behind bare switches, as the parser wants them."""
+    kinds = {
+        option: getattr(action, "_typehint", None) for action in parser._actions for option in action.option_strings
+    }
+    completed: list[str] = []
+    for place, argument in enumerate(arguments):
+        option, separator, value = argument.partition("=")
+        before = completed[-1] if completed else ""
+        if kinds.get(option) is bool and not separator and [*arguments, "--"][place + 1].startswith("--"):
+            completed.append(f"{option}=true")
+        elif separator and _is_list(kinds.get(option)):
+            completed.append(f"{option}={_bracketed(value, kinds[option])}")
+        elif _is_list(kinds.get(before)) and not argument.startswith("--"):
+            completed.append(_bracketed(argument, kinds[before]))
+        else:
+            completed.append(argument)
+    return completed
+
+
+def _is_list(kind: Any) -> bool:
+    return any(get_origin(part) in (tuple, list, Sequence) for part in (kind, *get_args(kind)))
+
+
+def _bracketed(value: str, kind: Any) -> str:
+    single = get_origin(kind) not in (tuple, list, Sequence) and "," not in value  # a lone number where lists may stand
+    return value if single or value.lstrip().startswith("[") else f"[{value}]"
 
 
 def load_config(name: str, verb: str = "train") -> dict[str, Any]:
@@ -70,15 +109,29 @@ def load_config(name: str, verb: str = "train") -> dict[str, Any]:
     return {key: values[key] for key in given}
 
 
-def run_recipe(recipe: str, *, out: Path | str, variables: Mapping[str, str] | None = None) -> list[Any]:
-    """Run a recipe, by name or path, and return what its verbs returned.
+def describe_recipe(recipe: str) -> str:
+    """Return a recipe's description and its variables, for help."""
+    content = _read_yaml(PIPELINES.find(recipe))
+    variables = ", ".join(
+        f"{name}={'...' if value is None else value}" for name, value in _variables(content, recipe).items()
+    )
+    return f"{content.get('description', '')} {f'Variables: {variables}.' if variables else ''}".strip()
 
-    `{out}` in the recipe stands for the output folder, other names in braces for its variables. Steps that find their
-    work done do not repeat it. Raises `ConfigError` for an unknown recipe, verb, option or a variable without a value.
+
+def run_recipe(recipe: str, *, out: Path | str, variables: Mapping[str, str] | None = None) -> list[tuple[str, Any]]:
+    """Run a recipe, by name or path, and return its verbs with what they returned.
+
+    `{out}` in the recipe stands for the output folder, other names in braces for its variables. Called again, training and
+    sampling continue where they stopped. Raises `ConfigError` for an unknown recipe, verb or option, a variable without
+    a value, or a training with several processes, whose other processes would repeat the whole recipe.
     """
     path = PIPELINES.find(recipe)
     content = _read_yaml(path)
-    known = content.get("variables") or {}
+    if unknown_keys := sorted(content.keys() - {"description", "variables", "steps"}):
+        raise ConfigError(
+            f"{path.name}: need description, variables and steps, got {unknown_keys[0]!r}; try removing it"
+        )
+    known = _variables(content, path.name)
     given = dict(variables or {})
     if unknown := sorted(given.keys() - known.keys()):
         raise ConfigError(f"{path.name}: need one of its variables {', '.join(known) or '(none)'}; got {unknown[0]}")
@@ -86,19 +139,34 @@ def run_recipe(recipe: str, *, out: Path | str, variables: Mapping[str, str] | N
     if missing := sorted(name for name, value in values.items() if value is None):
         raise ConfigError(f"{path.name}: need a value for {', '.join(missing)}; try --set {missing[0]}=...")
     steps = content.get("steps")
-    if not isinstance(steps, list) or not all(isinstance(step, dict) and len(step) == 1 for step in steps):
-        raise ConfigError(f"{path.name}: need `steps`, a list with one verb each, got {type(steps).__name__}")
+    if not isinstance(steps, list) or not steps:
+        raise ConfigError(f"{path.name}: need `steps`, a list of verbs with their options, got {steps!r}")
     prepared = []
-    for step in steps:
+    for number, step in enumerate(steps, start=1):
+        if not isinstance(step, dict) or len(step) != 1 or not isinstance(next(iter(step.values())), dict):
+            raise ConfigError(
+                f"{path.name}: step {number}: need one verb with its options, got {step!r}; try verb: {{...}}"
+            )
         ((verb, options),) = step.items()
         if verb not in VERBS:
             raise ConfigError(f"{path.name}: need one of the verbs {', '.join(VERBS)}; got {verb!r}")
-        prepared.append((verb, _step_options(verb, _fill(options or {}, values, path.name), path.name)))
+        if verb == "train" and options.get("devices", 1) != 1:
+            raise ConfigError(
+                f"{path.name}: step {number}: need devices: 1 in a recipe, got {options['devices']}; try the verbs"
+            )
+        prepared.append((verb, _step_options(verb, _fill(options, values, path.name), path.name)))
     results = []
     for number, (verb, options) in enumerate(prepared, start=1):
         print(f"\n[{number}/{len(prepared)}] medsynth {verb}", file=sys.stderr, flush=True)
-        results.append(VERBS[verb](**options))
+        results.append((verb, VERBS[verb](**options)))
     return results
+
+
+def _variables(content: Mapping[str, Any], where: str) -> dict[str, Any]:
+    variables = content.get("variables") or {}
+    if not isinstance(variables, dict):
+        raise ConfigError(f"{where}: need `variables` as names with values, got {type(variables).__name__}")
+    return variables
 
 
 def _step_options(verb: str, options: dict[str, Any], where: str) -> dict[str, Any]:

@@ -122,8 +122,9 @@ class Run:
             return {}
         series: dict[str, list[tuple[int, float]]] = {}
         with path.open(encoding="utf-8", newline="") as stream:
-            for row in csv.DictReader(stream):
-                series.setdefault(row["name"], []).append((int(row["step"]), float(row["value"])))
+            for row in csv.reader(stream):
+                if len(row) == 3 and row[0].isdecimal():  # a kill may have torn the last one
+                    series.setdefault(row[1], []).append((int(row[0]), float(row[2])))
         return {
             name: (np.array([step for step, _ in points]), np.array([value for _, value in points]))
             for name, points in series.items()
@@ -156,8 +157,10 @@ def save_run(folder: Path, spec: RunSpec, denoiser: Denoiser, *, options: Mappin
     return Run(folder=folder, spec=spec, options=dict(options), steps=steps, fingerprint=fingerprint)
 
 
-def load_run(folder: Path | str) -> Run:
-    """Read a run folder; `DataError` if it is none, or of another format, `ConfigError` for a URL."""
+def load_run(folder: Run | Path | str) -> Run:
+    """Read a run folder (a `Run` is returned as it is); `DataError` if it is none or damaged, `ConfigError` for a URL."""
+    if isinstance(folder, Run):
+        return folder
     if "://" in str(folder):
         raise ConfigError(f"{folder}: need a local run folder, got a URL; try copying the run to this machine first")
     path = Path(folder) / RUN_FILE
@@ -185,7 +188,11 @@ def load_denoiser(run: Path | str, device: torch.device | str = "cpu") -> Denois
 
 
 def patient_fingerprints(patients: Iterable[str], salt: str) -> list[str]:
-    """Return the salted fingerprints of patient IDs, sorted: two lists with one salt can be compared, IDs not recovered."""
+    """Return the salted fingerprints of patient IDs, sorted, so that two lists with one salt can be compared.
+
+    They hide IDs from a glance, not from an attacker: whoever has the salt can try every short number. Keep
+    `patients.json` with the run, do not publish it.
+    """
     digests = (hashlib.scrypt(name.encode(), salt=salt.encode(), n=2**10, r=8, p=1, dklen=16) for name in set(patients))
     return sorted(digest.hex() for digest in digests)
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import pytest
 
@@ -64,9 +65,28 @@ def test_a_set_that_medsynth_did_not_make(tiny_cohort, tmp_path):
     files = medsynth.evaluate(real=tiny_cohort, synthetic=offered, out=tmp_path / "report", progress=False)
     report = json.loads(files.json.read_text())
     assert report["settings"]["run"] is None
+    assert everything_identical(report)
     # Scans offered against themselves are not further apart than two halves of them.
     everything = next(row for row in report["fidelity"]["rows"] if row["label"] is None)
     assert everything["held_out"]["kid"]["reading"] != "further"
+
+
+def everything_identical(report):
+    """Every offered scan is a real one, and the verdict says so."""
+    counts = [row["counts"] for row in report["fidelity"]["rows"]]
+    sentences = [verdict["sentence"] for verdict in report["verdict"]["fidelity"]]
+    return all(each["identical"] == each["synthetic"] > 0 for each in counts) and all(
+        "synthetic scans are identical to real scans." in sentence for sentence in sentences
+    )
+
+
+def test_a_run_that_did_not_make_the_set_is_refused(tiny_run, tiny_cohort, synthetic, tmp_path):
+    other = tmp_path / "other"
+    shutil.copytree(tiny_run.folder, other)
+    content = json.loads((other / "run.json").read_text())
+    (other / "run.json").write_text(json.dumps(content | {"fingerprint": "0" * 64}))
+    with pytest.raises(DataError, match=r"other: need the run that made \S+set"):
+        medsynth.evaluate(real=tiny_cohort, synthetic=synthetic, run=other, out=tmp_path / "report", progress=False)
 
 
 def test_swapped_arguments_are_noticed(tiny_cohort, synthetic, tmp_path):

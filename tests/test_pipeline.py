@@ -50,6 +50,43 @@ def test_mistakes_in_a_configuration_are_named(tmp_path, content, message):
     assert "mine.yaml" in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "key", "expected"),
+    [
+        (["--split", "0.6,0.2,0.2"], "split", (0.6, 0.2, 0.2)),
+        (["--split=[0.6,0.2,0.2]"], "split", (0.6, 0.2, 0.2)),
+        (["--columns.attributes", "age"], "columns", config.ColumnOptions(attributes=("age",))),
+        (["--columns.attributes=age,sex"], "columns", config.ColumnOptions(attributes=("age", "sex"))),
+        (["--skip_bad"], "skip_bad", True),
+        (["--skip_bad", "--seed", "3"], "skip_bad", True),
+        (["--skip_bad", "false"], "skip_bad", False),
+    ],
+)
+def test_lists_with_commas_and_bare_switches(arguments, key, expected):
+    parser = pipeline.verb_parser("index", exit_on_error=False)
+    parsed = pipeline.parse_verb(parser, ["--scans", "a", "--out", "b", *arguments])
+    assert parsed[key] == expected
+
+
+def test_a_size_may_be_one_number_or_several():
+    parser = pipeline.verb_parser("train", exit_on_error=False)
+    for text, size in (("64", 64), ("64,32", (64, 32)), ("[64,32]", (64, 32))):
+        parsed = pipeline.parse_verb(parser, ["--cohort", "a", "--out", "b", "--grid.size", text])
+        assert parsed["grid"].size == size
+
+
+def test_options_win_over_the_configuration_wherever_they_stand():
+    parser = pipeline.verb_parser("train", exit_on_error=False)
+    base = ["--cohort", "a", "--out", "b"]
+    for arguments in (
+        ["--max_steps", "7", *base, "--config", "chest_xray_2d"],
+        ["--config=chest_xray_2d", *base, "--max_steps", "7"],
+    ):
+        parsed = pipeline.parse_verb(parser, arguments)
+        assert parsed["max_steps"] == 7
+        assert parsed["precision"] == "bf16-mixed"
+
+
 def recipe(tmp_path, content):
     path = tmp_path / "recipe.yaml"
     path.write_text(yaml.safe_dump(content))
@@ -61,6 +98,11 @@ def recipe(tmp_path, content):
     [
         ({"steps": [{"fly": {}}]}, {}, "need one of the verbs demo"),
         ({"steps": "demo"}, {}, "need `steps`"),
+        ({"steps": []}, {}, "need `steps`"),
+        ({"steps": [{"demo": {}, "index": {}}]}, {}, "step 1: need one verb"),
+        ({"steps": ["demo"]}, {}, "step 1: need one verb"),
+        ({"variables": ["a"], "steps": []}, {}, "need `variables` as names with values"),
+        ({"variabels": {}, "steps": []}, {}, "got 'variabels'"),
         ({"steps": [{"demo": {"out": "{where}"}}]}, {}, "need a known variable in '{where}'"),
         ({"variables": {"scans": None}, "steps": []}, {}, "need a value for scans"),
         ({"variables": {"scans": None}, "steps": []}, {"scan": "x"}, "need one of its variables scans; got scan"),
@@ -101,7 +143,7 @@ def test_recipe_runs_its_steps_in_order(tmp_path, tiny_cohort, tiny_config):
         {"sample": {"run": "{out}/run", "count": "bright=2", "out": "{out}/synthetic", "progress": False}},
     ]
     name = recipe(tmp_path, {"variables": {"cohort": None}, "steps": steps})
-    run, synthetic = run_recipe(name, out=tmp_path / "out", variables={"cohort": str(tiny_cohort)})
+    (_, run), (_, synthetic) = run_recipe(name, out=tmp_path / "out", variables={"cohort": str(tiny_cohort)})
     assert run.steps == 12
     assert len(synthetic.rows) == 2
     assert medsynth.load_run(tmp_path / "out" / "run").fingerprint == run.fingerprint

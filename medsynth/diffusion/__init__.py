@@ -1,6 +1,6 @@
 """The maths of diffusion: noise, preconditioning, solvers, guidance. No networks, no files."""
 
-from medsynth.diffusion.guidance import ConditionalDenoise, ConditionRows, guide, join_conditions
+from medsynth.diffusion.guidance import ConditionalDenoise, ConditionRows, check_guidance, guide, join_conditions
 from medsynth.diffusion.precondition import (
     Preconditioning,
     draw_sigma,
@@ -18,6 +18,7 @@ __all__ = [
     "Denoise",
     "Preconditioning",
     "Solver",
+    "check_guidance",
     "dpmpp_2m",
     "draw_sigma",
     "euler",

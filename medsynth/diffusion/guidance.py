@@ -9,6 +9,7 @@ from torch import Tensor
 
 from medsynth.config import GuidanceOptions
 from medsynth.diffusion.solvers import Denoise
+from medsynth.errors import ConfigError
 
 # A condition is a tuple of tensors with one row a scan; the diffusion maths only joins and passes it on.
 ConditionRows = tuple[Tensor, ...]
@@ -22,8 +23,10 @@ def guide(
 
     For sigma in (sigma_low, sigma_high] the result is unconditional + scale * (conditional - unconditional) (Ho and
     Salimans 2022, arXiv 2207.12598, in the form of Karras et al. 2024), both evaluated in one batch; elsewhere, and for
-    scale 1, it is the conditional denoiser alone (Kynkäänniemi et al. 2024, arXiv 2404.07724).
+    scale 1, it is the conditional denoiser alone (Kynkäänniemi et al. 2024, arXiv 2404.07724). Raises `ConfigError` as
+    `check_guidance` does.
     """
+    check_guidance(options)
 
     def guided(noisy: Tensor, sigma: Tensor) -> Tensor:
         level = float(sigma[0])
@@ -34,6 +37,15 @@ def guide(
         return without + options.scale * (with_condition - without)
 
     return guided
+
+
+def check_guidance(options: GuidanceOptions) -> None:
+    """Raise `ConfigError` for a negative scale, which would steer away from the class, or an empty interval."""
+    if options.scale < 0 or not 0 <= options.sigma_low < options.sigma_high:
+        raise ConfigError(
+            f"guidance: need scale >= 0 and 0 <= sigma_low < sigma_high, got scale={options.scale}, "
+            f"sigma_low={options.sigma_low}, sigma_high={options.sigma_high}; try the defaults"
+        )
 
 
 def join_conditions(first: ConditionRows, second: ConditionRows) -> ConditionRows:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from medsynth.config import GuidanceOptions, SolverOptions
+from medsynth.diffusion import check_guidance
 from medsynth.errors import ConfigError
 from medsynth.networks import Denoiser, sample_scans
 from medsynth.runs import Run, load_run
@@ -37,11 +38,16 @@ class Chunk:
     stop: int
 
 
-def parse_counts(text: str, classes: tuple[str, ...]) -> dict[str, int]:
-    """Return the scans wanted of each class from text such as `viral=400,normal=100`, or `100` for as many of each.
+def parse_counts(wanted: str | int | Mapping[str, int], classes: tuple[str, ...]) -> dict[str, int]:
+    """Return the scans wanted of each class: from a mapping, text such as `viral=400,normal=100`, or one number for all.
 
     Raises `ConfigError` that names the part it cannot read, or lists the classes when one is unknown.
     """
+    text = (
+        ",".join(f"{label}={number}" for label, number in wanted.items())
+        if isinstance(wanted, Mapping)
+        else str(wanted)
+    )
     if text.strip().isdecimal():
         return dict.fromkeys(classes, _positive(text, text))
     counts: dict[str, int] = {}
@@ -77,25 +83,31 @@ def scan_seed(seed: int, label: str, number: int) -> int:
 def generate(
     run: Run | Path | str,
     *,
-    count: str | Mapping[str, int],
+    count: str | int | Mapping[str, int],
     seed: int = 0,
     batch_size: int = 16,
     solver: SolverOptions = SolverOptions(),
     guidance: GuidanceOptions = GuidanceOptions(),
     device: str = "auto",
 ) -> Iterator[SyntheticScan]:
-    """Yield new scans in physical units, class by class; `count` is a mapping or text such as `viral=400,normal=100`.
+    """Yield new scans in physical units, class by class; `count` is a mapping, text such as `viral=400,normal=100`, or a number.
 
     The same run, seed and chunk size (`batch_size`) give the same scans. Raises `ConfigError` for an unknown class and
     `DataError` for a folder that is no run.
     """
-    run = run if isinstance(run, Run) else load_run(run)
-    counts = parse_counts(count, run.spec.classes) if isinstance(count, str) else dict(count)
-    for label in counts:
-        run.spec.label_index(label)
+    run = load_run(run)
+    counts = parse_counts(count, run.spec.classes)
+    check_guidance_of(run, guidance)
     denoiser = run.load_denoiser(choose_device(device))
     for chunk in plan_chunks(counts, batch_size):
         yield from generate_chunk(run, denoiser, chunk, seed=seed, solver=solver, guidance=guidance)
+
+
+def check_guidance_of(run: Run, guidance: GuidanceOptions) -> None:
+    """Raise `ConfigError` for guidance that cannot work, or that this run never learnt."""
+    check_guidance(guidance)
+    if guidance.scale != 1 and not run.options.get("label_dropout"):
+        raise ConfigError("guidance.scale: need a run trained with label_dropout above 0, got one without; try scale 1")
 
 
 def generate_chunk(
@@ -147,13 +159,18 @@ def to_stored(array: np.ndarray, run: Run) -> np.ndarray:
 
 
 def choose_device(name: str) -> torch.device:
-    """Return the device: `auto` takes a GPU where there is one."""
+    """Return the device: `auto` takes a GPU where there is one; `ConfigError` for one that is not there."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        return torch.device(name)
+        device = torch.device(name)
     except RuntimeError as error:
         raise ConfigError(f"device: need auto, cpu or cuda, got {name!r}") from error
+    if device.type == "cuda" and (not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()):
+        raise ConfigError(
+            f"device: need a GPU that torch sees, got {name!r} and {torch.cuda.device_count()} GPUs; try cpu"
+        )
+    return device
 
 
 def _positive(text: str, part: str) -> int:

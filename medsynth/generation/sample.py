@@ -12,12 +12,14 @@ import torch
 from tqdm.auto import tqdm
 
 from medsynth.cohorts import Cohort, Row, write_cohort
-from medsynth.config import GuidanceOptions, SolverOptions
+from medsynth.config import GuidanceOptions, SolverOptions, changed_options
+from medsynth.diffusion import karras_sigmas
 from medsynth.errors import ConfigError, DataError
-from medsynth.files import label_folder, write_json
-from medsynth.generation.generate import Chunk, choose_device, generate_chunk, plan_chunks, scan_seed
+from medsynth.files import label_folder, remove_partial, write_json
+from medsynth.generation.generate import Chunk, check_guidance_of, choose_device, generate_chunk, plan_chunks, scan_seed
 from medsynth.runs import Run
 from medsynth.scans import write_scan
+from medsynth.seeds import derive_seed
 from medsynth.versions import installed_versions
 
 FORMAT = "medsynth-set/1"
@@ -54,27 +56,34 @@ def sample_set(
         "seed": seed,
         "counts": dict(counts),
         "suffix": suffix,
-        "chunk": batch_size,
+        "batch_size": batch_size,
         "solver": dataclasses.asdict(solver),
         "guidance": dataclasses.asdict(guidance),
         "classes": list(run.spec.classes),
         "training_scans": dict(zip(run.spec.classes, run.spec.class_counts, strict=True)),
         "training_patients": dict(zip(run.spec.classes, run.spec.class_patients, strict=True)),
     }
-    _refuse_other_set(out, settings)
-    circumstances = {
-        "device": str(choose_device(device)),
-        "threads": torch.get_num_threads(),
-        "versions": installed_versions(),
-    }
-    write_json(out / PROVENANCE_FILE, settings | circumstances)
+    # Whatever an option can get wrong is known before the first file.
+    karras_sigmas(solver)
+    check_guidance_of(run, guidance)
     chunks = plan_chunks(counts, batch_size)
+    chosen_device = choose_device(device)
+    sessions = _refuse_other_set(out, settings)
+    remove_partial(out)
     missing = [
         chunk for chunk in chunks if not all(_file(out, chunk.label, n, suffix).is_file() for n in _numbers(chunk))
     ]
+    if missing:
+        session = {
+            "device": str(chosen_device),
+            "threads": torch.get_num_threads(),
+            "versions": installed_versions(),
+        }
+        sessions = sessions if session in sessions else [*sessions, session]
+        write_json(out / PROVENANCE_FILE, settings | {"sessions": sessions})
     total = sum(counts.values())
     done = total - sum(chunk.stop - chunk.start for chunk in missing)
-    denoiser = run.load_denoiser(choose_device(device)) if missing else None
+    denoiser = run.load_denoiser(chosen_device) if missing else None
     with tqdm(total=total, initial=done, unit="scan", desc="sample", disable=not progress) as bar:
         for chunk in missing:
             assert denoiser is not None
@@ -100,26 +109,27 @@ def _row(run: Run, out: Path, label: str, number: int, seed: int, suffix: str) -
     return Row(
         path=_file(out, label, number, suffix).relative_to(out).as_posix(),
         label=label,
-        patient_id=f"SYNTH-{own_seed:016x}",
+        patient_id=f"SYNTH-{derive_seed(own_seed, run.fingerprint):016x}",
         split="train",
         attributes={"synthetic": "1", "seed": str(own_seed), "run": run.fingerprint[:16], "method": "sample"},
     )
 
 
-def _refuse_other_set(out: Path, settings: Mapping[str, Any]) -> None:
+def _refuse_other_set(out: Path, settings: Mapping[str, Any]) -> list[Any]:
+    """Refuse a folder with anything but this set; return the circumstances under which it was made so far."""
     path = out / PROVENANCE_FILE
     if not path.is_file():
         if out.is_dir() and any(out.iterdir()):
             raise ConfigError(f"{out}: need a new folder or a set to continue, got other files; try another --out")
-        return
+        return []
     try:
         previous = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+        sessions = list(previous["sessions"])
+    except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path}: need the provenance of the set, got damaged JSON; try another --out") from error
     # json turns tuples into lists: compare what a file would hold.
-    wanted = json.loads(json.dumps(settings))
-    changed = [f"{key} {previous.get(key)!r} -> {wanted[key]!r}" for key in wanted if previous.get(key) != wanted[key]]
-    if changed:
+    if changed := changed_options(previous, json.loads(json.dumps(settings))):
         raise ConfigError(
             f"{out}: need the settings this set was begun with, got {'; '.join(changed)}; try another --out"
         )
+    return sessions

@@ -106,7 +106,7 @@ def build_denoiser(
         num_head_channels=[
             options.head_channels if attends or level == last else 0 for level, attends in enumerate(options.attention)
         ],
-        norm_num_groups=min(32, gcd(*options.channels)),
+        norm_num_groups=gcd(32, *options.channels),
         num_class_embeds=classes + 1,
         use_flash_attention=True,
     )

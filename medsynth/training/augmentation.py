@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn.functional import affine_grid, grid_sample
 
 from medsynth.config import AugmentOptions
+from medsynth.errors import ConfigError
 
 _CUT = 2.0  # standard deviations at which the normal draws are cut off
 
@@ -24,6 +25,8 @@ class Augmentation:
     """
 
     def __init__(self, options: AugmentOptions, rank: int) -> None:
+        if wrong := [axis for axis in options.flip_axes if not 0 <= axis < rank]:
+            raise ConfigError(f"augment.flip_axes: need axes from 0 to {rank - 1} for {rank}D scans, got {wrong[0]}")
         self._options = options
         self._rank = rank
         self._rotations = 1 if rank == 2 else 3

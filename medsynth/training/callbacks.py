@@ -125,7 +125,7 @@ class Previews(Callback):
         rows = np.concatenate([samples[number][:columns] for number in self._classes])
         write_picture(self._folder / f"step_{step:07d}.png", tile(rows, columns))
         for logger in trainer.loggers:
-            logger.log_metrics(self._memorisation(samples[self._rarest]), step - 1)
+            logger.log_metrics(self._memorisation(samples[self._rarest][: self._options.memorisation_scans]), step - 1)
 
     def _sample(self, module: DiffusionModule) -> dict[int, np.ndarray]:
         options, device = self._options, module.device
@@ -177,13 +177,14 @@ class RunKeeper(Callback):
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
         """Save when due."""
         if trainer.global_step % self._every == 0:
-            self._write(trainer, pl_module)
+            self.write(trainer, pl_module)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Save at the end, or where a signal stopped the training."""
-        self._write(trainer, pl_module)
+        """Save at the end."""
+        self.write(trainer, pl_module)
 
-    def _write(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def write(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Save now, on the first rank."""
         assert isinstance(pl_module, DiffusionModule)
         if trainer.is_global_zero:
             self._save(pl_module, trainer.global_step)
@@ -192,30 +193,35 @@ class RunKeeper(Callback):
 class StopOnSignal(Callback):
     """Ctrl-C and SIGTERM end the training after the current step, with a checkpoint; a second Ctrl-C at once."""
 
-    def __init__(self, checkpoint: Path) -> None:
-        self._checkpoint = checkpoint
-        self.received: int | None = None
+    def __init__(self, checkpoint: Path, keeper: RunKeeper) -> None:
+        self._checkpoint, self._keeper = checkpoint, keeper
+        self._received: int | None = None
+        self._previous: dict[int, Any] = {}
+        self.stopped = False
 
-    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Take over the signals, where this is the main thread."""
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Take over the signals, where this is the main thread; here, because Lightning sets its own before."""
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
-                signal.signal(number, self._receive)
+                self._previous[number] = signal.signal(number, self._receive)
 
-    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
-        """Stop if a signal came."""
-        if trainer.strategy.reduce_boolean_decision(self.received is not None, all=False) and not trainer.should_stop:
-            trainer.should_stop = True
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
+        """Stop all ranks if a signal came to any; several ranks ask each other at every tenth step only."""
+        if self.stopped or (trainer.world_size > 1 and trainer.global_step % 10):
+            return
+        if trainer.strategy.reduce_boolean_decision(self._received is not None, all=False):
+            self.stopped = trainer.should_stop = True
             trainer.limit_val_batches = 0  # leave at once, without a last validation
+            self._keeper.write(trainer, pl_module)  # a checkpoint never stands without the run that it belongs to
             trainer.save_checkpoint(self._checkpoint)
 
-    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Give the signals back."""
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    def restore_signals(self) -> None:
+        """Give the signals back to whom they belonged."""
+        while self._previous:
+            number, handler = self._previous.popitem()
+            signal.signal(number, handler)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
-        if self.received is not None:
+        if self._received is not None:
             raise KeyboardInterrupt
-        self.received = number
+        self._received = number

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import errno
+import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,11 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
         """Write `checkpoint` to `path`, atomically; `DataError` says when the disk is full."""
+        for state in checkpoint.get("callbacks", {}).values():
+            # ModelCheckpoint notes absolute paths; a run folder holds none.
+            if isinstance(state, dict) and "dirpath" in state:
+                state.pop("dirpath")
+                state |= {key: "" for key in state if key.endswith("_path")}
         try:
             with atomic_path(Path(path)) as temporary:
                 torch.save(checkpoint, temporary)
@@ -74,11 +81,11 @@ class MetricsLog(Logger):
         """Append metrics; `step` counts from 0, as Lightning does."""
         new = not self._path.exists()
         with self._path.open("a", encoding="utf-8", newline="") as stream:
+            writer = csv.writer(stream, lineterminator="\n")  # labels may hold commas and quotes
             if new:
-                stream.write("step,name,value\n")
-            stream.writelines(
-                f"{(step or 0) + 1},{name},{value:.7g}\n" for name, value in metrics.items() if name != "epoch"
-            )
+                writer.writerow(["step", "name", "value"])
+            rows = ([(step or 0) + 1, name, f"{value:.7g}"] for name, value in metrics.items() if name != "epoch")
+            writer.writerows(rows)
 
     @rank_zero_only
     def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
@@ -87,7 +94,11 @@ class MetricsLog(Logger):
     @rank_zero_only
     def rewind(self, step: int) -> None:
         """Drop rows of more than `step` steps."""
-        if self._path.exists():
-            header, *rows = self._path.read_text(encoding="utf-8").splitlines()
-            kept = [row for row in rows if int(row.split(",", 1)[0]) <= step]
-            write_text(self._path, "\n".join([header, *kept]) + "\n")
+        if not self._path.exists():
+            return
+        with self._path.open(encoding="utf-8", newline="") as stream:
+            rows = [row for row in csv.reader(stream) if len(row) == 3]  # a kill may have torn the last one
+        kept = [row for row in rows[1:] if int(row[0]) <= step]
+        text = io.StringIO()
+        csv.writer(text, lineterminator="\n").writerows([rows[0], *kept])
+        write_text(self._path, text.getvalue())

@@ -25,8 +25,10 @@ class DiffusionModule(pl.LightningModule):
     """Trains a denoiser; batches are `{"scan": (N, C, *spatial) in [-1, 1], "label": (N,)}`.
 
     Batches of medsynth's own loader also carry `position`, the place of each scan in the global batch; without it, ranks
-    take turns. Every random draw is a function of (seed, step, position), so it is the same for any number of processes and
-    after a resume. `ema` holds the averaged weights, `averaged` the denoiser to use.
+    take turns. Every random draw is a function of (seed, step, position), so it is the same after a resume and for any
+    number of processes; only dropout masks differ between ranks. The loss is weighted by the scalar sigma_data of all
+    pixels, also where the stem's bands have their own: a band counts with the energy that it has in the scans. `ema`
+    holds the averaged weights, `averaged` the denoiser to use. The module clips gradients itself.
     """
 
     denoiser: Denoiser
@@ -69,17 +71,19 @@ class DiffusionModule(pl.LightningModule):
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """Return the weighted denoising loss of a batch (Karras et al. 2022, equation 2 and table 1)."""
         scans, labels = batch["scan"], batch["label"]
-        step, total = self.global_step, len(scans) * self.trainer.world_size
+        total = len(scans) * self.trainer.world_size
+        keys = (self.global_step, batch_idx % self.trainer.accumulate_grad_batches)
         positions = batch.get("position")
         if positions is None:
             positions = torch.arange(self.global_rank, total, self.trainer.world_size, device=scans.device)
-        torch.manual_seed(derive_seed(self._seed, "dropout", step, self.global_rank))
-        generator = torch_generator(self._seed, "step", step, device=scans.device)
-        # Every rank draws for the whole global batch and keeps its places: the draws do not depend on the world size.
+        torch.manual_seed(derive_seed(self._seed, "dropout", *keys, self.global_rank))
+        generator = torch_generator(self._seed, "step", *keys, device=scans.device)
+        # Every rank draws the small things for the whole global batch and keeps its places, and noise place by place: the
+        # draws do not depend on the number of processes.
         sigma = draw_sigma(total, mean=self._noise.mean, std=self._noise.std, generator=generator)[positions]
         withheld = (torch.rand(total, generator=generator, device=scans.device) < self._label_dropout)[positions]
         parameters = self.augmentation.draw(total, generator)[positions]
-        noise = torch.randn(total, *scans.shape[1:], generator=generator, device=scans.device)[positions]
+        noise = self._draw_noise(scans, positions, *keys)
 
         clean = self.augmentation.apply(scans, parameters)
         condition = self.denoiser.embedding.withhold_label(Condition(labels, parameters), withheld)
@@ -91,11 +95,11 @@ class DiffusionModule(pl.LightningModule):
         """Add up the loss of the averaged denoiser for each class and noise level, with fixed noise for each scan."""
         scans, labels = batch["scan"], batch["label"]
         condition = self.averaged.embedding.make(labels)
+        numbers = batch.get("index")
+        if numbers is None:
+            numbers = torch.arange(len(scans)) + batch_idx * len(scans)
         for column, level in enumerate(VALIDATION_SIGMAS):
-            seeds = [derive_seed(self._seed, "validation", int(index), column) for index in batch["index"]]
-            noise = torch.stack(
-                [torch.randn(scans.shape[1:], generator=torch.Generator().manual_seed(seed)) for seed in seeds]
-            ).to(scans)
+            noise = self._draw_noise(scans, numbers, "validation", column)
             sigma = torch.full((len(scans),), level, device=scans.device)
             losses = self._losses(self.averaged, scans, noise, sigma, condition).double()
             self._validation_sum[:, column].index_add_(0, labels, losses)
@@ -145,6 +149,15 @@ class DiffusionModule(pl.LightningModule):
 
         schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, factor)
         return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def _draw_noise(self, scans: Tensor, places: Tensor, *keys: int | str) -> Tensor:
+        """Standard normal noise like `scans`; each scan's depends on the seed, the keys and its place."""
+        generator = torch.Generator(scans.device)
+        noise = torch.empty_like(scans)
+        for row, place in zip(noise, places.tolist(), strict=True):
+            generator.manual_seed(derive_seed(self._seed, "noise", *keys, place))
+            row.normal_(generator=generator)
+        return noise
 
     def _over_ranks(self, values: Tensor) -> Tensor:
         """Sum of every rank's values; alone, `all_gather` adds no axis."""

@@ -10,6 +10,7 @@ import os
 import secrets
 import sys
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,13 @@ import torch
 import yaml
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.plugins.environments import LightningEnvironment
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch.utils.data import DataLoader
 
 from medsynth.cohorts import Cohort, PreparedCohort, ScanDataset, prepare_cohort
-from medsynth.config import NetworkOptions, TrainingPlan
+from medsynth.config import NetworkOptions, TrainingPlan, changed_options
 from medsynth.errors import ConfigError, DataError
-from medsynth.files import write_json, write_text
+from medsynth.files import remove_partial, write_json, write_text
 from medsynth.networks import build_stem, check_network
 from medsynth.runs import (
     METRICS_FILE,
@@ -47,8 +49,9 @@ from medsynth.training.module import DiffusionModule
 
 CHECKPOINT = Path("checkpoints") / "last.ckpt"
 # Files of a run that was killed before its first run.json.
-_OWN = (WEIGHTS_FILE, PATIENTS_FILE, METRICS_FILE, "config.yaml", "previews", "checkpoints")
-# What may change between two calls of the same training: none of it decides about the weights.
+_OWN = (WEIGHTS_FILE, PATIENTS_FILE, METRICS_FILE, "config.yaml", "previews", "checkpoints", "tensorboard")
+# What may change between two calls of the same training. The number of processes changes which dropout masks are drawn (and a
+# GPU draws other noise than a CPU), so weights are the same to the last bit only where these stay.
 _FREE = ("accelerator", "devices", "num_nodes", "num_workers", "monitor", "reading")
 
 
@@ -61,12 +64,16 @@ def train_run(
     cannot be used, and `KeyboardInterrupt` after a signal stopped the training and a checkpoint was written.
     """
     check_world(plan)
+    check_plan(plan)
+    classes = cohort.select(split="train").classes
+    # A class without training scans cannot be learnt: leave its val and test scans out.
+    cohort = replace(cohort, rows=tuple(row for row in cohort.rows if row.label in classes))
     prepared = prepare_cohort(
         cohort,
         grid=plan.grid,
         intensity=plan.intensity,
         reading=plan.reading,
-        classes=cohort.select(split="train").classes,
+        classes=classes,
         cache_dir=cache_dir,
         progress=progress,
     )
@@ -75,20 +82,27 @@ def train_run(
     resumed = checkpoint.is_file()
     if (out / RUN_FILE).is_file():
         previous = load_run(out)
-        _refuse_other(previous.options, options, out)
+        if changed := changed_options(previous.options, options, free=_FREE):
+            raise ConfigError(
+                f"{out}: need the options that this run was started with, got {'; '.join(changed)}; try another --out"
+            )
         if previous.steps >= plan.max_steps:
             return previous
+    elif resumed:
+        raise ConfigError(f"{out}: need {RUN_FILE} beside the checkpoint, got none; try another --out")
     elif out.is_dir() and not all(_is_own(path.name) for path in out.iterdir()):
         raise ConfigError(
             f"{out}: need a new folder or a run to continue, got a folder with other files; try another --out"
         )
     spec = make_spec(cohort, prepared, plan)
 
-    trainer, module, keeper = _assemble(prepared, spec, out, plan, options, progress=progress)
+    trainer, module, stop = _assemble(prepared, spec, out, plan, options, progress=progress)
     if trainer.is_global_zero:
         out.mkdir(parents=True, exist_ok=True)
+        remove_partial(out)
         write_text(out / "config.yaml", yaml.safe_dump(_options(plan), sort_keys=False))
-        _write_patients(cohort, out)
+        if not resumed:
+            _write_patients(cohort, out)
         if progress:
             print("\n".join([describe_training(spec, plan), *advice(spec)]), file=sys.stderr, flush=True)
     loaders = _loaders(prepared, trainer, plan)
@@ -96,8 +110,14 @@ def train_run(
         for text in (".*does not have many workers.*", ".*tensorboard.*", ".*Checkpoint directory.*", ".*LeafSpec.*"):
             warnings.filterwarnings("ignore", text)
         # Everything in a run's own checkpoint is plain tensors and numbers; nothing else is loaded.
-        trainer.fit(module, *loaders, ckpt_path=checkpoint if resumed else None, weights_only=True)
-    if keeper.received is not None:
+        try:
+            trainer.fit(module, *loaders, ckpt_path=checkpoint if resumed else None, weights_only=True)
+        except SystemExit as error:  # Lightning's answer to a second Ctrl-C
+            raise KeyboardInterrupt("at once; the same command continues from the last checkpoint") from error
+        finally:
+            stop.restore_signals()
+    trainer.strategy.barrier()  # the first rank has written the run
+    if stop.stopped:
         raise KeyboardInterrupt(f"stopped at step {trainer.global_step}; the same command continues from there")
     return load_run(out)
 
@@ -161,6 +181,45 @@ def check_world(plan: TrainingPlan) -> None:
         )
 
 
+def check_plan(plan: TrainingPlan) -> None:
+    """Raise `ConfigError` for a number that no training can work with."""
+    monitor = plan.monitor
+    positive = {
+        "max_steps": plan.max_steps,
+        "batch_size": plan.batch_size,
+        "devices": plan.devices,
+        "num_nodes": plan.num_nodes,
+        "monitor.log_every": monitor.log_every,
+        "monitor.checkpoint_every": monitor.checkpoint_every,
+        "monitor.preview_scans": monitor.preview_scans,
+        "monitor.memorisation_scans": monitor.memorisation_scans,
+        "monitor.validation_scans": monitor.validation_scans,
+        "network.residual_blocks": plan.network.residual_blocks,
+        "noise.std": plan.noise.std,
+    }
+    for name, value in positive.items():
+        if value <= 0:
+            raise ConfigError(f"{name}: need a number above 0, got {value}")
+    not_negative = {
+        "num_workers": plan.num_workers,
+        "monitor.validate_every": monitor.validate_every,
+        "monitor.preview_every": monitor.preview_every,
+        "optimiser.learning_rate": plan.optimiser.learning_rate,
+    }
+    for name, value in not_negative.items():
+        if value < 0:
+            raise ConfigError(f"{name}: need 0 or more, got {value}")
+    shares = {
+        "label_dropout": plan.label_dropout,
+        "network.dropout": plan.network.dropout,
+        "augment.probability": plan.augment.probability,
+        "optimiser.ema_decay": plan.optimiser.ema_decay,
+    }
+    for name, value in shares.items():
+        if not 0 <= value <= 1:
+            raise ConfigError(f"{name}: need a number from 0 to 1, got {value}")
+
+
 def describe_training(spec: RunSpec, plan: TrainingPlan) -> str:
     """Return one line on what is about to be trained: scans, shares of the draws, grid, size of the network."""
     shares = class_shares(np.array(spec.class_counts), plan.balance)
@@ -176,8 +235,12 @@ def describe_training(spec: RunSpec, plan: TrainingPlan) -> str:
 
 
 def advice(spec: RunSpec) -> list[str]:
-    """Return what the user should know about the class counts before training."""
+    """Return what the user should know about the cohort before training."""
     notes = []
+    if len(spec.shape) == 4:
+        notes.append(
+            "volumes: the code is the same as for pictures, but tried on small ones only; begin with a small grid.size"
+        )
     total = sum(spec.class_counts)
     for label, scans, patients in zip(spec.classes, spec.class_counts, spec.class_patients, strict=True):
         if patients < 10:
@@ -205,18 +268,14 @@ def _assemble(
         seed=plan.seed,
     )
     monitor = plan.monitor
-    stop = StopOnSignal(out / CHECKPOINT)
-    callbacks: list[Callback] = [Throughput(monitor.log_every, plan.batch_size), stop]
+    keeper = RunKeeper(lambda trained, step: _keep(out, spec, trained, options, step), monitor.checkpoint_every)
+    stop = StopOnSignal(out / CHECKPOINT, keeper)
+    callbacks: list[Callback] = [stop, keeper]
     if progress:
         callbacks.append(Progress())
     if monitor.preview_every:
         callbacks.append(Previews(prepared, monitor, out / "previews", seed=plan.seed, last_step=plan.max_steps))
-    callbacks.append(
-        RunKeeper(
-            lambda trained, step: _keep(out, spec, trained, options, step),
-            monitor.checkpoint_every,
-        )
-    )
+    callbacks.append(Throughput(monitor.log_every, plan.batch_size))  # last, so that previews do not count as waiting
     callbacks.append(
         ModelCheckpoint(
             dirpath=out / CHECKPOINT.parent,
@@ -229,27 +288,33 @@ def _assemble(
     log = MetricsLog(out / METRICS_FILE)
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     validate = monitor.validate_every and len(prepared.indices(split="val")) > 0
-    trainer = pl.Trainer(
-        accelerator=plan.accelerator,
-        devices=plan.devices,
-        num_nodes=plan.num_nodes,
-        precision=plan.precision,
-        max_steps=plan.max_steps,
-        max_epochs=-1,
-        deterministic=plan.deterministic,
-        val_check_interval=min(monitor.validate_every, plan.max_steps) if validate else None,
-        check_val_every_n_epoch=None,
-        limit_val_batches=None if validate else 0,
-        num_sanity_val_steps=0,
-        log_every_n_steps=monitor.log_every,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
-        plugins=[AtomicCheckpointIO(), *_environment()],
-        callbacks=callbacks,
-        logger=[log, *_tensorboard(out, plan)],
-        default_root_dir=out,
-    )
+    try:
+        trainer = pl.Trainer(
+            accelerator=plan.accelerator,
+            devices=plan.devices,
+            num_nodes=plan.num_nodes,
+            precision=plan.precision,
+            max_steps=plan.max_steps,
+            max_epochs=-1,
+            deterministic=plan.deterministic,
+            val_check_interval=min(monitor.validate_every, plan.max_steps) if validate else None,
+            check_val_every_n_epoch=None,
+            limit_val_batches=None if validate else 0,
+            num_sanity_val_steps=0,
+            log_every_n_steps=min(monitor.log_every, plan.max_steps),
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            use_distributed_sampler=False,
+            plugins=[AtomicCheckpointIO(), *_environment()],
+            callbacks=callbacks,
+            logger=[log, *_tensorboard(out, plan)],
+            default_root_dir=out,
+        )
+    except MisconfigurationException as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(
+            f"accelerator: need devices that are there, got {plan.accelerator!r}: {reason}; try auto"
+        ) from error
     return trainer, module, stop
 
 
@@ -266,7 +331,10 @@ def _loaders(prepared: PreparedCohort, trainer: pl.Trainer, plan: TrainingPlan) 
         rank=trainer.global_rank,
         world=trainer.world_size,
     )
-    chosen = _validation_scans(prepared, plan)[trainer.global_rank :: trainer.world_size]
+    everyone = _validation_scans(prepared, plan)
+    # As many for every rank: a rank without scans would miss the collective calls of validation.
+    whole = len(everyone) // trainer.world_size * trainer.world_size
+    chosen = everyone[:whole][trainer.global_rank :: trainer.world_size]
     validation = DataLoader(ScanDataset(prepared, chosen), batch_size=max(1, plan.batch_size // trainer.world_size))
     loader = make_loader(ScanDataset(prepared, train), sampler, num_workers=plan.num_workers)
     return loader, validation if len(chosen) else None
@@ -288,8 +356,6 @@ def _keep(out: Path, spec: RunSpec, module: DiffusionModule, options: dict[str, 
 
 
 def _write_patients(cohort: Cohort, out: Path) -> None:
-    if (out / PATIENTS_FILE).is_file():
-        return
     salt = secrets.token_hex(16)
     splits = {
         split: patient_fingerprints((row.patient_id for row in cohort.select(split=split).rows), salt)
@@ -303,28 +369,8 @@ def _options(plan: TrainingPlan) -> dict[str, Any]:
     return json.loads(json.dumps(dataclasses.asdict(plan)))
 
 
-def _refuse_other(previous: Any, current: dict[str, Any], out: Path) -> None:
-    old, new = _flat(previous), _flat(current)
-    changed = [
-        f"{key} {old.get(key)!r} -> {new.get(key)!r}"
-        for key in sorted(old.keys() | new.keys())
-        if old.get(key) != new.get(key) and key.split(".")[0] not in _FREE
-    ]
-    if changed:
-        raise ConfigError(
-            f"{out}: need the options that this run was started with, got changes: {'; '.join(changed)}; try another --out"
-        )
-
-
 def _is_own(name: str) -> bool:
     return name in _OWN or name.startswith(".partial-")
-
-
-def _flat(options: Any, prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in options.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat
 
 
 def _environment() -> list[Any]:

@@ -1,6 +1,9 @@
 import csv
+import dataclasses
 import json
 import os
+import pickle
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,10 +17,13 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import medsynth
+from medsynth.cohorts import write_cohort
+from medsynth.config import AugmentOptions, GridOptions, NetworkOptions
 from medsynth.errors import ConfigError, DataError
 from medsynth.networks import build_stem
-from medsynth.runs import load_run
+from medsynth.runs import Run, load_run
 from medsynth.training import DiffusionModule, measure_sigma_data
+from medsynth.training.checkpoints import MetricsLog
 
 
 def train(config, cohort, out, **options):
@@ -76,6 +82,12 @@ def test_nothing_of_a_patient_in_the_run_folder(tiny_run, tiny_cohort):
         assert str(tiny_cohort.parent).encode() not in content, path
 
 
+def test_no_path_of_the_run_folder_either(tiny_run):
+    """A run under a folder that names a patient stays clean, its checkpoint too."""
+    for path in tiny_run.folder.rglob("*"):
+        assert str(tiny_run.folder.parent).encode() not in (path.read_bytes() if path.is_file() else b""), path
+
+
 def test_same_seed_same_weights_and_finished_runs_are_left_alone(tiny_cohort, tiny_config, tiny_run, tmp_path):
     again = train(tiny_config, tiny_cohort, tmp_path / "run")
     assert again.fingerprint == tiny_run.fingerprint
@@ -111,7 +123,8 @@ def test_kill_and_resume_gives_the_same_weights(tiny_cohort, tiny_config, tmp_pa
     assert all(values[key] == value for key, value in uninterrupted.items() if key not in missing)
 
 
-def test_interrupt_saves_and_leaves_130(tiny_cohort, tiny_config, tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupt_saves_and_leaves_130(number, tiny_cohort, tiny_config, tmp_path):
     out = tmp_path / "run"
     options = ["--max_steps", "100000", "--monitor.checkpoint_every", "100000", "--monitor.preview_every", "0"]
     process = subprocess.Popen(
@@ -123,7 +136,7 @@ def test_interrupt_saves_and_leaves_130(tiny_cohort, tiny_config, tmp_path):
     deadline = time.time() + 120
     while not (out / "metrics.csv").exists() and time.time() < deadline:
         time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130, errors
     assert "the same command continues" in errors
@@ -147,9 +160,86 @@ def test_a_run_killed_before_its_first_checkpoint_starts_again(tiny_cohort, tiny
     assert metrics(tmp_path)[(2, "train_loss")] < 9
 
 
+def test_a_checkpoint_without_its_run_is_refused(tiny_cohort, tiny_config, tiny_run, tmp_path):
+    shutil.copytree(tiny_run.folder, tmp_path / "run")
+    (tmp_path / "run" / "run.json").unlink()
+    with pytest.raises(ConfigError, match=r"need run\.json beside the checkpoint"):
+        train(tiny_config, tiny_cohort, tmp_path / "run", seed=7)
+
+
+def test_a_restarted_run_names_its_own_patients(tiny_cohort, tiny_config, tmp_path):
+    (tmp_path / "patients.json").write_text('{"salt": "OLD", "train": [], "val": []}')
+    train(tiny_config, tiny_cohort, tmp_path, max_steps=1)
+    patients = json.loads((tmp_path / "patients.json").read_text())
+    assert patients["salt"] != "OLD"
+    assert (len(patients["train"]), len(patients["val"])) == (40, 10)
+
+
+def test_two_processes_train_what_one_does(tiny_cohort, tiny_config, tmp_path):
+    """Without dropout the losses of every step agree; the global batch is what the option says."""
+    options = ["--network.dropout", "0", "--monitor.preview_every", "0", "--monitor.log_every", "1"]
+    for devices in (1, 2):
+        processes = ["--devices", str(devices), "--accelerator", "cpu"]
+        done = subprocess.run(
+            command(tiny_config, tiny_cohort, tmp_path / str(devices), *options, *processes),
+            capture_output=True, text=True, timeout=250, env=os.environ | {"OMP_NUM_THREADS": "1"},
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("trained 12 steps") == 1, "only the first process speaks"
+    one, two = metrics(tmp_path / "1"), metrics(tmp_path / "2")
+    # Each rank logs the loss of its half of the batch; validation is over all scans.
+    for step in (4, 8, 12):
+        assert two[(step, "val_loss")] == pytest.approx(one[(step, "val_loss")], rel=2e-3)
+    first = load_file(tmp_path / "1" / "model.safetensors")
+    second = load_file(tmp_path / "2" / "model.safetensors")
+    assert max(float((first[name] - second[name]).abs().max()) for name in first) < 1e-3
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"max_steps": 0}, "max_steps: need a number above 0, got 0"),
+        ({"batch_size": -1}, "batch_size: need a number above 0"),
+        ({"label_dropout": 2.0}, "label_dropout: need a number from 0 to 1"),
+        ({"num_workers": -1}, "num_workers: need 0 or more"),
+        ({"accelerator": "gpu"}, "accelerator: need devices that are there"),
+        ({"augment": AugmentOptions(flip_axes=(2,))}, "augment.flip_axes: need axes from 0 to 1"),
+    ],
+)
+def test_numbers_that_no_training_can_work_with(tiny_cohort, tiny_config, tmp_path, options, message):
+    if "accelerator" in options and torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    with pytest.raises(ConfigError, match=message):
+        train(tiny_config, tiny_cohort, tmp_path / "run", **options)
+    assert not (tmp_path / "run").exists()
+
+
+def test_labels_with_commas_and_quotes_survive_the_log(tmp_path):
+    log = MetricsLog(tmp_path / "metrics.csv")
+    log.log_metrics({'val_loss/Pneumonia, "viral"/sigma_1': 0.5, "epoch": 0}, 3)
+    log.log_metrics({"train_loss": 0.25}, 5)
+    with (tmp_path / "metrics.csv").open("a") as stream:
+        stream.write("7,torn")
+    run = Run(folder=tmp_path, spec=None, options={}, steps=6, fingerprint="")
+    assert {name: (steps.tolist(), values.tolist()) for name, (steps, values) in run.read_metrics().items()} == {
+        'val_loss/Pneumonia, "viral"/sigma_1': ([4], [0.5]),
+        "train_loss": ([6], [0.25]),
+    }
+    log.rewind(4)
+    assert list(run.read_metrics()) == ['val_loss/Pneumonia, "viral"/sigma_1']
+
+
+def test_a_class_without_training_scans_is_left_out(tiny_cohort, tiny_config, tmp_path):
+    cohort = medsynth.read_cohort(tiny_cohort)
+    rows = tuple(row for row in cohort.rows if row.label == "dark" or row.split == "val")
+    write_cohort(dataclasses.replace(cohort, rows=rows), tiny_cohort.parent / "lonely.csv")
+    run = train(tiny_config, tiny_cohort.parent / "lonely.csv", tmp_path / "run", max_steps=1)
+    assert run.spec.classes == ("dark",)
+
+
 def test_a_grid_that_the_network_cannot_take_is_refused_before_anything_is_written(tiny_cohort, tiny_config, tmp_path):
     with pytest.raises(ConfigError, match=r"grid.size: need multiples of 2 for this network, got \[15, 15\]"):
-        train(tiny_config, tiny_cohort, tmp_path / "run", grid=medsynth.api.GridOptions(size=15))
+        train(tiny_config, tiny_cohort, tmp_path / "run", grid=GridOptions(size=15))
     assert not (tmp_path / "run").exists()
 
 
@@ -162,9 +252,6 @@ def test_a_folder_with_other_files_is_refused(tiny_cohort, tiny_config, tmp_path
 
 @pytest.mark.parametrize("damage", ["truncate", "flip", "pickle", "remove"])
 def test_fault_25_damaged_or_foreign_weights(tiny_run, tmp_path, damage):
-    import pickle
-    import shutil
-
     shutil.copytree(tiny_run.folder, tmp_path / "run")
     weights = tmp_path / "run" / "model.safetensors"
     content = bytearray(weights.read_bytes())
@@ -217,11 +304,11 @@ def test_sigma_data_is_that_of_all_training_scans():
         np.float16
     )
     chosen = np.arange(0, 600, 2)
-    network = medsynth.api.NetworkOptions()
+    network = NetworkOptions()
     bands = build_stem(network)(torch.from_numpy(scans[chosen].astype(np.float64)))
     expected = bands.square().mean(dim=(0, 2, 3)).sqrt()
     assert measure_sigma_data(scans, chosen, network) == pytest.approx(expected.tolist(), rel=1e-5)
-    one = measure_sigma_data(scans, chosen, medsynth.api.NetworkOptions(band_scaling=False))
+    one = measure_sigma_data(scans, chosen, NetworkOptions(band_scaling=False))
     assert one == pytest.approx([float(np.sqrt((scans[chosen].astype(np.float64) ** 2).mean()))] * 4, rel=1e-5)
 
 
@@ -237,8 +324,9 @@ def test_module_under_a_trainer_of_ones_own(tiny_run):
         max_steps=3, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
         enable_model_summary=False,
     )  # fmt: skip
-    trainer.fit(module, loader)
+    trainer.fit(module, loader, loader)
     assert trainer.global_step == 3
+    assert 0 < float(trainer.callback_metrics["val_loss"]) < 10
     changed = [not torch.equal(a, b) for a, b in zip(before, module.averaged.parameters(), strict=True)]
     assert any(changed), "the average follows without a callback"
 

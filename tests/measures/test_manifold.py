@@ -1,0 +1,108 @@
+from __future__ import annotations
+
+from math import prod
+
+import numpy as np
+import pytest
+from scipy.spatial.distance import cdist
+
+from medsynth.errors import ConfigError, DataError
+from medsynth.measures.manifold import Manifold, manifold_measures, neighbour_radii
+
+
+def by_the_definitions(references: np.ndarray, candidates: np.ndarray, k: int) -> tuple[float, float, float, float]:
+    """Precision, recall, density and coverage scan by scan, from all distances by differences."""
+
+    def ball_radii(features: np.ndarray) -> np.ndarray:
+        return np.sort(cdist(features, features), axis=1)[:, k]  # column 0 is the item itself
+
+    real, made = ball_radii(references), ball_radii(candidates)
+    apart = cdist(references, candidates)
+    m, n = apart.shape
+    precision = sum(any(apart[i, j] < real[i] for i in range(m)) for j in range(n)) / n
+    recall = sum(any(apart[i, j] < made[j] for j in range(n)) for i in range(m)) / m
+    density = sum(sum(apart[i, j] < real[i] for i in range(m)) for j in range(n)) / (k * n)
+    coverage = sum(apart[i].min() < real[i] for i in range(m)) / m
+    return precision, recall, density, coverage
+
+
+def values(found: Manifold) -> tuple[float, float, float, float]:
+    return found.precision, found.recall, found.density, found.coverage
+
+
+@pytest.mark.parametrize(("k", "block"), [(1, 7), (3, 1024), (5, 32)])
+@pytest.mark.parametrize("origin", [0.0, 500.0])
+def test_agrees_with_the_definitions_at_any_block_size(k, block, origin):
+    generator = np.random.default_rng(k)
+    references = origin + generator.normal(size=(83, 6))
+    candidates = origin + 1.2 + generator.normal(size=(61, 6))
+    found = values(manifold_measures(references, candidates, neighbours=k, block=block))
+    assert found == pytest.approx(by_the_definitions(references, candidates, k), abs=1e-9)
+    assert all(0.05 < value < 0.95 for value in found)  # or the agreement would say little
+
+
+def test_known_points_on_a_line():
+    # k = 1: radii 1, 1, 2 around 0, 1, 3 and 2.5, 2.5 around 1.5, 4. In balls of references: 1.5 in those of 1 and 3, 4 in that
+    # of 3. References 0 (by 1.5 only), 1, 3 all lie in balls of candidates. The ball of 0 is empty.
+    found = manifold_measures(np.array([[0.0], [1.0], [3.0]]), np.array([[1.5], [4.0]]), neighbours=1)
+    assert values(found) == pytest.approx((1, 1, 3 / 2, 2 / 3))
+
+
+def test_a_set_in_itself_is_precise_complete_dense_and_covered():
+    features = np.random.default_rng(1).normal(size=(50, 8)).astype(np.float32)
+    for order in (np.arange(50), np.random.default_rng(2).permutation(50)):
+        found = manifold_measures(features, features[order], neighbours=5, block=16)
+        assert values(found) == (1, 1, 1, 1)
+
+
+def test_sets_far_apart_share_nothing():
+    generator = np.random.default_rng(3)
+    found = manifold_measures(generator.normal(size=(30, 4)), 100 + generator.normal(size=(40, 4)))
+    assert values(found) == (0, 0, 0, 0)
+
+
+def test_repeating_one_candidate_keeps_precision_and_loses_the_rest():
+    references = np.random.default_rng(4).normal(size=(60, 3))
+    found = manifold_measures(references, np.repeat(references[:1], 60, axis=0), neighbours=3)
+    assert found.precision == 1
+    assert found.recall == 0  # balls of copies are empty
+    held = (cdist(references[:1], references)[0] < neighbour_radii(references, 3)).sum()
+    assert found.coverage == pytest.approx(held / 60)
+
+
+def test_expectation_for_two_draws_of_one_distribution():
+    # Exchangeable items: the mean density is 1, and a ball stays empty when the k nearest of all others are references
+    # (Naeem et al. 2020, section 3.3).
+    m, n, k, repeats = 40, 25, 3, 300
+    expected = 1 - prod((m - i) / (m + n - i) for i in range(1, k + 1))
+    generator = np.random.default_rng(5)
+    found = [
+        manifold_measures(generator.normal(size=(m, 2)), generator.normal(size=(n, 2)), neighbours=k)
+        for _ in range(repeats)
+    ]
+    for name, truth in (("density", 1.0), ("coverage", expected)):
+        draws = np.array([getattr(one, name) for one in found])
+        assert abs(draws.mean() - truth) < 4 * draws.std() / np.sqrt(repeats), name
+
+
+def test_radii_reach_to_the_kth_other_item():
+    line = np.array([[0.0], [1.0], [3.0], [7.0]])
+    assert neighbour_radii(line, 2).tolist() == [3, 2, 3, 6]
+    assert neighbour_radii(line, 4).tolist() == [np.inf] * 4
+
+
+def test_too_few_items_cannot_be_told():
+    few, many = np.random.default_rng(6).normal(size=(3, 2)), np.random.default_rng(7).normal(size=(9, 2))
+    assert np.isnan(values(manifold_measures(few, many, neighbours=3))).tolist() == [True, False, True, True]
+    assert np.isnan(values(manifold_measures(many, few, neighbours=3))).tolist() == [False, True, False, False]
+    assert np.isnan(values(manifold_measures(many, few[:0]))).all()
+
+
+def test_refuses_what_cannot_be_measured():
+    features = np.zeros((8, 3))
+    with pytest.raises(DataError, match="shape"):
+        manifold_measures(features, np.zeros((8, 4)))
+    with pytest.raises(DataError, match="finite"):
+        manifold_measures(features, np.full((8, 3), np.nan))
+    with pytest.raises(ConfigError, match="neighbours"):
+        manifold_measures(features, features, neighbours=0)
