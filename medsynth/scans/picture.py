@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 from medsynth.files import atomic_path
 
 _GAP = 2
+_CAPTION = 16  # height of a caption in pixels
 _PAPER = 255
 
 
 def to_grey(array: np.ndarray) -> np.ndarray:
     """Return uint8 `(height, width)` of the first channel of a scan `(C, *spatial)` in [-1, 1]; values outside are clipped.
 
-    A volume, whose axes run to the right, front and top of the patient (RAS), is shown by its central axial plane as
+    A volume on a model's grid, whose axes run to the patient's head, back and left, is shown by its central axial plane as
     radiologists look at it: front up, the patient's right on the left side.
     """
     pixels = np.asarray(array[0], dtype=np.float32)
     if pixels.ndim == 3:
-        pixels = pixels[::-1, ::-1, pixels.shape[2] // 2].T
+        pixels = pixels[pixels.shape[0] // 2]
     levels: np.ndarray = np.rint((np.clip(np.nan_to_num(pixels), -1, 1) + 1) * 127.5).astype(np.uint8)
     return levels
 
@@ -38,6 +40,18 @@ def tile(scans: np.ndarray, columns: int, *, gap: int = _GAP) -> np.ndarray:
         top, left = (index // columns) * (height + gap), (index % columns) * (width + gap)
         sheet[top : top + height, left : left + width] = picture
     return sheet
+
+
+def captioned_rows(rows: Sequence[tuple[str, np.ndarray]]) -> np.ndarray:
+    """Return one uint8 picture with a row of scans `(N, C, *spatial)` in [-1, 1] under each caption."""
+    font, parts = ImageFont.load_default(size=_CAPTION - 4), []
+    tiles = [tile(scans, len(scans)) for _, scans in rows]
+    width = max(picture.shape[1] for picture in tiles)
+    for (caption, _), picture in zip(rows, tiles, strict=True):
+        strip = Image.new("L", (width, _CAPTION), color=_PAPER)
+        ImageDraw.Draw(strip).text((2, _CAPTION / 2), caption, fill=0, font=font, anchor="lm")
+        parts += [np.asarray(strip), np.pad(picture, ((0, 0), (0, width - picture.shape[1])), constant_values=_PAPER)]
+    return np.concatenate(parts)
 
 
 def write_picture(path: Path | str, pixels: np.ndarray) -> None:

@@ -20,7 +20,7 @@ from medsynth.cohorts import PreparedCohort
 from medsynth.config import GuidanceOptions, MonitorOptions, SolverOptions
 from medsynth.measures.neighbours import nearest_distances
 from medsynth.networks import sample_scans
-from medsynth.scans.picture import tile, write_picture
+from medsynth.scans.picture import captioned_rows, write_picture
 from medsynth.seeds import derive_seed
 from medsynth.training.checkpoints import MetricsLog
 from medsynth.training.module import DiffusionModule
@@ -121,9 +121,10 @@ class Previews(Callback):
             return
         assert isinstance(pl_module, DiffusionModule)
         samples = self._sample(pl_module)
-        columns = self._options.preview_scans
-        rows = np.concatenate([samples[number][:columns] for number in self._classes])
-        write_picture(self._folder / f"step_{step:07d}.png", tile(rows, columns))
+        shown = [
+            (self._prepared.classes[number], samples[number][: self._options.preview_scans]) for number in self._classes
+        ]
+        write_picture(self._folder / f"step_{step:07d}.png", captioned_rows(shown))
         for logger in trainer.loggers:
             logger.log_metrics(self._memorisation(samples[self._rarest][: self._options.memorisation_scans]), step - 1)
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from medsynth.scans.picture import tile, to_grey, write_picture
+from medsynth.scans.picture import captioned_rows, tile, to_grey, write_picture
 
 
 def test_grey_levels_of_the_model_range():
@@ -14,14 +14,27 @@ def test_grey_levels_of_the_model_range():
 
 
 def test_a_volume_is_shown_by_its_central_axial_plane_front_up_and_right_on_the_left():
-    volume = np.full((1, 4, 6, 5), -1.0)
-    volume[0, 3, :, 2] = 0.0  # the patient's right
-    volume[0, :, 5, 2] = 1.0  # the patient's front
+    """Axes of a prepared volume run to head, back and left: rows of the picture to the back, columns to the left."""
+    volume = np.full((1, 5, 6, 4), -1.0)
+    volume[0, 2, :, 0] = 0.0  # the patient's right
+    volume[0, 2, 0, :] = 1.0  # the patient's front
     picture = to_grey(volume)
     assert picture.shape == (6, 4)
-    assert picture[0].tolist() == [255] * 4
-    assert picture[1:, 0].tolist() == [128] * 5
-    assert picture[1:, 1:].max() == 0
+    assert (picture[0] == 255).all(), "the front is at the top"
+    assert (picture[1:, 0] == 128).all(), "the patient's right is on the left side"
+    assert (picture[1:, 1:] == 0).all()
+
+
+def test_captions_stand_above_their_rows():
+    scans = np.zeros((2, 1, 32, 32))
+    picture = captioned_rows([("normal", scans), ("viral_pneumonia", scans[:1])])
+    assert picture.shape == (2 * (16 + 32), 2 * 32 + 2)
+    for top in (0, 48):
+        caption = picture[top : top + 16]
+        assert caption.min() < 100, "dark letters"
+        assert (caption == 255).mean() > 0.5, "on white"
+    assert (picture[16:48, :32] == 128).all()
+    assert (picture[64:, 34:] == 255).all(), "a shorter row ends in white"
 
 
 def test_tiles_lie_row_by_row_on_white():
