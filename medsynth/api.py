@@ -267,7 +267,7 @@ def evaluate(
 
     Args:
         real: The real cohort CSV.
-        synthetic: The synthetic set (its folder or its cohort CSV).
+        synthetic: The synthetic set: its folder, or a cohort CSV, of which `path` and `label` are enough.
         out: Report folder.
         parts: What to evaluate.
         run: Run folder that made the set; gives the intensity range, and adds its training curves to the report.
@@ -281,9 +281,10 @@ def evaluate(
         progress: Show progress bars.
     """
     from medsynth.evaluation import evaluate_cohorts
-    from medsynth.reporting import training_figures, write_report
+    from medsynth.reporting import check_report_folder, training_figures, write_report
     from medsynth.runs import load_run
 
+    check_report_folder(out)
     made_by = load_run(run) if run is not None else None
     evaluation = evaluate_cohorts(
         Path(real),

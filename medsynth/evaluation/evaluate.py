@@ -7,16 +7,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from medsynth.cohorts import Cohort, prepare_cohort, read_cohort
+from medsynth.cohorts import Cohort, prepare_cohort
 from medsynth.config import FidelityOptions, GridOptions, IntensityOptions, ReadingOptions
-from medsynth.errors import DataError
-from medsynth.evaluation.fidelity import Sheet, score_fidelity
+from medsynth.evaluation.fidelity import Sheet, check_options, score_fidelity
+from medsynth.evaluation.inputs import check_run, clipping_notes, open_real, open_synthetic
 from medsynth.evaluation.verdict import build_report
 from medsynth.measures.features import EfficientNetLite0
 from medsynth.runs import Run
 from medsynth.scans import Intensity, read_header
-
-_COHORT_FILE = "cohort.csv"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -43,11 +41,15 @@ def evaluate_cohorts(
     """Return the evaluation of a synthetic set against a real cohort; both may be a cohort CSV or its folder.
 
     Without `grid` the real scans are brought to the grid of the synthetic ones; without `intensity` both take the range of
-    the run, or else percentiles of the real training split. Raises `DataError` for cohorts that cannot be compared.
+    the run, or else percentiles of the real training split. A CSV of synthetic scans may have the columns `path` and
+    `label` only. Raises `ConfigError` for options that leave nothing to tell, and `DataError` for cohorts that cannot be
+    compared, or a set that another run made; both before any scan is read.
     """
-    real_cohort, made = _open(real), _open(synthetic)
-    if {row.attributes.get("synthetic") for row in real_cohort.rows} & {"1"}:
-        raise DataError(f"{real}: need real scans, got rows that say synthetic=1; try swapping --real and --synthetic")
+    check_options(fidelity)
+    real_cohort = open_real(real)
+    made = open_synthetic(synthetic, real_cohort)
+    if run is not None:
+        check_run(made, run)
     chosen_grid = grid or _grid_of(made, reading)
     chosen: IntensityOptions | Intensity = intensity or (run.spec.intensity if run else IntensityOptions())
     prepare = partial(prepare_cohort, grid=chosen_grid, reading=reading, cache_dir=cache_dir, progress=progress)
@@ -64,15 +66,10 @@ def evaluate_cohorts(
         "run": run.fingerprint[:16] if run else None,
         "steps_trained": run.steps if run else None,
     }
-    return Evaluation(report=build_report(result, settings=settings), sheets=result.sheets)
-
-
-def _open(path: Path) -> Cohort:
-    return read_cohort(path / _COHORT_FILE if path.is_dir() else path)
+    notes = clipping_notes(real_cohort, prepared.intensity, reading) if run and intensity is None else []
+    return Evaluation(report=build_report(result, settings=settings, notes=notes), sheets=result.sheets)
 
 
 def _grid_of(cohort: Cohort, reading: ReadingOptions) -> GridOptions:
     """Grid of the first scan: a set that one generator made has one."""
-    if not cohort.rows:
-        raise DataError(f"{cohort.folder}: need at least one synthetic scan, got none")
     return GridOptions(size=read_header(cohort.file_of(cohort.rows[0]), reading=reading).shape[1:], fit="pad")

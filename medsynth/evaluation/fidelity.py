@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
 from typing import Any, Protocol
 
 import numpy as np
 from tqdm import tqdm
 
 from medsynth.config import FidelityOptions
-from medsynth.errors import DataError
-from medsynth.evaluation.comparison import Comparison, Group, compare
+from medsynth.errors import ConfigError, DataError
+from medsynth.evaluation.comparison import TOO_FEW, Comparison, Group, compare
+from medsynth.evaluation.copies import identical_scans
+from medsynth.evaluation.draws import half_size
 from medsynth.measures.features import Extractor, extract_features
 from medsynth.measures.neighbours import nearest_distances
 from medsynth.seeds import numpy_generator
 
 _SEEN = ("train", "val")
 _HELD_OUT = ("test",)
+# Fewer leave every figure untold: too few scans on a side, or no interval.
+_LEAST = {"max_scans": 2 * TOO_FEW, "pca_dims": 1, "repeats": 10, "ssim_pairs": 1, "sheet_scans": 0}
+_DEFAULTS = FidelityOptions()
 
 
 class LabelledScans(Protocol):
@@ -44,15 +50,36 @@ class RealScans(LabelledScans, Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Counts:
+    """All scans of one class, or of all classes together, before `max_scans` draws from them.
+
+    `held_out_halves` is the number of scans that each of two halves of the held-out ones reaches without a common patient;
+    `identical` of the synthetic scans equal a real scan of any class and split in every pixel of the grid.
+    """
+
+    synthetic: int
+    identical: int
+    held_out: int
+    held_out_patients: int
+    held_out_halves: int
+
+    @classmethod
+    def together(cls, counts: Sequence[Counts]) -> Counts:
+        """Return the sum over classes; a patient with scans of two classes counts twice."""
+        return cls(**{item.name: sum(getattr(each, item.name) for each in counts) for item in fields(cls)})
+
+
+@dataclass(frozen=True, kw_only=True)
 class FidelityRow:
     """One class (`label`), or all classes together (`label` None).
 
     `held_out` is against the test split, `seen` against train and val, which the generator saw; `real_seen` has the real
     train and val scans in the place of the synthetic ones, against the test split: the best that a generator can
-    do that knows only these. None where there are no such scans.
+    do that knows only these. None where there are no such scans. `counts` is what there is to compare.
     """
 
     label: str | None
+    counts: Counts
     held_out: Comparison | None
     seen: Comparison | None
     real_seen: Comparison | None
@@ -75,9 +102,10 @@ class Sheet:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class FidelityResult:
-    """The table, and the scans for one contact sheet a class."""
+    """The table, and the scans for one contact sheet a class; `absent` are the real classes without synthetic scans."""
 
     rows: tuple[FidelityRow, ...]
+    absent: tuple[str, ...]
     sheets: tuple[Sheet, ...]
     extractor: str
     extractor_title: str
@@ -111,9 +139,11 @@ def score_fidelity(
 ) -> FidelityResult:
     """Return how faithful a synthetic set is, per class, each figure beside real against real at the same number of scans.
 
-    Classes are matched by name; those without synthetic scans are left out. Everything is a function of `seed`. `DataError`
-    if the synthetic set is empty, has an unknown class or another grid.
+    Classes are matched by name; those without synthetic scans are left out. Everything is a function of `seed`.
+    `ConfigError` for options that leave nothing to tell; `DataError` if the synthetic set is empty, has an unknown class or
+    another grid.
     """
+    check_options(options)
     _check(real, synthetic)
     made = _by_class(synthetic)
     labels = [label for label in real.classes if label in made]
@@ -125,6 +155,7 @@ def score_fidelity(
         parts["seen", label] = mine[np.isin(splits, _SEEN)]
         parts["held out", label] = mine[np.isin(splits, _HELD_OUT)]
         parts["made", label] = made[label]
+    counts = _counts(real, synthetic, labels, parts)
     # A class draws the same scans whatever other classes there are.
     parts = {
         key: _some(indices, options.max_scans, numpy_generator(seed, "fidelity", "scans", *key))
@@ -137,10 +168,13 @@ def score_fidelity(
     subjects: list[str | None] = [*labels, None] if len(labels) > 1 else [*labels]
     return FidelityResult(
         rows=tuple(
-            _row(label, labels, groups, options, seed)
+            _row(label, labels, counts, groups, options, seed)
             for label in tqdm(subjects, desc="comparing", unit="class", disable=not progress)
         ),
-        sheets=tuple(_sheet(real, synthetic, label, groups, options, seed) for label in labels),
+        absent=tuple(label for label in rows_of if label not in made),
+        sheets=tuple(
+            _sheet(real, synthetic, label, groups, options, seed) for label in labels if options.sheet_scans > 0
+        ),
         extractor=extractor.name,
         extractor_title=extractor.title,
         extractor_sha256=extractor.sha256,
@@ -150,12 +184,21 @@ def score_fidelity(
     )
 
 
+def check_options(options: FidelityOptions) -> None:
+    """Raise `ConfigError` that names the first option below the least that lets anything be told."""
+    for name, least in _LEAST.items():
+        if (value := getattr(options, name)) < least:
+            raise ConfigError(f"fidelity.{name}: need {least} or more, got {value}; try {getattr(_DEFAULTS, name)}")
+
+
 def _check(real: RealScans, synthetic: LabelledScans) -> None:
     if len(synthetic.scans) == 0:
         raise DataError("synthetic set: need at least one scan, got none")
     unknown = sorted(set(_by_class(synthetic)) - set(real.classes))
     if unknown:
-        raise DataError(f"synthetic set: need classes among {', '.join(real.classes)}; got {', '.join(unknown)}")
+        raise DataError(
+            f"synthetic set: need classes among {', '.join(real.classes)}, got {', '.join(unknown)}; try renaming labels"
+        )
     if real.scans.shape[1:] != synthetic.scans.shape[1:]:
         raise DataError(
             f"synthetic set: need scans of shape {real.scans.shape[1:]} like the real ones, "
@@ -167,6 +210,23 @@ def _by_class(scans: LabelledScans) -> dict[str, np.ndarray]:
     """Return the indices of the scans of each class that has any."""
     labels = np.asarray(scans.labels)
     return {scans.classes[label]: np.flatnonzero(labels == label) for label in np.unique(labels)}
+
+
+def _counts(
+    real: RealScans, synthetic: LabelledScans, labels: list[str], parts: dict[tuple[str, str], np.ndarray]
+) -> dict[str, Counts]:
+    identical = identical_scans(synthetic.scans, real.scans)
+    patients = np.asarray(real.patients)
+    return {
+        label: Counts(
+            synthetic=len(parts["made", label]),
+            identical=int(identical[parts["made", label]].sum()),
+            held_out=len(parts["held out", label]),
+            held_out_patients=len(np.unique(patients[parts["held out", label]])),
+            held_out_halves=half_size(patients[parts["held out", label]]),
+        )
+        for label in labels
+    }
 
 
 def _some(indices: np.ndarray, limit: int, generator: np.random.Generator) -> np.ndarray:
@@ -202,6 +262,7 @@ def _groups(
 def _row(
     label: str | None,
     labels: list[str],
+    counts: dict[str, Counts],
     groups: dict[tuple[str, str], Group],
     options: FidelityOptions,
     seed: int,
@@ -222,6 +283,7 @@ def _row(
 
     return FidelityRow(
         label=label,
+        counts=Counts.together([counts[name] for name in chosen]),
         held_out=compared("held out", "made"),
         seen=compared("seen", "made"),
         real_seen=compared("held out", "seen"),

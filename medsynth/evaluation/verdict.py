@@ -2,54 +2,103 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from medsynth.evaluation.comparison import TOO_FEW, Reading
-from medsynth.evaluation.fidelity import FidelityResult, FidelityRow
+from medsynth.evaluation.comparison import TOO_FEW, Comparison, Reading
+from medsynth.evaluation.fidelity import Counts, FidelityResult, FidelityRow
 from medsynth.versions import installed_versions
 
 SCHEMA = "medsynth-report/1"
 
 
 def build_report(
-    fidelity: FidelityResult, *, settings: Mapping[str, str | int | float | None] | None = None
+    fidelity: FidelityResult,
+    *,
+    settings: Mapping[str, str | int | float | None] | None = None,
+    notes: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Return the content of `report.json`: figures, verdicts, versions and settings, without any path, file name or ID.
 
     `settings` are further facts about what was evaluated (a run's fingerprint, solver, steps); the caller answers for them
-    naming no file and no patient. Parts that were not evaluated are None.
+    naming no file and no patient, and likewise for further `notes`, sentences on what bears on all figures. Parts that were
+    not evaluated are None.
     """
     return {
         "schema": SCHEMA,
         "fidelity": fidelity.as_dict(),
         "privacy": None,
         "downstream": None,
-        "verdict": {"fidelity": [fidelity_verdict(row, fidelity.extractor) for row in fidelity.rows]},
+        "verdict": {"fidelity": [fidelity_verdict(row, fidelity) for row in fidelity.rows]},
+        "notes": [*_absent_notes(fidelity.absent), *notes],
         "versions": installed_versions(),
         "settings": {**(settings or {}), "seed": fidelity.seed, "fidelity": asdict(fidelity.options)},
     }
 
 
-def fidelity_verdict(row: FidelityRow, extractor: str) -> dict[str, str | None]:
+def fidelity_verdict(row: FidelityRow, fidelity: FidelityResult) -> dict[str, str | None]:
     """Return what the figures of one class say against the held-out scans.
 
-    `reading` is `as close`, `further` or `cannot tell`; `sentence` says it plainly, with the figures behind it; `label` is
-    None for all classes together.
+    `reading` is `as close`, `further` or `cannot tell`; `sentence` says it plainly, with the figures behind it, and how
+    many synthetic scans are identical to real ones; `label` is None for all classes together.
     """
-    reading, sentence = _reading(row, extractor)
-    return {"label": row.label, "reading": reading, "sentence": sentence}
+    if row.held_out is None or row.held_out.too_few:
+        reading: Reading = "cannot tell"
+        sentence = f"Cannot tell: {_shortage(row, fidelity.options.max_scans)}."
+    else:
+        reading, sentence = _reading(row, row.held_out, fidelity.extractor)
+    return {"label": row.label, "reading": reading, "sentence": sentence + _copies(row.counts)}
 
 
-def _reading(row: FidelityRow, extractor: str) -> tuple[Reading, str]:
-    found = row.held_out
-    if found is None:
-        return "cannot tell", "Cannot tell, since there are not enough held-out real scans of different patients."
-    if found.too_few:
-        return "cannot tell", (
-            f"Cannot tell, since only {found.scans_a_side} scans stand on either side (at least {TOO_FEW} are needed)."
-        )
+def _shortage(row: FidelityRow, max_scans: int) -> str:
+    """Return which side has too few scans, and how many it needs."""
+    counts, halves = row.counts, row.counts.held_out_halves
+    if row.label is None:
+        if row.held_out is None:
+            return "no class has held-out real scans of different patients"
+        stand = _counted(row.held_out.scans_a_side, "scan")
+        return f"all classes together have {stand} on either side; at least {TOO_FEW} are needed"
+    real = f"{_counted(counts.held_out, 'held-out real scan')} of {row.label}"
+    needed = f"at least {2 * TOO_FEW} held-out scans are needed"
+    reasons = []
+    if halves < TOO_FEW:
+        if counts.held_out == 0:
+            reasons.append(f"there are {real}; {needed}")
+        elif counts.held_out == 1:
+            reasons.append(f"{real} makes no halves; {needed}")
+        elif counts.held_out_patients == 1:
+            reasons.append(f"{real} are all of one patient; {needed}, of many patients")
+        elif counts.held_out_patients == counts.held_out:
+            reasons.append(f"{real} make halves of {halves}; {needed}")
+        else:
+            reasons.append(
+                f"{real} and {counts.held_out_patients} patients make halves of {halves} without a common patient; "
+                f"at least {TOO_FEW} in each are needed"
+            )
+    if counts.synthetic < TOO_FEW:
+        made = _counted(counts.synthetic, "synthetic scan")
+        verb = "is" if counts.synthetic == 1 else "are"
+        reasons.append(f"{made} of {row.label} {verb} too few; at least {TOO_FEW} are needed")
+    if not reasons:
+        reasons.append(f"the {max_scans} scans drawn have too many of one patient; try a larger fidelity.max_scans")
+    return "; and ".join(reasons)
+
+
+def _copies(counts: Counts) -> str:
+    identical, made = counts.identical, counts.synthetic
+    if identical == 0:
+        return ""
+    if made == 1:
+        return " The synthetic scan is identical to a real scan."
+    if identical == made:
+        return f" All {made} synthetic scans are identical to real scans."
+    return f" {identical} of {made} synthetic scans " + (
+        "is identical to a real scan." if identical == 1 else "are identical to real scans."
+    )
+
+
+def _reading(row: FidelityRow, found: Comparison, extractor: str) -> tuple[Reading, str]:
     reading: Reading = "as close"
     text = "As close to held-out real scans as two halves of these are to each other."
     figures = {f"KID-{extractor}": found.kid, f"FD-{extractor}": found.frechet}
@@ -70,3 +119,15 @@ def _reading(row: FidelityRow, extractor: str) -> tuple[Reading, str]:
             " They are closer to the real scans that the generator saw than two halves of these are: look for copies."
         )
     return reading, text
+
+
+def _absent_notes(absent: Sequence[str]) -> list[str]:
+    if not absent:
+        return []
+    if len(absent) == 1:
+        return [f"The real class {absent[0]} has no synthetic scans, so nothing is said about it."]
+    return [f"The real classes {', '.join(absent)} have no synthetic scans, so nothing is said about them."]
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count or 'no'} {noun}{'' if count == 1 else 's'}"

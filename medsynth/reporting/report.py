@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import math
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +13,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from medsynth.errors import ConfigError
 from medsynth.evaluation.fidelity import Sheet
 from medsynth.files import write_json, write_text
 from medsynth.reporting.figures import Figure
@@ -28,9 +31,34 @@ class ReportFiles:
     report: Mapping[str, Any]
 
     def summary(self) -> str:
-        """Return the verdicts in plain sentences, and where the page is."""
-        lines = [f"{item['label'] or 'all classes'}: {item['sentence']}" for item in self.report["verdict"]["fidelity"]]
-        return "\n".join([*lines, f"report: {self.html}"])
+        """Return the verdicts in plain sentences with their figures, the notes, and where the page is."""
+        lines = []
+        fidelity = self.report["fidelity"]
+        for verdict, row in zip(self.report["verdict"]["fidelity"], fidelity["rows"], strict=True):
+            lines.append(f"{verdict['label'] or 'all classes'}: {verdict['sentence']}")
+            lines += _figures_line(row["held_out"], fidelity["extractor"]["name"])
+        notes = [f"note: {note}" for note in self.report["notes"]]
+        return "\n".join([*lines, *notes, f"report: {self.html}"])
+
+
+def check_report_folder(out: Path | str) -> None:
+    """Raise `ConfigError` unless a report can be written into the folder `out`; nothing is left behind.
+
+    An evaluation takes long: ask before it.
+    """
+    out = Path(out)
+    missing: list[Path] = []
+    try:
+        missing = [folder for folder in (out, *out.parents) if not folder.exists()]
+        out.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out):
+            pass
+    except OSError as error:
+        raise _unwritable(out, error) from error
+    finally:
+        for folder in missing:
+            with contextlib.suppress(OSError):
+                folder.rmdir()
 
 
 def write_report(
@@ -45,12 +73,15 @@ def write_report(
 
     `report` is what `build_report` returned; `sheets` become one contact sheet a class, `figures` a section on the training.
     The page is one file without scripts or requests. Both files hold pictures or figures of real scans: they name no patient,
-    but belong in the house.
+    but belong in the house. `ConfigError` if they cannot be written.
     """
     files = ReportFiles(json=Path(out) / "report.json", html=Path(out) / "report.html", report=report)
     page = render_page(report, sheets=sheets, figures=figures, title=title)
-    write_json(files.json, report)
-    write_text(files.html, page)
+    try:
+        write_json(files.json, report)
+        write_text(files.html, page)
+    except OSError as error:
+        raise _unwritable(Path(out), error) from error
     return files
 
 
@@ -73,6 +104,26 @@ def render_page(
         figures=figures,
         settings=_flattened(report["settings"]),
     )
+
+
+def _unwritable(out: Path, error: OSError) -> ConfigError:
+    return ConfigError(
+        f"{out}: need a folder to write the report into, got {error.strerror or error}; try another --out"
+    )
+
+
+def _figures_line(comparison: Mapping[str, Any] | None, extractor: str) -> list[str]:
+    """Return KID and FD beside real against real as one line of text; nothing where there are none."""
+    if comparison is None:
+        return []
+    parts = []
+    for name, figure in ((f"KID-{extractor}", comparison["kid"]), (f"FD-{extractor}", comparison["frechet"])):
+        shown = [figure["value"], figure["real_low"], figure["real_high"]]
+        if None not in shown:
+            value, low, high = _aligned(shown)
+            parts.append(f"{name} {value} (real against real {low} to {high})")
+    # Not every terminal can show a minus sign.
+    return ["  " + ", ".join(parts).replace("−", "-")] if parts else []
 
 
 def _shown(sheet: Sheet) -> Figure:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from medsynth.config import FidelityOptions
-from medsynth.errors import DataError
+from medsynth.errors import ConfigError, DataError
 from medsynth.evaluation.fidelity import FidelityResult, score_fidelity
 from medsynth.evaluation.verdict import build_report
 from medsynth.measures.distances import kernel_distance
@@ -77,7 +77,7 @@ def test_both_sides_of_every_figure_have_the_stated_number_of_scans(real):
     assert [row.seen.scans_a_side for row in result.rows] == [40, 5, 45]
     assert (common.held_out.real_scans, common.held_out.candidates, common.held_out.pca_dims) == (60, 50, 10)
     assert (rare.held_out.too_few, common.held_out.too_few) == (True, False)
-    assert "6 scans" in verdicts(result)["rare"]["sentence"]
+    assert "12 held-out real scans of rare make halves of 6" in verdicts(result)["rare"]["sentence"]
 
 
 def test_kid_of_all_scans_is_that_of_the_measure(real):
@@ -147,7 +147,7 @@ def test_refuses_sets_that_do_not_fit(real):
 
 def test_report_holds_the_agreed_keys(real):
     report = build_report(score(real, made_cohort({"common": {"train": 5}}, seed=1)), settings={"solver": "heun"})
-    assert list(report) == ["schema", "fidelity", "privacy", "downstream", "verdict", "versions", "settings"]
+    assert list(report) == ["schema", "fidelity", "privacy", "downstream", "verdict", "notes", "versions", "settings"]
     assert report["schema"] == "medsynth-report/1"
     assert report["privacy"] is None
     assert report["fidelity"]["extractor"]["name"] == "Pixels"
@@ -155,3 +155,87 @@ def test_report_holds_the_agreed_keys(real):
     assert report["settings"]["seed"] == 3
     assert report["settings"]["fidelity"]["repeats"] == 40
     assert report["versions"]["torch"].startswith("2.")
+
+
+@pytest.mark.parametrize(
+    ("held_out", "patients", "made", "expected"),
+    [
+        (0, 0, 30, "there are no held-out real scans of ill; at least 20 held-out scans are needed"),
+        (1, 1, 30, "1 held-out real scan of ill makes no halves; at least 20 held-out scans are needed"),
+        (2, 2, 30, "2 held-out real scans of ill make halves of 1; at least 20 held-out scans are needed"),
+        (5, 1, 30, "5 held-out real scans of ill are all of one patient; at least 20 held-out scans are needed, "
+         "of many patients"),
+        (12, 3, 30, "12 held-out real scans of ill and 3 patients make halves of 4 without a common patient; "
+         "at least 10 in each are needed"),
+        (24, 24, 1, "1 synthetic scan of ill is too few; at least 10 are needed"),
+        (24, 24, 9, "9 synthetic scans of ill are too few; at least 10 are needed"),
+        (4, 4, 3, "4 held-out real scans of ill make halves of 2; at least 20 held-out scans are needed; "
+         "and 3 synthetic scans of ill are too few; at least 10 are needed"),
+    ],
+)  # fmt: skip
+def test_the_side_with_too_few_scans_is_named(held_out, patients, made, expected):
+    splits = {split: count for split, count in {"train": 12, "test": held_out}.items() if count}
+    scans = made_cohort({"ill": splits}, seed=0)
+    of = np.arange(12 + held_out)
+    of[12:] = 100 + np.arange(held_out) % max(1, patients)
+    result = score(dataclasses.replace(scans, patients=of), made_cohort({"ill": {"train": made}}, seed=1))
+    assert verdicts(result)["ill"]["sentence"] == f"Cannot tell: {expected}."
+
+
+def test_enough_scans_are_what_the_sentence_asks_for():
+    enough = score(made_cohort({"ill": {"test": 20}}, seed=0), made_cohort({"ill": {"train": 10}}, seed=1))
+    assert verdicts(enough)["ill"]["reading"] != "cannot tell"
+    fewer = score(made_cohort({"ill": {"test": 19}}, seed=0), made_cohort({"ill": {"train": 10}}, seed=1))
+    assert verdicts(fewer)["ill"]["reading"] == "cannot tell"
+
+
+def test_max_scans_is_named_where_it_is_the_limit():
+    real = made_cohort({"ill": {"test": 90}}, seed=0)
+    twice = dataclasses.replace(real, patients=np.arange(90) // 30)
+    sentence = verdicts(score(twice, made_cohort({"ill": {"train": 30}}, seed=1), max_scans=20))["ill"]["sentence"]
+    assert sentence.startswith("Cannot tell: the 20 scans drawn")
+    assert "fidelity.max_scans" in sentence
+
+
+@pytest.mark.parametrize(
+    ("copied", "made", "expected"),
+    [
+        ([], 12, ""),
+        ([4], 12, " 1 of 12 synthetic scans is identical to a real scan."),
+        ([0, 5, 11], 12, " 3 of 12 synthetic scans are identical to real scans."),
+        ([0, 1], 2, " All 2 synthetic scans are identical to real scans."),
+        ([0], 1, " The synthetic scan is identical to a real scan."),
+    ],
+)
+def test_identical_scans_are_counted_in_the_sentence(real, copied, made, expected):
+    synthetic = made_cohort({"common": {"train": made}}, seed=1)
+    # Of any class and split, whatever the type of number.
+    scans = synthetic.scans.astype(np.float32)
+    scans[copied] = real.scans[[-1, 30, 100][: len(copied)]]
+    result = score(real, dataclasses.replace(synthetic, scans=scans))
+    assert result.rows[0].counts.identical == len(copied)
+    sentence = verdicts(result)["common"]["sentence"]
+    assert sentence.endswith(expected)
+    assert ("identical" in sentence) == bool(copied)
+
+
+def test_real_classes_without_synthetic_scans_are_noted(real):
+    alone = score(real, made_cohort({"common": {"train": 5}}, seed=1))
+    assert build_report(alone, notes=["And more."])["notes"] == [
+        "The real class rare has no synthetic scans, so nothing is said about it.",
+        "And more.",
+    ]
+    assert build_report(score(real, made_cohort({"common": {"train": 5}, "rare": {"train": 5}}, seed=1)))["notes"] == []
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "least"),
+    [("max_scans", 0, 20), ("repeats", 0, 10), ("sheet_scans", -1, 0), ("pca_dims", 0, 1), ("ssim_pairs", -5, 1)],
+)
+def test_options_that_leave_nothing_to_tell_are_refused(real, name, value, least):
+    with pytest.raises(ConfigError, match=rf"^fidelity\.{name}: need {least} or more, got {value}; try \d+$"):
+        score(real, made_cohort({"common": {"train": 5}}, seed=1), **{name: value})
+
+
+def test_no_sheets_on_request(real):
+    assert score(real, made_cohort({"common": {"train": 5}}, seed=1), sheet_scans=0).sheets == ()

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 
 from medsynth.config import FidelityOptions
+from medsynth.errors import ConfigError
 from medsynth.evaluation.fidelity import FidelityResult, score_fidelity
 from medsynth.evaluation.verdict import build_report
 from medsynth.reporting.figures import loss_figure
-from medsynth.reporting.report import _aligned, _strip, render_page, write_report
+from medsynth.reporting.report import ReportFiles, _aligned, _strip, check_report_folder, render_page, write_report
 from tests.evaluation.made import Pixels, made_cohort
 
 HOSTILE = "<script>alert(1)</script>"
@@ -95,6 +96,49 @@ def test_both_files_are_written(tmp_path, result):
     assert files.html.read_text().startswith("<!DOCTYPE html>")
 
 
+def test_summary_has_the_figures_also_where_they_cannot_tell(tmp_path, result):
+    report = build_report(result, notes=["Something else."])
+    lines = ReportFiles(json=tmp_path / "a.json", html=tmp_path / "a.html", report=report).summary().splitlines()
+    assert len(lines) == 7
+    shown = re.fullmatch(
+        r"  KID-Pixels (\S+) \(real against real (\S+) to (\S+)\), "
+        r"FD-Pixels (\S+) \(real against real (\S+) to (\S+)\)",
+        lines[1],
+    )
+    found = result.rows[0].held_out
+    figures = [getattr(found, name) for name in ("kid", "frechet")]
+    expected = [value for figure in figures for value in (figure.value, figure.real_low, figure.real_high)]
+    assert [float(text) for text in shown.groups()] == pytest.approx(expected, abs=1e-3, rel=5e-3)
+    # Three held-out scans make halves of one: there is no figure to show.
+    assert lines[2].startswith(f"{HOSTILE}: Cannot tell: 3 held-out real scans")
+    assert lines[3] == f"all classes: {report['verdict']['fidelity'][2]['sentence']}"
+    assert lines[5:7] == ["note: Something else.", f"report: {tmp_path / 'a.html'}"]
+
+
+def test_notes_are_on_the_page_and_cannot_become_markup(result):
+    page = render_page(build_report(result, notes=["Plain note.", HOSTILE]), title="Trial")
+    assert "Plain note." in page
+    assert HOSTILE not in page
+    assert ">Notes<" not in render_page(build_report(result), title="Trial")
+
+
+@pytest.mark.parametrize("below", ["file", "file/deeper/out", "n" * 300])
+def test_a_folder_that_cannot_be_written_is_refused_before_and_after(tmp_path, result, below):
+    (tmp_path / "file").write_text("in the way")
+    for attempt in (check_report_folder, lambda out: write_report(out, build_report(result))):
+        with pytest.raises(ConfigError, match=r"need a folder to write the report into, got .+; try another --out"):
+            attempt(tmp_path / below)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_folder_that_can_be_written_is_left_as_it_was(tmp_path):
+    check_report_folder(tmp_path / "new" / "deeper")
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "report.json").write_text("{}")
+    check_report_folder(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["report.json"]
+
+
 def test_numbers_of_a_row_have_the_same_decimals():
     assert _aligned([0.01234, -0.5, None]) == ["0.012", "−0.500", "–"]
     assert _aligned([1234.5, 2.0]) == ["1234", "2"]
@@ -106,3 +150,23 @@ def test_strip_spans_the_figures():
     assert _strip([1.0, 2.0, 5.0]) == [0, 25, 100]
     assert _strip([1.0, None]) is None
     assert _strip([2.0, 2.0]) is None
+
+
+def test_readings_of_too_few_scans_are_not_coloured(result):
+    report = build_report(result)
+    few, enough = (
+        [row for row in report["fidelity"]["rows"] if row["held_out"]["too_few"] is which] for which in (True, False)
+    )
+    for rows, coloured in ((few, False), (enough, True)):
+        assert rows
+        alone = {
+            **report,
+            "fidelity": {**report["fidelity"], "rows": [{**row, "seen": None, "real_seen": None} for row in rows]},
+        }
+        badges = [
+            about["class"]
+            for tag, about in Page(render_page(alone, title="Trial")).elements
+            if tag == "span" and about.get("class", "").startswith("reading")
+        ]
+        assert badges
+        assert ("reading plain" not in badges) if coloured else (set(badges) == {"reading plain"})
