@@ -16,7 +16,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from medsynth.cohorts.grid import grid_affine, grid_size, orient_scan, resize_scan, scan_axes
-from medsynth.cohorts.manifest import SPLITS, Cohort, Row
+from medsynth.cohorts.manifest import SPLITS, Cohort, Row, reason_of
 from medsynth.config import GridOptions, IntensityOptions, ReadingOptions
 from medsynth.errors import ConfigError, DataError
 from medsynth.files import atomic_path, write_json
@@ -91,7 +91,7 @@ def prepare_cohort(
             stored = _open_cache(folder, key)
     except OSError as error:
         raise ConfigError(
-            f"{folder}: need a folder with room to prepare scans in, got {error.strerror or error}; try --cache_dir"
+            f"{folder}: need a folder with room to prepare scans in, got {reason_of(error)}; try --cache_dir"
         ) from error
     if stored is None:
         raise ConfigError(f"{folder}: need a folder that keeps what is written, got another content; try --cache_dir")
@@ -259,7 +259,7 @@ def _hash_files(paths: Sequence[Path], store: Path, *, progress: bool) -> dict[P
         try:
             hashes[file] = _sha256(file)
         except OSError as error:
-            raise DataError(f"{file}: need a readable file, got {error.strerror}; try another cohort") from error
+            raise DataError(f"{file}: need a readable file, got {reason_of(error)}; try another cohort") from error
         if time.time() - stamp[1] / 1e9 > _FRESH_SECONDS:
             known[name] = [*stamp, hashes[file]]
             changed = True

@@ -1,23 +1,39 @@
-"""The scans of a folder, with what file names, folders and a labels CSV say about them; no pixels are read."""
+"""The scans of a folder, and what files and folders say about them: classes, splits and patients."""
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from medsynth.cohorts.manifest import REQUIRED, SPLITS, read_table, require_columns, resolve_below
-from medsynth.cohorts.quality import ScanQuality
-from medsynth.config import ColumnOptions
+import numpy as np
+
+from medsynth.cohorts.manifest import REQUIRED, SPLITS, list_counts, read_columns, resolve_below
+from medsynth.config import ReadingOptions
 from medsynth.errors import ConfigError, DataError
-from medsynth.scans import SUFFIXES, list_items, scan_suffix, split_item
+from medsynth.scans import SUFFIXES, list_items, read_scan, scan_suffix, split_item
+
+SPLIT_WORDS = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("val", "valid", "validation", "dev"), "val"),
+    **dict.fromkeys(("test", "testing"), "test"),
+}
+_IMAGE_WORDS = {"image", "images", "img", "imgs", "scan", "scans", "data"}
+_MASK_WORDS = {"mask", "masks", "label", "labels", "seg", "segmentation", "segmentations", "annotation", "annotations"}
+_LAYOUT_WORDS = _IMAGE_WORDS | _MASK_WORDS | SPLIT_WORDS.keys()
+# What lies beside scans and is none.
+_COMPANIONS = {".csv", ".tsv", ".xlsx", ".json", ".yaml", ".yml", ".txt", ".md", ".pdf", ".html", ".log"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class FoundScan:
-    """A scan before it is a row; `name` is its POSIX path below the scans folder, with its `#item`."""
+    """A scan before it is a row; `name` is its POSIX path below the scans folder, with its `#item`.
+
+    `problem` says why the items of its file cannot be listed.
+    """
 
     file: Path
     name: str
@@ -25,133 +41,164 @@ class FoundScan:
     patient: str | None = None
     split: str | None = None
     mask: Path | None = None
+    problem: str | None = None
     attributes: Mapping[str, str]
 
 
-def list_scans(scans: Path) -> list[FoundScan]:
-    """Return the scans below a folder, sorted; hidden files are left out. `DataError` if there are none."""
+def list_scans(scans: Path, notes: list[str]) -> list[FoundScan]:
+    """Return the scans below a folder, sorted, and note what else lies there; hidden files are left out.
+
+    Raises `DataError` if there are none.
+    """
+    if scans.is_file():
+        raise DataError(f"{scans}: need a folder of scans, got a file; try its folder, {scans.parent}")
     if not scans.is_dir():
-        raise DataError(f"{scans}: need a folder of scans, got none; try another path")
+        raise DataError(f"{scans}: need a folder of scans, got nothing there; try another --scans")
     found: list[FoundScan] = []
+    others: Counter[str] = Counter()
+    linked = 0
     for folder, below, files in os.walk(scans):
         below[:] = sorted(name for name in below if not name.startswith("."))
+        linked += sum(os.path.islink(os.path.join(folder, name)) for name in below)
         for name in sorted(files):
-            if name.startswith(".") or scan_suffix(name) is None:
+            if name.startswith("."):
+                continue
+            if scan_suffix(name) is None:
+                others[Path(name).suffix.lower() or "without suffix"] += 1
                 continue
             file = Path(folder, name)
             relative = file.relative_to(scans).as_posix()
-            resolve_below(scans, relative)
-            label = relative.split("/")[0] if "/" in relative else None
-            items = _items(file)
-            for item in items:
-                split = item.split("/")[0]
-                found.append(
-                    FoundScan(
-                        file=Path(f"{file}#{item}"),
-                        name=f"{relative}#{item}",
-                        label=label,
-                        split=split if split in SPLITS else None,
-                        attributes={},
-                    )
-                )
-            if not items:
-                found.append(FoundScan(file=file, name=relative, label=label, attributes={}))
+            resolve_below(scans, relative, hint="a copy of the file, or --scans with the folder that it lies in")
+            found += _scans_of(file, relative)
+    if linked:
+        notes.append(f"{linked} linked folders below the scans folder are not followed; try --scans with their target")
     if not found:
-        raise DataError(f"{scans}: need files ending in {', '.join(SUFFIXES)}, got none; try another folder")
+        got = list_counts(others) or "none"
+        raise DataError(
+            f"{scans}: need files ending in {', '.join(SUFFIXES)}, got {got}; try another folder, or converting them"
+            + (f" ({linked} linked folders are not followed)" if linked else "")
+        )
+    foreign = Counter({suffix: count for suffix, count in others.items() if suffix not in _COMPANIONS})
+    if foreign:
+        notes.append(f"{foreign.total()} files of no format that medsynth reads: {list_counts(foreign)}")
     return found
 
 
-def _items(file: Path) -> list[str]:
+def _scans_of(file: Path, relative: str) -> list[FoundScan]:
     try:
-        return list_items(file)
-    except DataError:
-        return []  # reading it will say why, and count it with the others
+        items = list_items(file)
+    except DataError as error:  # reading it fails, too, and counts it with the others
+        return [FoundScan(file=file, name=relative, problem=str(error), attributes={})]
+    if not items:
+        return [FoundScan(file=file, name=relative, attributes={})]
+    return [
+        FoundScan(
+            file=Path(f"{file}#{item}"),
+            name=f"{relative}#{item}",
+            split=item.split("/")[0] if item.split("/")[0] in SPLITS else None,
+            attributes={},
+        )
+        for item in items
+    ]
 
 
-def join_labels(
-    listed: Sequence[FoundScan],
-    scans: Path,
-    labels: Path,
-    columns: ColumnOptions,
-    notes: list[str],
-    *,
-    skip_bad: bool,
-) -> tuple[list[FoundScan], list[ScanQuality]]:
-    """Return the listed scans that the labels CSV has a row for, in its order, and the scans that it names in vain.
+# Labels by folders -----------------------------------------------------------------------------------------------------
 
-    Raises `DataError` for missing columns, empty cells, scans listed twice, and scans in vain unless `skip_bad`.
+
+def label_by_folders(
+    listed: Sequence[FoundScan], scans: Path, *, own: Collection[Path], reading: ReadingOptions, notes: list[str]
+) -> list[FoundScan]:
+    """Return the scans with the first folder as label; of `train/<class>/...` the first is the split, the second the label.
+
+    Scans in no folder stay without label where their file may know one (NPZ). CSVs in the scans folder other than `own`
+    are noted. Raises `DataError` for folders that are no classes (`images` and `masks`), and for scans without label.
     """
-    names, table = read_table(labels)
-    standard = ColumnOptions()
-    chosen = {key: getattr(columns, key) for key in ("path", "label", "patient", "split", "mask")}
-    asked = [name for key, name in chosen.items() if key in ("path", "label") or name != getattr(standard, key)]
-    require_columns(names, [*asked, *columns.attributes], source=labels)
-    attributes = columns.attributes or tuple(name for name in names if name not in chosen.values())
-    by_path = {resolve_below(scans, one.name): one for one in listed}
-    found: list[FoundScan] = []
-    missing: list[ScanQuality] = []
-    seen: set[str] = set()
-    outside = 0
-    for cells in table:
-        relative = cells[columns.path]
-        one = None
-        real = ""
-        for base in (scans, labels.parent):
-            real = resolve_below(base, relative)
-            one = by_path.get(real)
-            if one is not None or os.path.exists(split_item(real)[0]):
-                break
-        if one is None:
-            if os.path.exists(split_item(real)[0]):
-                outside += 1
-            else:
-                missing.append(ScanQuality(path=relative, flags=("unreadable",), reason=f"{relative}: missing"))
-            continue
-        if real in seen:
-            raise DataError(f"{labels}: need each scan once, got {relative!r} twice; try removing one of the rows")
-        seen.add(real)
-        found.append(
-            replace(
-                one,
-                label=cells[columns.label].strip(),
-                patient=cells[columns.patient].strip() if columns.patient in cells else None,
-                split=cells[columns.split].strip() if columns.split in cells else one.split,
-                mask=_mask(cells.get(columns.mask, ""), scans, labels),
-                # A column that was not chosen may bear a name that a cohort reserves.
-                attributes={
-                    f"original_{name}" if name in (*REQUIRED, "mask", "root") else name: cells[name]
-                    for name in attributes
-                    if cells[name]
-                },
-            )
-        )
-        for key, value in (("label", found[-1].label), ("patient", found[-1].patient)):
-            if value == "":
-                raise DataError(f"{labels}: need a {key} in every row, got none for {relative!r}; try filling it in")
-    if missing and not skip_bad:
-        raise DataError(
-            f"{labels}: need a scan for every row, got none for {missing[0].path!r} "
-            f"({len(missing)} of {len(table)} are missing); try another --scans, or --skip_bad"
-        )
-    if not found:
-        raise DataError(f"{labels}: need rows for the scans below {scans}, got none; try another --columns.path")
-    if outside:
+    tables = [file for file in sorted(scans.glob("*.csv")) if file not in own and len(read_columns(file)) > 1]
+    hint = f"--labels {tables[0]}" if tables else "--labels with a CSV of paths and labels"
+    # Only NPZ files may know their own label; of others the folder must say it.
+    silent = [scan_suffix(one.name) != ".npz" for one in listed]
+    folders = [split_item(one.name)[0].parts[:-1] for one in listed]
+    first = sorted({parts[0] for parts in folders if parts})
+    depth = 1 if first and all(name.casefold() in SPLIT_WORDS for name in first) else 0
+    if depth:
+        notes.append(f"the folders {', '.join(first)} are taken as splits, the folders in them as classes")
+    else:
+        _check_layout(scans, folders, silent, first, hint, notes)
+    for one, parts, alone in zip(listed, folders, silent, strict=True):
+        if alone and len(parts) <= depth:
+            where = f"no folder of a class in {parts[0]!r}" if parts else "a scan in no folder"
+            raise DataError(f"{one.name}: need a label, got {where}; try {hint}, or a folder for each class")
+    _check_items(listed, folders, reading)
+    unused = [file for file in tables if not set(REQUIRED) <= set(read_columns(file))]
+    if unused and any(silent):
         notes.append(
-            f"{outside} rows of the labels CSV name files that are no scans below the scans folder and are left out"
+            f"{unused[0].name} lies in the scans folder and is not used, since folders are taken as classes; "
+            f"try --labels {unused[0]}"
         )
-    if unlisted := len(listed) - len(found):
-        notes.append(f"{unlisted} scans below the scans folder have no row in the labels CSV and are left out")
-    return found, missing
+    return [
+        replace(
+            one,
+            label=parts[depth] if len(parts) > depth else None,
+            split=one.split or (SPLIT_WORDS[parts[0].casefold()] if depth and parts else None),
+        )
+        for one, parts in zip(listed, folders, strict=True)
+    ]
 
 
-def _mask(cell: str, scans: Path, labels: Path) -> Path | None:
-    if not cell:
-        return None
-    for base in (scans, labels.parent):
-        resolve_below(base, cell)
-        if (base / split_item(cell)[0]).is_file():
-            return base / cell
-    raise DataError(f"{labels}: need an existing mask, got none at {cell!r}; try --columns.mask with another column")
+def _check_layout(
+    scans: Path,
+    folders: Sequence[tuple[str, ...]],
+    silent: Sequence[bool],
+    first: Sequence[str],
+    hint: str,
+    notes: list[str],
+) -> None:
+    """Refuse, or note, first folders whose names say that they are no classes."""
+    told = {parts[0] for parts, alone in zip(folders, silent, strict=True) if alone and parts}
+    odd = sorted(name for name in told if name.casefold() in _LAYOUT_WORDS)
+    masks = any(name.casefold() in _MASK_WORDS for name in odd)
+    images = [name for name in odd if name.casefold() in _IMAGE_WORDS]
+    deeper = {parts[1] for parts in folders if len(parts) > 1}
+    if odd and (len(odd) == len(first) or (masks and images)):
+        classes_below = len(images) == 1 and {parts[1] for parts in folders if parts[:1] == (images[0],) and parts[1:]}
+        try_instead = f"--scans {scans / images[0]}, or {hint}" if classes_below else hint
+        raise DataError(f"{scans}: need a folder for each class, got {', '.join(map(repr, odd))}; try {try_instead}")
+    if odd:
+        notes.append(f"each folder counts as a class, also {', '.join(map(repr, odd))}; else try {hint}")
+    if len(first) == 1 and len(deeper) > 1 and all(silent):
+        notes.append(
+            f"all scans are of one class, {first[0]!r}; if the folders in it are the classes, "
+            f"try --scans {scans / first[0]}"
+        )
+
+
+def _check_items(listed: Sequence[FoundScan], folders: Sequence[tuple[str, ...]], reading: ReadingOptions) -> None:
+    """Refuse files of several scans whose items have several labels each, or none and no folder, before all are read."""
+    seen: set[Path] = set()
+    for one, parts in zip(listed, folders, strict=True):
+        file, item = split_item(one.file)
+        if item is None or file in seen:
+            continue
+        seen.add(file)
+        try:
+            label = read_scan(one.file, reading=reading).label
+        except DataError:
+            continue  # it counts with the others that cannot be read
+        with np.load(file, allow_pickle=False) as packed:
+            labelled = any(name.endswith("_labels") for name in packed.files)
+        if label is None and labelled:
+            raise DataError(
+                f"{split_item(one.name)[0]}: need one label for each scan, got several; sets like ChestMNIST are not "
+                "supported, try a set with one label, or --labels with a CSV"
+            )
+        if label is None and not parts:
+            raise DataError(
+                f"{split_item(one.name)[0]}: need a label for each scan, got no arrays like train_labels; "
+                "try --labels with a CSV, or the file in a folder named by its class"
+            )
+
+
+# Patients and splits ---------------------------------------------------------------------------------------------------
 
 
 def compile_pattern(pattern: str | None) -> re.Pattern[str] | None:
@@ -169,8 +216,13 @@ def compile_pattern(pattern: str | None) -> re.Pattern[str] | None:
     return compiled
 
 
-def find_patients(found: Sequence[FoundScan], pattern: re.Pattern[str] | None, notes: list[str]) -> list[FoundScan]:
-    """Return the scans with their patients: from the column, else by the pattern, else each its own."""
+def find_patients(
+    found: Sequence[FoundScan], pattern: re.Pattern[str] | None, notes: list[str], *, columns: Sequence[str] = ()
+) -> list[FoundScan]:
+    """Return the scans with their patients: from the column, else by the pattern, else each its own.
+
+    `columns` are those of the labels CSV that seem to name patients; the note on scans without patient suggests them.
+    """
     result: list[FoundScan] = []
     alone = 0
     for one in found:
@@ -187,9 +239,10 @@ def find_patients(found: Sequence[FoundScan], pattern: re.Pattern[str] | None, n
             alone += 1
         result.append(replace(one, patient=patient))
     if alone:
+        names = " or ".join(f'--columns.patient "{name}"' for name in columns)
         notes.append(
             f"{alone} scans have no patient, so each counts as one: if patients have several, splits leak; "
-            "give a patient column or --patient_pattern"
+            + (f"try {names}" if names else "give a patient column or --patient_pattern")
         )
     return result
 
@@ -203,8 +256,6 @@ def check_given_splits(found: Sequence[FoundScan]) -> None:
             continue
         if missing is not None:
             raise DataError(f"{missing.name}: need a split for all scans or for none, got none here; try filling it in")
-        if one.split not in SPLITS:
-            raise DataError(f"{one.name}: need the split train, val or test, got {one.split!r}; try --columns.split")
         other = given.setdefault(one.patient, one.split)
         if other != one.split:
             raise DataError(

@@ -13,14 +13,34 @@ from medsynth.cohorts.finding import (
     check_given_splits,
     compile_pattern,
     find_patients,
-    join_labels,
+    label_by_folders,
     list_scans,
 )
-from medsynth.cohorts.manifest import Cohort, Row, check_cohort, declared_roots, write_cohort
-from medsynth.cohorts.quality import ScanQuality, examine_scans, flag_duplicates, write_quality
-from medsynth.cohorts.splitting import check_fractions, kept_scans, parse_keep, split_patients
+from medsynth.cohorts.labels import join_labels, note_like_labels
+from medsynth.cohorts.manifest import (
+    REQUIRED,
+    Cohort,
+    Row,
+    check_cohort,
+    declared_roots,
+    list_counts,
+    read_columns,
+    reason_of,
+    write_cohort,
+)
+from medsynth.cohorts.quality import (
+    ScanQuality,
+    check_one_kind,
+    examine_scans,
+    flag_duplicates,
+    note_flags,
+    note_mixture,
+    write_quality,
+)
+from medsynth.cohorts.splitting import check_fractions, check_keep_labels, kept_scans, parse_keep, split_patients
 from medsynth.config import ColumnOptions, ReadingOptions
 from medsynth.errors import ConfigError, DataError
+from medsynth.scans import scan_suffix
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,16 +53,21 @@ class IndexResult:
     counts: Mapping[str, Mapping[str, tuple[int, int]]]
     notes: tuple[str, ...]
 
+    @property
+    def quality_path(self) -> Path:
+        """The quality table beside the cohort."""
+        return _quality_path(self.path)
+
     def summary(self) -> str:
-        """Return a text table of scans (patients) by class and split, the sizes, the flags and the notes."""
+        """Return a text table of scans (patients) by class and split, sizes, pixel types, flags, notes and where it all is."""
         shapes = Counter("x".join(map(str, quality.shape[1:])) for quality in self.quality if quality.shape)
-        common = ", ".join(f"{shape} ({count})" for shape, count in shapes.most_common(3))
-        more = f" and {len(shapes) - 3} more" if len(shapes) > 3 else ""
+        types = Counter(quality.dtype for quality in self.quality if quality.dtype)
         flags = Counter(flag for quality in self.quality for flag in quality.flags)
         lines = [self.cohort.summary()]
-        lines.append(f"sizes: {common}{more}")
+        lines.append(f"sizes: {list_counts(shapes, 3)}; pixel types: {list_counts(types, 3)}")
         lines.append("flags: " + (", ".join(f"{flag} ({count})" for flag, count in sorted(flags.items())) or "none"))
         lines += [f"note: {note}" for note in self.notes]
+        lines += [f"cohort: {self.path}", f"quality table: {self.quality_path}"]
         return "\n".join(lines)
 
 
@@ -66,9 +91,10 @@ def index_scans(
     Args:
         scans: Folder of PNG, NIfTI and NPZ files at any depth; hidden files are left out, an NPZ in MedMNIST's layout is
             taken as its items with their own labels and splits.
-        out: The cohort CSV to write; `<name>_quality.csv`, and `cohort.yaml` where the scans lie elsewhere, come beside it.
+        out: The cohort CSV to write, new or in place of another cohort; `<name>_quality.csv`, and `cohort.yaml` where the
+            scans lie elsewhere, come beside it.
         labels: CSV with a row for each scan, paths relative to `scans` or to the CSV's folder; without it, the first folder
-            below `scans` is the label.
+            below `scans` is the label, or the second where the first are `train`, `val`, `test`.
         columns: Names of the columns of `labels`.
         split: Parts for train, val and test, by patient and stratified by label; not used where a split is given.
         keep: Texts like `viral_pneumonia=40/10`: keep that label's scans of 40 training and 10 validation patients only.
@@ -87,32 +113,40 @@ def index_scans(
     check_fractions(split)
     pattern = compile_pattern(patient_pattern)
     scans, out = Path(scans).absolute(), Path(out).absolute()
-    if out.is_dir() or out.suffix.lower() != ".csv":
-        raise ConfigError(f"{out}: need the name of a .csv file to write, got something else; try {out / 'cohort.csv'}")
+    labels = None if labels is None else Path(labels).absolute()
+    _check_out(out, labels)
     notes: list[str] = []
-    missing: list[ScanQuality] = []
-    listed = list_scans(scans)
+    missing: Sequence[ScanQuality] = ()
+    patient_columns: Sequence[str] = ()
+    listed = list_scans(scans, notes)
     if labels is None:
-        found = listed
+        found = label_by_folders(listed, scans, own=(out, _quality_path(out)), reading=reading, notes=notes)
     else:
-        found, missing = join_labels(listed, scans, Path(labels).absolute(), columns, notes, skip_bad=skip_bad)
-    found = find_patients(found, pattern, notes)
+        joined = join_labels(listed, scans, labels, columns, notes, skip_bad=skip_bad)
+        found, missing, patient_columns = list(joined.found), joined.missing, joined.patient_columns
+    if labels is not None or all(scan_suffix(one.name) != ".npz" for one in found):  # an NPZ may know another label
+        check_keep_labels(keeps, {one.label or "" for one in found})
+    found = find_patients(found, pattern, notes, columns=patient_columns)
     check_given_splits(found)
 
     quality = examine_scans(
         [one.file for one in found], [one.name for one in found], reading=reading, progress=progress
     )
+    quality = [
+        replace(facts, reason=one.problem) if one.problem else facts for one, facts in zip(found, quality, strict=True)
+    ]
     bad = [facts for facts in quality if "unreadable" in facts.flags]
     if bad and not skip_bad:
-        raise DataError(
-            f"{bad[0].reason} ({len(bad)} of {len(found)} scans cannot be read; --skip_bad leaves them out)"
-        )
+        advice = "; `--skip_bad true` leaves them out" if len(bad) < len(found) else ""
+        raise DataError(f"{bad[0].reason} ({len(bad)} of {len(found)} scans cannot be read{advice})")
     readable = [(one, facts) for one, facts in zip(found, quality, strict=True) if "unreadable" not in facts.flags]
     if not readable:
         raise DataError(f"{scans}: need at least one scan that can be read, got none; try another folder")
     if bad or missing:
         notes.append(f"{len(bad) + len(missing)} scans are missing or unreadable and left out")
     found, kept_quality = [one for one, _ in readable], [facts for _, facts in readable]
+    check_one_kind(kept_quality)
+    note_mixture(kept_quality, notes)
 
     cohort = _as_cohort(found, kept_quality, out, labels, scans, split, seed, notes)
     check_cohort(cohort, source=labels or scans)
@@ -131,17 +165,38 @@ def index_scans(
     ]
     cohort = replace(cohort, rows=tuple(rows))
     _check_classes(cohort, notes, allow_tiny=allow_tiny)
-    _note_flags(flagged, notes)
+    note_flags(flagged, notes)
+    note_like_labels((row.label for row in cohort.rows), notes)
 
     table = (*flagged, *dropped, *bad, *missing)
     try:
-        write_quality(table, out.with_name(f"{out.stem}_quality.csv"))
+        write_quality(table, _quality_path(out))
         write_cohort(cohort, out)
     except OSError as error:
-        raise ConfigError(
-            f"{out}: need a folder to write in, got {error.strerror or error}; try another --out"
-        ) from error
+        raise ConfigError(f"{out}: need a folder to write in, got {reason_of(error)}; try another --out") from error
     return IndexResult(cohort=cohort, path=out, quality=table, counts=cohort.counts(), notes=tuple(notes))
+
+
+def _quality_path(out: Path) -> Path:
+    return out.with_name(f"{out.stem}_quality.csv")
+
+
+def _check_out(out: Path, labels: Path | None) -> None:
+    """Refuse (`ConfigError`) to write over the labels, and over anything that no index has written."""
+    if out.is_dir() or out.suffix.lower() != ".csv":
+        raise ConfigError(f"{out}: need the name of a .csv file to write, got something else; try {out / 'cohort.csv'}")
+    for file, kind, columns in (
+        (out, "cohort", REQUIRED),
+        (_quality_path(out), "quality table", ("path", "flags", "sha256")),
+    ):
+        if not file.exists():
+            continue
+        if labels is not None and labels.exists() and file.samefile(labels):
+            raise ConfigError(f"{file}: need another file for the {kind}, got the labels CSV; try another --out")
+        if file.stat().st_size and not set(columns) <= set(read_columns(file)):
+            raise ConfigError(
+                f"{file}: need a new file or a {kind} to replace, got a file with other content; try another --out"
+            )
 
 
 def _as_cohort(
@@ -175,7 +230,7 @@ def _as_cohort(
         split_of = split_patients(labels_of, split, seed=seed)
         splits = [split_of[patient] for patient in patients]
     files = [path for one in found for path in (one.file, one.mask) if path is not None]
-    bases = (out.parent, scans, *(() if labels is None else (Path(labels).absolute().parent,)))
+    bases = (out.parent, scans, *(() if labels is None else (labels.parent,)))
     base = next((base for base in bases if all(path.is_relative_to(base) for path in files)), None)
     if base is None:
         raise DataError(
@@ -219,7 +274,7 @@ def _dropped_duplicates(
         row = rows[across[0]]
         raise DataError(
             f"{row.path}: need each picture in one split, got pixels equal to {quality[across[0]].duplicate_of} of another "
-            f"patient and split ({len(across)} such scans); try --skip_bad, which drops the later ones"
+            f"patient and split ({len(across)} such scans); try --skip_bad true, which drops the later ones"
         )
     if across:
         notes.append(f"{len(across)} scans with the pixels of another patient in another split are dropped")
@@ -238,7 +293,7 @@ def _check_classes(cohort: Cohort, notes: list[str], *, allow_tiny: bool) -> Non
             if not allow_tiny:
                 raise DataError(
                     f"class {label!r}: need at least 2 training scans, got {training}; try more scans, another split, "
-                    "or --allow_tiny"
+                    "or --allow_tiny true"
                 )
             notes.append(
                 f"class {label!r} has {training} training scan(s): too few to learn from, its samples will be copies"
@@ -246,15 +301,3 @@ def _check_classes(cohort: Cohort, notes: list[str], *, allow_tiny: bool) -> Non
         for split in ("val", "test"):
             if by_split[split][0] == 0:
                 notes.append(f"class {label!r} has no scans in {split}: nothing can be measured there")
-
-
-def _note_flags(quality: Sequence[ScanQuality], notes: list[str]) -> None:
-    meanings = {
-        "constant": "are constant",
-        "near_empty": "are nearly empty",
-        "duplicate": "repeat another scan of the same patient",
-        "duplicate_patients": "have the pixels of another patient of the same split (one person under two IDs?)",
-    }
-    for flag, meaning in meanings.items():
-        if count := sum(flag in facts.flags for facts in quality):
-            notes.append(f"{count} scans {meaning}; see the quality table")

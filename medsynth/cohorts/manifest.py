@@ -6,6 +6,7 @@ import csv
 import io
 import os
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
@@ -113,25 +114,22 @@ class Cohort:
         return path
 
 
-def resolve_below(base: Path, relative: str) -> str:
+def resolve_below(base: Path, relative: str, *, hint: str = "a root in cohort.yaml") -> str:
     """Return the real path of `relative` below `base`, with its `#item`; it need not exist.
 
-    Raises `DataError` for an absolute path, for `..`, and for a symbolic link that leaves `base`.
+    Raises `DataError`, with `hint` as what to try, for an absolute path, for `..`, and for a symbolic link that leaves `base`.
     """
     named, item = split_item(relative)
     file = str(named)
     parts = PurePosixPath(file.replace("\\", "/")).parts
     if not parts or "\0" in file or parts[0] == "/" or re.match(r"[A-Za-z]:", parts[0]) or ".." in parts:
         raise DataError(
-            f"{relative!r}: need a relative path without '..', got one that could leave its root; "
-            "try a root in cohort.yaml"
+            f"{relative!r}: need a relative path without '..', got one that could leave its root; try {hint}"
         )
     root = os.path.realpath(base)
     real = os.path.realpath(os.path.join(root, file))
     if os.path.commonpath([root, real]) != root:
-        raise DataError(
-            f"{relative!r}: need a file below its root, got a symbolic link that leaves it; try a root in cohort.yaml"
-        )
+        raise DataError(f"{relative!r}: need a file below its root, got a symbolic link that leaves it; try {hint}")
     return real if item is None else f"{real}#{item}"
 
 
@@ -219,19 +217,23 @@ def check_cohort(cohort: Cohort, *, source: Path | str) -> None:
 def read_table(path: Path | str) -> tuple[list[str], list[dict[str, str]]]:
     """Read a UTF-8 CSV (with or without BOM) as its columns and one dictionary of text a row.
 
-    Columns without a name are left out (spreadsheets and data frames write them for row numbers), as are blank lines.
+    Cells are separated by commas, or by semicolons or tabs where the header has these and no comma. Columns without a name
+    are left out (spreadsheets and data frames write them for row numbers), as are blank lines.
+
     Raises `DataError` for a file that is missing, no UTF-8, without rows, or with rows of another length than the header.
     """
     try:
         text = Path(path).read_bytes().decode("utf-8-sig")
-        reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+        separator = _separator(text)
+        reader = csv.reader(io.StringIO(text, newline=""), strict=True, delimiter=separator)
         lines = [(reader.line_num, cells) for cells in reader if any(cell.strip() for cell in cells)]
     except OSError as error:
-        raise DataError(f"{path}: need a CSV file, got {error.strerror or error}; try another path") from error
+        raise DataError(f"{path}: need a CSV file, got {reason_of(error)}; try another path") from error
     except (UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{path}: need a CSV in UTF-8, got {error}; try saving it as 'CSV UTF-8'") from error
     if len(lines) < 2:
-        raise DataError(f"{path}: need a header and at least one row, got {len(lines)} lines; try `medsynth index`")
+        got = "a header only" if lines else "an empty file"
+        raise DataError(f"{path}: need a header and at least one row, got {got}; try another file")
     header = [name.strip() for name in lines[0][1]]
     columns = [name for name in header if name]
     if len(set(columns)) < len(columns):
@@ -239,8 +241,43 @@ def read_table(path: Path | str) -> tuple[list[str], list[dict[str, str]]]:
         raise DataError(f"{path}: need each column once, got {twice!r} twice; try renaming one")
     for number, cells in lines[1:]:
         if len(cells) != len(header):
-            raise DataError(f"{path}: need {len(header)} cells in line {number}, got {len(cells)}; try quoting commas")
+            raise DataError(
+                f"{path}: need {len(header)} cells in line {number}, got {len(cells)}; "
+                f"try quotes around cells that hold {separator!r}"
+            )
     return columns, [{name: cell for name, cell in zip(header, cells, strict=True) if name} for _, cells in lines[1:]]
+
+
+def read_columns(path: Path | str) -> list[str]:
+    """Return the columns of a CSV, read from its first line only; none where that is no text."""
+    try:
+        with Path(path).open(encoding="utf-8-sig", newline="") as file:
+            line = file.readline(1 << 16)
+        return [name.strip() for name in next(csv.reader([line], delimiter=_separator(line)), [])]
+    except (OSError, UnicodeDecodeError, csv.Error):
+        return []
+
+
+def _separator(text: str) -> str:
+    header = next((line for line in text.splitlines() if line.strip()), "")
+    return "," if "," in header else next((mark for mark in ";\t" if mark in header), ",")
+
+
+def list_counts(counts: Counter[str], most: int | None = None) -> str:
+    """Return `name (count), ...` from the commonest, at most so many."""
+    more = f" and {len(counts) - most} more" if most is not None and len(counts) > most else ""
+    return ", ".join(f"{name} ({count})" for name, count in counts.most_common(most)) + more
+
+
+def reason_of(error: OSError) -> str:
+    """Return in plain words why a file could not be read or written."""
+    words = {
+        FileNotFoundError: "nothing there",
+        IsADirectoryError: "a folder",
+        NotADirectoryError: "a file where a folder should be",
+        PermissionError: "no permission",
+    }
+    return words.get(type(error)) or error.strerror or str(error)
 
 
 def write_table(path: Path | str, columns: Sequence[str], lines: Iterable[Sequence[object]]) -> None:

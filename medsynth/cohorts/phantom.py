@@ -6,6 +6,7 @@ patient and scan under another label is its true counterfactual.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -15,13 +16,15 @@ import numpy as np
 from scipy.ndimage import distance_transform_edt, gaussian_filter
 from tqdm import tqdm
 
-from medsynth.cohorts.manifest import Cohort, Row, write_cohort
+from medsynth.cohorts.manifest import Cohort, Row, reason_of, write_cohort
 from medsynth.cohorts.painting import Painting, paint
 from medsynth.cohorts.thorax import Anatomy, Points, Pose, Waves, draw_anatomy, draw_vessels, lung, to_anatomy
 from medsynth.errors import ConfigError
+from medsynth.files import write_json
 from medsynth.scans import PICTURE_AFFINE, Scan, write_scan
 from medsynth.seeds import numpy_generator
 
+FORMAT = 1  # raise it when the same settings would give other scans
 NORMAL, SOLID, RARE = "normal", "solid_nodule", "ground_glass"
 CLASSES = (NORMAL, SOLID, RARE)
 FIELD_OF_VIEW = 320.0  # mm
@@ -70,19 +73,14 @@ def phantom_scan(
         label = str(numpy_generator(seed, "phantom", "label", patient).choice(CLASSES, p=_shares(rare_share)))
     if label not in CLASSES:
         raise ConfigError(f"label: need one of {', '.join(CLASSES)}, got {label!r}; try {RARE}")
-    anatomy, level = _patient(seed, patient)
-    pose = _draw_pose(level, numpy_generator(seed, "phantom", "pose", patient, scan))
+    anatomy, pose, lesion = _subject(patient, scan, label, seed)
     scanner = _slice_points(size)
     painting = paint(anatomy, pose, scanner)
     vessels = draw_vessels(anatomy, pose, scanner) * painting.lungs
     tissue = painting.lung_tissue(anatomy)
     mask = np.zeros(scanner.x.shape, dtype=bool)
-    attributes: dict[str, float | str] = {}
-    lesion = None
-    if label != NORMAL:
-        lesion = _draw_lesion(label, anatomy, pose, numpy_generator(seed, "phantom", "lesion", patient, scan))
+    if lesion is not None:
         distance, mask = _outline(lesion, scanner, painting)
-        attributes = {"diameter_mm": lesion.diameter, "density_hu": lesion.density, "side": lesion.side}
     if lesion is not None and label == RARE:  # haze lies under the vessels
         share = _edge(distance / (lesion.softness * lesion.diameter / 2))
         uneven = 0.6 * tissue + 18 * lesion.rough.at(scanner)
@@ -99,8 +97,22 @@ def phantom_scan(
     array = np.clip(np.rint(hu), -1024, 3071).astype(np.int16)[None]
     regions = {name: getattr(painting, name) for name in ("body", "lungs", "heart", "vertebra")} | {"vessels": vessels}
     return PhantomScan(
-        scan=Scan(array=array, affine=affine, label=label, attributes=attributes), mask=mask, regions=regions
+        scan=Scan(array=array, affine=affine, label=label, attributes=_attributes(lesion)), mask=mask, regions=regions
     )
+
+
+def _subject(patient: int, scan: int, label: str, seed: int) -> tuple[Anatomy, Pose, _Lesion | None]:
+    anatomy, level = _patient(seed, patient)
+    pose = _draw_pose(level, numpy_generator(seed, "phantom", "pose", patient, scan))
+    if label == NORMAL:
+        return anatomy, pose, None
+    return anatomy, pose, _draw_lesion(label, anatomy, pose, numpy_generator(seed, "phantom", "lesion", patient, scan))
+
+
+def _attributes(lesion: _Lesion | None) -> dict[str, float | str]:
+    if lesion is None:
+        return {}
+    return {"diameter_mm": lesion.diameter, "density_hu": lesion.density, "side": lesion.side}
 
 
 def _check(size: int, rare_share: float) -> None:
@@ -236,32 +248,65 @@ def write_phantom(
     """Write a phantom cohort (scans and lesion masks as `.nii.gz`) below `out` and return its `cohort.csv`.
 
     Classes are `normal` (about 60 %), `solid_nodule` (35 %) and the rare `ground_glass`. The same arguments give
-    the same bytes. Raises `ConfigError`.
+    the same bytes; a folder that they have written is left as it is, and one that was interrupted is completed. Raises
+    `ConfigError`, also for a folder with anything else in it.
     """
     _check(size, rare_share)
     if scans < 1:
         raise ConfigError(f"scans: need at least 1, got {scans}; try 400")
     out, rows = Path(out), []
+    try:
+        _claim_folder(out, {"scans": scans, "size": size, "seed": seed, "rare_share": rare_share, "format": FORMAT})
+    except OSError as error:
+        raise ConfigError(f"{out}: need a folder to write in, got {reason_of(error)}; try another --out") from error
+    if (out / "cohort.csv").exists():  # it is written last
+        return out / "cohort.csv"
     plan = cohort_plan(scans=scans, seed=seed, rare_share=rare_share)
     for patient, scan, label, split in tqdm(plan, total=scans, desc="phantom", unit="scan", disable=not progress):
-        drawn = phantom_scan(patient, scan, label=label, size=size, seed=seed)
         name = f"phantom-{patient:05d}-{scan}.nii.gz"
-        write_scan(drawn.scan, out / "scans" / name)
-        if drawn.mask.any():
-            mask = Scan(array=drawn.mask[None].astype(np.uint8), affine=drawn.scan.affine, label=label)
-            write_scan(mask, out / "masks" / name)
+        mask_file = out / "masks" / name
+        # Files are whole or absent, and a scan comes after its mask.
+        if (out / "scans" / name).exists() and (label == NORMAL or mask_file.exists()):
+            attributes = _attributes(_subject(patient, scan, label, seed)[2])
+        else:
+            drawn = phantom_scan(patient, scan, label=label, size=size, seed=seed)
+            attributes = dict(drawn.scan.attributes)
+            if drawn.mask.any():
+                mask = Scan(array=drawn.mask[None].astype(np.uint8), affine=drawn.scan.affine, label=label)
+                write_scan(mask, mask_file)
+            write_scan(drawn.scan, out / "scans" / name)
         rows.append(
             Row(
                 path=f"scans/{name}",
                 label=label,
                 patient_id=f"phantom-{patient:05d}",
                 split=split,
-                mask=f"masks/{name}" if drawn.mask.any() else None,
+                mask=f"masks/{name}" if mask_file.exists() else None,
                 attributes={
-                    key: f"{value:g}" if isinstance(value, float) else value
-                    for key, value in drawn.scan.attributes.items()
+                    key: f"{value:g}" if isinstance(value, float) else value for key, value in attributes.items()
                 },
             )
         )
     write_cohort(Cohort(folder=out.absolute(), rows=tuple(rows)), out / "cohort.csv")
     return out / "cohort.csv"
+
+
+def _claim_folder(out: Path, settings: dict[str, float]) -> None:
+    """Note the settings in the folder; `ConfigError` if it holds anything but a phantom cohort of the same ones."""
+    file = out / "phantom.json"
+    if not file.exists():
+        # Hidden files (of a file manager, or of a write that was killed) are in nobody's way.
+        if out.exists() and (others := sorted(path.name for path in out.iterdir() if not path.name.startswith("."))):
+            raise ConfigError(
+                f"{out}: need an empty folder or a phantom cohort, got a folder with {others[0]!r}; try another --out"
+            )
+        write_json(file, settings)
+        return
+    try:
+        there = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ConfigError(f"{file}: need JSON, got {error}; try another --out") from error
+    there = there if isinstance(there, dict) else {}
+    if changed := [f"{key} {there.get(key)}" for key, value in settings.items() if there.get(key) != value]:
+        wanted = ", ".join(f"{key} {value}" for key, value in settings.items() if there.get(key) != value)
+        raise ConfigError(f"{out}: need a phantom cohort with {wanted}, got {', '.join(changed)}; try another --out")

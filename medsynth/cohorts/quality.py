@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -11,10 +12,10 @@ from pathlib import Path
 import numpy as np
 from tqdm.auto import tqdm
 
-from medsynth.cohorts.manifest import Row, write_table
+from medsynth.cohorts.manifest import Row, list_counts, write_table
 from medsynth.config import ReadingOptions
 from medsynth.errors import DataError
-from medsynth.scans import Scan, read_header, read_scan, split_item
+from medsynth.scans import Scan, read_header, read_scan, scan_suffix, split_item
 
 _COLUMNS = (
     "path",
@@ -126,6 +127,42 @@ def flag_duplicates(qualities: Sequence[ScanQuality], rows: Sequence[Row]) -> tu
         if rows[earlier].split != row.split:
             across.append(number)
     return flagged, across
+
+
+def check_one_kind(qualities: Sequence[ScanQuality]) -> None:
+    """Refuse (`DataError`) scans of different numbers of axes or channels: no model takes both."""
+    kinds = Counter((len(quality.shape) - 1, quality.shape[0]) for quality in qualities)
+    if len(kinds) > 1:
+        rarest = kinds.most_common()[-1][0]
+        name = next(one.path for one in qualities if (len(one.shape) - 1, one.shape[0]) == rarest)
+        got = " and ".join(
+            f"{count} in {axes}D with {channels} channel{'s' if channels > 1 else ''}"
+            for (axes, channels), count in kinds.most_common()
+        )
+        raise DataError(f"{name}: need scans of one kind, got {got}; try indexing them apart")
+
+
+def note_mixture(qualities: Sequence[ScanQuality], notes: list[str]) -> None:
+    """Note pixel types and file formats where there are several."""
+    types = Counter(one.dtype for one in qualities)
+    if len(types) > 1:
+        notes.append(f"mixed pixel types: {list_counts(types)}: one intensity range may not suit both")
+    formats = Counter(scan_suffix(one.path) or "" for one in qualities)
+    if len(formats) > 1:
+        notes.append(f"mixed file formats: {list_counts(formats)}: see that their intensities mean the same")
+
+
+def note_flags(quality: Sequence[ScanQuality], notes: list[str]) -> None:
+    """Note how many scans have each of the flags that make one look again."""
+    meanings = {
+        "constant": "are constant",
+        "near_empty": "are nearly empty",
+        "duplicate": "repeat another scan of the same patient",
+        "duplicate_patients": "have the pixels of another patient of the same split (one person under two IDs?)",
+    }
+    for flag, meaning in meanings.items():
+        if count := sum(flag in facts.flags for facts in quality):
+            notes.append(f"{count} scans {meaning}; see the quality table")
 
 
 def write_quality(qualities: Sequence[ScanQuality], path: Path) -> None:

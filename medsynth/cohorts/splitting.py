@@ -80,10 +80,11 @@ def parse_keep(texts: Sequence[str]) -> list[Keep]:
     """Read texts like `viral_pneumonia=40/10` (patients of train/val); `ConfigError` names the part that is wrong."""
     keeps: list[Keep] = []
     for text in texts:
-        label, equals, numbers = text.rpartition("=")
+        label, equals, numbers = (part.strip() for part in text.rpartition("="))
         if not equals or not label:
-            raise ConfigError(f"keep {text!r}: need LABEL=TRAIN/VAL, got no label before '='; try viral=40/10")
-        train, slash, val = numbers.partition("/")
+            lack = "no label before '='" if equals else "no '='"
+            raise ConfigError(f"keep {text.strip()!r}: need LABEL=TRAIN/VAL, got {lack}; try viral=40/10")
+        train, slash, val = (part.strip() for part in numbers.partition("/"))
         if not slash:
             raise ConfigError(f"keep {text!r}: need TRAIN/VAL after '=', got {numbers!r}; try {label}=40/10")
         for split, number in (("train", train), ("val", val)):
@@ -97,6 +98,14 @@ def parse_keep(texts: Sequence[str]) -> list[Keep]:
     return keeps
 
 
+def check_keep_labels(keeps: Sequence[Keep], labels: Collection[str]) -> None:
+    """Raise `ConfigError` for a label to keep that is none of `labels`."""
+    for keep in keeps:
+        if keep.label not in labels:
+            known = ", ".join(sorted(set(labels)))
+            raise ConfigError(f"keep: need a label of the cohort, got {keep.label!r}; try one of {known}")
+
+
 def kept_scans(
     labels: Sequence[str], patients: Sequence[str], splits: Sequence[str], keeps: Sequence[Keep], *, seed: int
 ) -> list[bool]:
@@ -105,11 +114,9 @@ def kept_scans(
     Patients are drawn by `seed`; the draw of fewer patients is part of the draw of more. Raises `ConfigError` for an unknown
     label, and where more patients are asked for than there are.
     """
+    check_keep_labels(keeps, labels)
     stays = [True] * len(labels)
     for keep in keeps:
-        if keep.label not in labels:
-            known = ", ".join(sorted(set(labels)))
-            raise ConfigError(f"keep: need a label of the cohort, got {keep.label!r}; try one of {known}")
         for split, number in (("train", keep.train), ("val", keep.val)):
             scans = [i for i in range(len(labels)) if labels[i] == keep.label and splits[i] == split]
             there = sorted({patients[i] for i in scans})

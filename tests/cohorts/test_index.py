@@ -188,7 +188,7 @@ def test_unreadable_scans_are_refused_or_left_out(image_folder):
     scans = image_folder(COUNTS)
     for name in ("normal/normal3_0.png", "normal/normal7_0.png"):
         (scans / name).write_bytes((scans / name).read_bytes()[:50])
-    with pytest.raises(DataError, match=r"normal3_0\.png.*2 of 30 scans cannot be read") as caught:
+    with pytest.raises(DataError, match=r"normal3_0\.png.*2 of 30 scans cannot be read; `--skip_bad true`") as caught:
         run(scans)
     assert "\n" not in str(caught.value)
     assert written(scans.parent) == set()
@@ -201,7 +201,7 @@ def test_unreadable_scans_are_refused_or_left_out(image_folder):
 
 def test_over_budget_scans_are_refused(image_folder):
     scans = image_folder({"a": 3}, shape=(1100, 1100))
-    with pytest.raises(DataError, match="3 of 3"):
+    with pytest.raises(DataError, match=r"\(3 of 3 scans cannot be read\)$"):
         run(scans, reading=ReadingOptions(max_mib=1))
 
 
@@ -286,7 +286,7 @@ def test_duplicates_within_a_patient_are_flagged(image_folder):
 
 def test_fault_23_classes_with_no_or_one_training_scan(image_folder):
     scans = image_folder({"normal": 8, "single": 1})
-    with pytest.raises(DataError, match=r"'single': need at least 2 training scans, got 1.*--allow_tiny"):
+    with pytest.raises(DataError, match=r"'single': need at least 2 training scans, got 1.*--allow_tiny true"):
         run(scans)
     assert written(scans.parent) == set()
     result = run(scans, allow_tiny=True)
@@ -302,7 +302,7 @@ def test_fault_23_classes_with_no_or_one_training_scan(image_folder):
         ({"patient_pattern": "(a"}, "regular expression"),
         ({"patient_pattern": "a"}, "one group"),
         ({"split": (0.5, 0.5, 0.5)}, "sum to 1"),
-        ({"keep": ["x"]}, "label before '='"),
+        ({"keep": ["x"]}, "got no '='"),
         ({"keep": ["y=1/1"]}, "'y'"),
         ({"out": Path("/tmp")}, "csv"),
     ],
@@ -341,4 +341,71 @@ def test_summary_shows_scans_and_patients(image_folder):
         ["a", "8", "(4)", "2", "(1)", "2", "(1)"],
         ["b", "4", "(2)", "2", "(1)", "2", "(1)"],
     ]
-    assert "sizes: 16x16 (20)" in text
+    assert "sizes: 16x16 (20); pixel types: uint8 (20)" in text
+
+
+def test_summary_ends_with_what_was_written(image_folder):
+    scans = image_folder({"a": 6})
+    result = run(scans, out=scans.parent / "mine.csv")
+    assert result.quality_path.is_file()
+    folder = result.path.parent
+    assert result.summary().splitlines()[-2:] == [
+        f"cohort: {folder / 'mine.csv'}",
+        f"quality table: {folder / 'mine_quality.csv'}",
+    ]
+
+
+@pytest.mark.parametrize("name", ["labels.csv", "labels_quality.csv"])
+def test_the_labels_are_not_written_over(image_folder, name):
+    scans = image_folder({"x": 8})
+    labels = write_labels(scans, [f"x/x{n}_0.png,a,P{n},train" for n in range(8)])
+    labels = labels.rename(labels.with_name(name))
+    content = labels.read_bytes()
+    with pytest.raises(ConfigError, match=f"{name}: need another file .*--out"):
+        run(scans, labels=labels, out=scans.parent / "labels.csv")
+    assert labels.read_bytes() == content
+
+
+@pytest.mark.parametrize("name", ["cohort.csv", "cohort_quality.csv"])
+def test_only_a_cohort_is_written_over(image_folder, name):
+    scans = image_folder({"x": 8})
+    (scans.parent / name).write_text("patient,budget\n1,2\n")
+    with pytest.raises(ConfigError, match=f"{name}: need a new file .*--out"):
+        run(scans)
+    (scans.parent / name).write_text("")  # nothing to lose
+    run(scans)
+    run(scans, seed=1)  # a cohort takes the place of a cohort
+
+
+def test_mixed_pixel_types_and_formats_are_noted(image_folder):
+    scans = image_folder({"a": 6})
+    for number in range(4):
+        pixels = np.random.default_rng(number).integers(0, 4000, size=(16, 16), dtype=np.uint16)
+        Image.fromarray(pixels).save(scans / f"a/deep{number}.png")
+    np.savez(scans / "a/plain.npz", image=np.random.default_rng(9).integers(0, 255, (16, 16), dtype=np.uint8))
+    result = run(scans)
+    assert "mixed pixel types: uint8 (7), uint16 (4): one intensity range may not suit both" in result.notes
+    assert any(note.startswith("mixed file formats: .png (10), .npz (1)") for note in result.notes)
+    assert "pixel types: uint8 (7), uint16 (4)" in result.summary()
+
+
+@pytest.mark.parametrize(
+    ("shape", "words"), [((4, 16, 16), "3D with 1 channel;"), ((3, 16, 16), "2D with 3 channels;")]
+)
+def test_mixed_axes_or_channels_are_refused(image_folder, shape, words):
+    scans = image_folder({"a": 6})
+    array = np.random.default_rng(0).integers(0, 255, size=shape, dtype=np.uint8)
+    np.savez(scans / "a/other.npz", image=array, **({"channels": 3} if len(array) == 3 else {}))
+    for skip_bad in (False, True):
+        with pytest.raises(
+            DataError, match=rf"a/other.*6 in 2D with 1 channel and 1 in {words} try indexing them apart"
+        ):
+            run(scans, skip_bad=skip_bad)
+    assert written(scans.parent) == set()
+
+
+def test_a_label_to_keep_is_checked_before_a_scan_is_read(image_folder, monkeypatch):
+    scans = image_folder({"x": 4})
+    monkeypatch.setattr(index, "examine_scans", None)
+    with pytest.raises(ConfigError, match=r"got 'rare'; try one of x"):
+        run(scans, keep=[" rare = 2/1 "])

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from medsynth.cohorts import Cohort, Row, read_cohort, write_cohort
+from medsynth.cohorts.manifest import read_columns
 from medsynth.errors import ConfigError, DataError
 
 HEADER = "path,label,patient_id,split\n"
@@ -151,6 +152,13 @@ def test_fault_20_byte_order_mark(tmp_path):
     assert read_cohort(file).rows == (Row(path="a.png", label="x", patient_id="P", split="train"),)
 
 
+@pytest.mark.parametrize("separator", [";", "\t"])
+def test_semicolons_and_tabs_separate_where_the_header_has_no_comma(tmp_path, separator):
+    file = write_csv(tmp_path, "a.png|x, y|P|train\n".replace("|", separator), header=HEADER.replace(",", separator))
+    assert read_cohort(file).rows == (Row(path="a.png", label="x, y", patient_id="P", split="train"),)
+    assert read_columns(file) == ["path", "label", "patient_id", "split"]
+
+
 @pytest.mark.parametrize("again", ["a.png", "./a.png", "b//../a.png"])
 def test_fault_20_duplicate_rows(tmp_path, again):
     with pytest.raises(DataError, match=r"twice|'\.\.'"):
@@ -176,7 +184,8 @@ def test_fault_21_patient_in_two_splits_is_named(tmp_path):
         (HEADER, ",x,P,train\n", ["path"]),
         (HEADER, "a.png,x,P,training\n", ["'training'"]),
         (HEADER, "a.png,x,P\n", ["line 2", "4 cells", "got 3"]),
-        (HEADER, "", ["at least one row"]),
+        (HEADER, "", ["at least one row", "a header only"]),
+        ("", "", ["at least one row", "an empty file"]),
         ("path,label,patient_id,split,root\n", "a.png,x,P,train,lost\n", ["'lost'", "cohort.yaml"]),
         ("path,label,patient_id,split,label\n", "a.png,x,P,train,y\n", ["'label' twice"]),
     ],
@@ -198,7 +207,7 @@ def test_a_bad_yaml_is_refused(tmp_path, text):
 
 
 def test_files_that_are_no_cohort(tmp_path):
-    with pytest.raises(DataError, match=r"none\.csv"):
+    with pytest.raises(DataError, match=r"none\.csv: need a CSV file, got nothing there"):
         read_cohort(tmp_path / "none.csv")
     with pytest.raises(DataError, match="UTF-8"):
         read_cohort(write_csv(tmp_path, "ä.png,x,P,train\n", encoding="latin-1"))

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from scipy.ndimage import binary_erosion
 
+from medsynth.cohorts import phantom
 from medsynth.cohorts.manifest import read_cohort
 from medsynth.cohorts.painting import paint
 from medsynth.cohorts.phantom import (
@@ -242,6 +243,40 @@ def test_vessels_lie_in_the_lungs_at_every_level() -> None:
         regions = phantom_scan(FRESH_PATIENTS + patient, 0, label=NORMAL).regions
         assert 0.03 < regions["vessels"].sum() / regions["lungs"].sum() < 0.2
         assert (regions["vessels"] <= regions["lungs"] + 1e-6).all()
+
+
+def test_an_interrupted_cohort_is_completed_and_a_whole_one_left(tmp_path: Path, monkeypatch) -> None:
+    options = {"scans": 9, "size": 32, "seed": 3, "progress": False}
+    write_phantom(tmp_path / "whole", **options)
+    write_phantom(tmp_path / "cut", **options)
+    (tmp_path / "cut/cohort.csv").unlink()
+    lesions = sorted((tmp_path / "cut/masks").iterdir())
+    lesions[0].unlink()
+    (tmp_path / "cut/scans" / lesions[1].name).unlink()
+    drawn = []
+    monkeypatch.setattr(
+        phantom, "phantom_scan", lambda *args, **rest: drawn.append(args) or phantom_scan(*args, **rest)
+    )
+    write_phantom(tmp_path / "cut", **options)
+    assert len(drawn) == 2
+    assert files_of(tmp_path / "cut") == files_of(tmp_path / "whole")
+    write_phantom(tmp_path / "whole", **options)
+    assert len(drawn) == 2
+
+
+def test_a_folder_of_other_things_is_refused(tmp_path: Path) -> None:
+    options = {"scans": 2, "size": 16, "progress": False}
+    (tmp_path / "thesis.docx").touch()
+    with pytest.raises(ConfigError, match=r"'thesis\.docx'; try another --out"):
+        write_phantom(tmp_path, **options)
+    assert files_of(tmp_path) == {"thesis.docx": b""}
+    with pytest.raises(ConfigError, match="--out"):
+        write_phantom(tmp_path / "thesis.docx", **options)
+    write_phantom(tmp_path / "phantom", **options)
+    before = files_of(tmp_path)
+    with pytest.raises(ConfigError, match="with scans 3, seed 1, got scans 2, seed 0; try another --out"):
+        write_phantom(tmp_path / "phantom", **{**options, "scans": 3, "seed": 1})
+    assert files_of(tmp_path) == before
 
 
 @pytest.mark.parametrize(

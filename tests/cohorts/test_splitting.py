@@ -73,7 +73,7 @@ def test_wrong_fractions(fractions):
 
 
 def test_keep_is_parsed():
-    assert parse_keep(["viral_pneumonia=40/10", "a=b=0/2"]) == [
+    assert parse_keep([" viral_pneumonia = 40 / 10", "a=b=0/2 "]) == [
         Keep(label="viral_pneumonia", train=40, val=10),
         Keep(label="a=b", train=0, val=2),
     ]
@@ -82,7 +82,7 @@ def test_keep_is_parsed():
 @pytest.mark.parametrize(
     ("texts", "word"),
     [
-        (["viral"], "label before '='"),
+        (["viral"], "no '='"),
         (["=4/1"], "label before '='"),
         (["viral=40"], "'40'"),
         (["viral=x/10"], "train patients, got 'x'"),
