@@ -18,6 +18,7 @@ import csv
 import dataclasses
 import hashlib
 import json
+import secrets
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -130,6 +131,21 @@ class Run:
             for name, points in series.items()
         }
 
+    def shared_patients(self, patients: Iterable[str]) -> list[str]:
+        """Return those of the patient IDs that the run was trained or validated on, sorted.
+
+        `DataError` if the run does not say who these were.
+        """
+        path = self.folder / PATIENTS_FILE
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            salt, seen = str(content["salt"]), {*content["train"], *content["val"]}
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise DataError(
+                f"{path}: need the fingerprints of the run's patients, got none; try training again"
+            ) from error
+        return sorted(name for name in set(patients) if _patient_fingerprint(name, salt) in seen)
+
     def summary(self) -> str:
         """Return what a user should know when training is done."""
         classes = ", ".join(
@@ -187,14 +203,21 @@ def load_denoiser(run: Path | str, device: torch.device | str = "cpu") -> Denois
     return load_run(run).load_denoiser(device)
 
 
-def patient_fingerprints(patients: Iterable[str], salt: str) -> list[str]:
-    """Return the salted fingerprints of patient IDs, sorted, so that two lists with one salt can be compared.
+def write_patients(folder: Path, splits: Mapping[str, Iterable[str]]) -> None:
+    """Write `patients.json`: salted fingerprints of the patient IDs of each split (`train` and `val`), sorted.
 
     They hide IDs from a glance, not from an attacker: whoever has the salt can try every short number. Keep
     `patients.json` with the run, do not publish it.
     """
-    digests = (hashlib.scrypt(name.encode(), salt=salt.encode(), n=2**10, r=8, p=1, dklen=16) for name in set(patients))
-    return sorted(digest.hex() for digest in digests)
+    salt = secrets.token_hex(16)
+    digests = {
+        split: sorted(_patient_fingerprint(name, salt) for name in set(patients)) for split, patients in splits.items()
+    }
+    write_json(folder / PATIENTS_FILE, {"salt": salt} | digests)
+
+
+def _patient_fingerprint(name: str, salt: str) -> str:
+    return hashlib.scrypt(name.encode(), salt=salt.encode(), n=2**10, r=8, p=1, dklen=16).hex()
 
 
 def _hash_file(path: Path) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from medsynth.cohorts.cache import PreparedCohort, prepare_cohort
+from medsynth.cohorts.cache import PreparedCohort, hash_cohort, prepare_cohort
 from medsynth.cohorts.dataset import ScanDataset
 from medsynth.cohorts.index import IndexResult, index_scans
 from medsynth.cohorts.manifest import SPLITS, Cohort, Row, read_cohort, write_cohort
@@ -15,6 +15,7 @@ __all__ = [
     "PreparedCohort",
     "Row",
     "ScanDataset",
+    "hash_cohort",
     "index_scans",
     "prepare_cohort",
     "read_cohort",

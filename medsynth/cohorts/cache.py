@@ -110,6 +110,23 @@ def prepare_cohort(
     )
 
 
+def hash_cohort(cohort: Cohort, *, cache_dir: Path | None = None, progress: bool = True) -> str:
+    """Return a hash of what a cohort holds: the bytes of its scans with labels, splits and who shares a patient, in order.
+
+    It changes with none of the paths, roots or patients' names. `DataError` for a missing file.
+    """
+    folder = cohort.folder / ".medsynth_cache" if cache_dir is None else Path(cache_dir)
+    files = [cohort.file_of(row) for row in cohort.rows]
+    hashes = _hash_files(files, folder / "hashes.json", progress=progress)
+    digest = hashlib.sha256()
+    numbers: dict[str, int] = {}
+    for row, path in zip(cohort.rows, files, strict=True):
+        file, item = split_item(path)
+        patient = numbers.setdefault(row.patient_id, len(numbers))
+        digest.update(json.dumps([hashes[file], item, row.label, row.split, patient]).encode())
+    return digest.hexdigest()
+
+
 def _build_cache(
     folder: Path,
     key: str,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -63,17 +64,19 @@ def open_synthetic(path: Path, real: Cohort) -> Cohort:
     return cohort
 
 
+def generator_of(synthetic: Cohort) -> str | None:
+    """Return the fingerprint of the run that the set's `provenance.json` names; None for sets without.
+
+    `DataError` for a provenance that cannot be read.
+    """
+    return _made_by(_read_provenance(synthetic.folder / _PROVENANCE_FILE))
+
+
 def check_run(synthetic: Cohort, run: Run) -> None:
     """Refuse (`DataError`) a synthetic set whose `provenance.json` names another run; sets without one pass."""
-    path = synthetic.folder / _PROVENANCE_FILE
-    try:
-        provenance = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
-        return
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: need the provenance of the set, got no JSON; try sampling it again") from error
-    made_by = provenance.get("run") if isinstance(provenance, dict) else None
-    if not isinstance(made_by, str) or made_by == run.fingerprint:
+    provenance = _read_provenance(synthetic.folder / _PROVENANCE_FILE)
+    made_by = _made_by(provenance)
+    if made_by is None or made_by == run.fingerprint:
         return
     steps = provenance.get("steps_trained")
     trained = f" after {steps} steps" if isinstance(steps, int) else ""
@@ -81,6 +84,35 @@ def check_run(synthetic: Cohort, run: Run) -> None:
         f"{run.folder}: need the run that made {synthetic.folder} ({made_by[:16]}{trained}), got {run.fingerprint[:16]} "
         f"after {run.steps} steps; try the other run, or sampling again if this one was trained further"
     )
+
+
+def check_patients(real: Cohort, run: Run) -> None:
+    """Refuse (`DataError`) a real cohort with test patients that the generator was trained or validated on.
+
+    Figures against such a test split would praise a generator for what it remembers.
+    """
+    test = {row.patient_id for row in real.select(split="test").rows}
+    if shared := run.shared_patients(test):
+        shown = ", ".join(shared[:3]) + (", ..." if len(shared) > 3 else "")
+        raise DataError(
+            f"{run.folder}: need a generator that saw no test patient, got {len(shared)} of {len(test)} ({shown}); "
+            "try the cohort that the run was trained on, or training again on this one"
+        )
+
+
+def _read_provenance(path: Path) -> dict[str, Any]:
+    try:
+        provenance = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: need the provenance of the set, got no JSON; try sampling it again") from error
+    return provenance if isinstance(provenance, dict) else {}
+
+
+def _made_by(provenance: dict[str, Any]) -> str | None:
+    made_by = provenance.get("run")
+    return made_by if isinstance(made_by, str) else None
 
 
 def clipping_notes(real: Cohort, intensity: Intensity, reading: ReadingOptions) -> list[str]:

@@ -7,7 +7,6 @@ import json
 import logging
 import math
 import os
-import secrets
 import sys
 import warnings
 from dataclasses import replace
@@ -26,7 +25,7 @@ from torch.utils.data import DataLoader
 from medsynth.cohorts import Cohort, PreparedCohort, ScanDataset, prepare_cohort
 from medsynth.config import NetworkOptions, TrainingPlan, changed_options
 from medsynth.errors import ConfigError, DataError
-from medsynth.files import remove_partial, write_json, write_text
+from medsynth.files import remove_partial, write_text
 from medsynth.networks import build_stem, check_network
 from medsynth.runs import (
     METRICS_FILE,
@@ -36,8 +35,8 @@ from medsynth.runs import (
     Run,
     RunSpec,
     load_run,
-    patient_fingerprints,
     save_run,
+    write_patients,
 )
 from medsynth.scans import read_header, scan_suffix
 from medsynth.seeds import numpy_generator
@@ -102,7 +101,10 @@ def train_run(
         remove_partial(out)
         write_text(out / "config.yaml", yaml.safe_dump(_options(plan), sort_keys=False))
         if not resumed:
-            _write_patients(cohort, out)
+            write_patients(
+                out,
+                {split: [row.patient_id for row in cohort.select(split=split).rows] for split in ("train", "val")},
+            )
         if progress:
             print("\n".join([describe_training(spec, plan), *advice(spec)]), file=sys.stderr, flush=True)
     loaders = _loaders(prepared, trainer, plan)
@@ -353,15 +355,6 @@ def _validation_scans(prepared: PreparedCohort, plan: TrainingPlan) -> np.ndarra
 
 def _keep(out: Path, spec: RunSpec, module: DiffusionModule, options: dict[str, Any], step: int) -> None:
     save_run(out, spec, module.averaged, options=options, steps=step)
-
-
-def _write_patients(cohort: Cohort, out: Path) -> None:
-    salt = secrets.token_hex(16)
-    splits = {
-        split: patient_fingerprints((row.patient_id for row in cohort.select(split=split).rows), salt)
-        for split in ("train", "val")
-    }
-    write_json(out / PATIENTS_FILE, {"salt": salt} | splits)
 
 
 def _options(plan: TrainingPlan) -> dict[str, Any]:
