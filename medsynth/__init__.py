@@ -14,6 +14,7 @@ _HOMES = {
     "train": "medsynth.api",
     "sample": "medsynth.api",
     "evaluate": "medsynth.api",
+    "augment": "medsynth.api",
     "run_recipe": "medsynth.pipeline",
     "load_config": "medsynth.pipeline",
     "generate": "medsynth.generation",

@@ -11,14 +11,15 @@ from collections import Counter
 from importlib.metadata import version
 from typing import Any
 
-from medsynth.errors import MedsynthError
+from medsynth.errors import GateError, MedsynthError
 
 _EPILOG = """\
 example:
   medsynth index --scans scans/ --labels labels.csv --out cohort.csv
   medsynth train --config chest_xray_2d --cohort cohort.csv --out run
   medsynth sample --run run --count viral_pneumonia=400,normal=100 --out synthetic
-  medsynth evaluate --real cohort.csv --synthetic synthetic --out report
+  medsynth evaluate --real cohort.csv --synthetic synthetic --run run --out report
+  medsynth augment --real cohort.csv --synthetic synthetic --report report --out augmented/cohort.csv
 
 `medsynth VERB --help` lists the options of a verb. Exit codes: 0 done, 2 usage or configuration, 3 data refused, 4 gate
 failed, 130 interrupted. Everything that medsynth generates is synthetic and must not be used for diagnosis."""
@@ -29,6 +30,7 @@ _EXAMPLES = {
     "train": "medsynth train --config chest_xray_2d --cohort cohort.csv --out run --max_steps 20000",
     "sample": "medsynth sample --run run --count viral_pneumonia=400,normal=100 --out synthetic --format nifti",
     "evaluate": "medsynth evaluate --real cohort.csv --synthetic synthetic --run run --out report",
+    "augment": "medsynth augment --real cohort.csv --synthetic synthetic --report report --out augmented/cohort.csv",
 }
 _RUN_SUMMARY = (
     "Run a recipe from end to end; `medsynth run quickstart --out quickstart` needs nothing but this command."
@@ -76,7 +78,7 @@ def _dispatch(arguments: list[str]) -> int:
     result = VERBS[verb](**parse_verb(parser, rest))
     if os.environ.get("LOCAL_RANK", "0") == "0":
         print(_describe(verb, result))
-    return 0
+    return _exit_code(verb, result)
 
 
 def _run(arguments: list[str]) -> int:
@@ -105,7 +107,12 @@ def _run(arguments: list[str]) -> int:
         variables[name.strip()] = value.strip()
     results = run_recipe(options.recipe, out=options.out, variables=variables)
     print(_describe(*results[-1]))
-    return 0
+    return max(_exit_code(verb, result) for verb, result in results)
+
+
+def _exit_code(verb: str, result: Any) -> int:
+    """A privacy gate that fails is told by the exit code; the report is written all the same."""
+    return GateError.exit_code if verb == "evaluate" and result.gate_failed else 0
 
 
 def _top_parser(summaries: dict[str, str]) -> argparse.ArgumentParser:

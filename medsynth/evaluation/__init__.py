@@ -2,6 +2,15 @@
 
 from medsynth.evaluation.evaluate import Evaluation, evaluate_cohorts
 from medsynth.evaluation.fidelity import FidelityResult, score_fidelity
+from medsynth.evaluation.handover import Handover, augment_cohort
 from medsynth.evaluation.verdict import build_report
 
-__all__ = ["Evaluation", "FidelityResult", "build_report", "evaluate_cohorts", "score_fidelity"]
+__all__ = [
+    "Evaluation",
+    "FidelityResult",
+    "Handover",
+    "augment_cohort",
+    "build_report",
+    "evaluate_cohorts",
+    "score_fidelity",
+]

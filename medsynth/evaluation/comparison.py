@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from medsynth.config import FidelityOptions
 from medsynth.evaluation.draws import as_indicators, disjoint_halves, half_size, random_picks
+from medsynth.evaluation.measured import DISTANCE, FAITHFULNESS, LIKENESS, VARIETY, Measured, Reading, Words, interval
 from medsynth.measures.distances import (
     Kernels,
     Projection,
@@ -17,35 +17,34 @@ from medsynth.measures.distances import (
     kernel_distance_interval,
     projected_dims,
 )
-from medsynth.measures.similarity import pair_similarities, random_pairs
+from medsynth.measures.extrapolation import extrapolated_frechet_distance
+from medsynth.measures.manifold import Spacings
+from medsynth.measures.texture import intensity_distances, standardised_distances
 
-Reading = Literal["as close", "further", "closer", "as varied", "less varied", "more varied", "cannot tell"]
+__all__ = ["TOO_FEW", "Comparison", "Group", "Measured", "Reading", "Similarities", "compare", "deciding"]
 
 TOO_FEW = 10  # scans on a side below which a figure says little
 _SPAN = 256
-_TAILS = (0.025, 0.975)
+# Figures that take long stand on the first few of the draws.
+_EXTRAPOLATIONS, _SUBSETS = 30, 2
+_FULL_DISTANCES = 10
 
-
-@dataclass(frozen=True, kw_only=True)
-class Measured:
-    """A figure with its 95 % interval, beside the same figure of real scans against real scans (`real_*`)."""
-
-    value: float
-    low: float
-    high: float
-    real_median: float
-    real_low: float
-    real_high: float
-    reading: Reading
+Draws = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
     """Candidates against real scans of a reference split.
 
-    `scans_a_side` scans stand on either side of every figure, also real against real. Of one class there are also
-    `kid_of_all`, KID of all its scans (value, low, high), which needs no equal numbers, and `ssim`, the mean SSIM within
-    the candidates beside that within halves of the real scans.
+    `scans_a_side` scans stand on either side of every figure, also real against real; None is what does not apply.
+
+    Distance: `kid`; `frechet` along `pca_dims` principal axes, and `frechet_infinite`, extrapolated to infinitely many scans;
+    `precision` and `density`; `fid` where features are those of FID, over all their dimensions, with `fid_comparable` false
+    where there are fewer than twice as many scans as dimensions. Of one class also `kid_of_all`, KID of all its scans (value,
+    low, high), which needs no equal numbers. Variety: `recall`, `coverage`, and of one class `ssim` and `ms_ssim`, the mean
+    within the candidates beside that within halves of the real scans. Pixels: `intensity`, the Wasserstein distance of pooled
+    values in units of the model range (2 wide), and `texture`, the median over co-occurrence features of their distances in
+    standard deviations.
     """
 
     real_scans: int
@@ -56,187 +55,26 @@ class Comparison:
     kid: Measured
     kid_of_all: tuple[float, float, float] | None
     frechet: Measured
+    frechet_infinite: Measured
+    fid: Measured | None
+    fid_comparable: bool
+    precision: Measured
+    density: Measured
+    recall: Measured
+    coverage: Measured
     ssim: Measured | None
+    ms_ssim: Measured | None
+    intensity: Measured
+    texture: Measured | None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Group:
-    """Scans of one class of one set: `scans[indices]`, their `features` `(n, D)` and their `patients` `(n,)`."""
-
-    scans: np.ndarray
-    indices: np.ndarray
-    features: np.ndarray
-    patients: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def thinned(self, share: float, generator: np.random.Generator) -> Group:
-        """Return a random part of the group, in order; the group itself where `share` is 1 or more."""
-        if share >= 1:
-            return self
-        kept = np.sort(generator.permutation(len(self))[: max(1, int(share * len(self)))])
-        return Group(
-            scans=self.scans,
-            indices=self.indices[kept],
-            features=self.features[kept],
-            patients=self.patients[kept],
-        )
-
-
-def compare(
-    references: Sequence[Group],
-    candidates: Sequence[Group],
-    *,
-    options: FidelityOptions,
-    generator: np.random.Generator,
-) -> Comparison | None:
-    """Return how far candidates are from real scans, or None if there are not even two real scans of two patients.
-
-    Both are given class by class (for one class: one group each). In each of `options.repeats` repeats, two halves A and B
-    of the real scans without a common patient and a set S of the candidates are drawn, with the same number of scans
-    of each class in all three; figures are of (A, S) and, beside it, of (A, B). So both have the same bias and the same
-    scatter, and classes are mixed alike.
-    """
-    usable = [
-        (real, others, size)
-        for real, others in zip(references, candidates, strict=True)
-        if (size := min(half_size(real.patients), len(others)))
-    ]
-    if not usable:
-        return None
-    references, candidates, sizes = zip(*usable, strict=True)
-    draws = [
-        (*disjoint_halves(real.patients, size, options.repeats, generator),
-         random_picks(len(others), size, options.repeats, generator))
-        for real, others, size in zip(references, candidates, sizes, strict=True)
-    ]  # fmt: skip
-    one, other, picked = (
-        _joined([draw[which] for draw in draws], [len(group) for group in groups])
-        for which, groups in ((0, references), (1, references), (2, candidates))
-    )
-    real, others = _features(references), _features(candidates)
-    dims = projected_dims(options.pca_dims, sum(sizes))
-    kernels = Kernels.of(real, others)
-    return Comparison(
-        real_scans=len(real),
-        candidates=len(others),
-        scans_a_side=sum(sizes),
-        too_few=sum(sizes) < TOO_FEW,
-        pca_dims=dims,
-        kid=_kernel_figure(kernels, one, other, picked),
-        kid_of_all=_kernel_figure_of_all(kernels, generator) if len(sizes) == 1 else None,
-        frechet=_frechet_figure(real, others, dims, one, other, picked),
-        ssim=_similarity_figure(references[0], candidates[0], one, other, options, generator)
-        if len(sizes) == 1
-        else None,
-    )
-
-
-def _kernel_figure(kernels: Kernels, one: np.ndarray, other: np.ndarray, picked: np.ndarray) -> Measured:
-    real_count, count = kernels.cross.shape
-    halves = as_indicators(one, real_count), as_indicators(other, real_count)
-    return _distance(kernels.across(halves[0], as_indicators(picked, count)), kernels.inside(*halves))
-
-
-def _kernel_figure_of_all(kernels: Kernels, generator: np.random.Generator) -> tuple[float, float, float]:
-    everything = (np.ones((1, count)) for count in kernels.cross.shape)
-    return float(kernels.across(*everything)[0]), *kernel_distance_interval(kernels, generator)
-
-
-def _frechet_figure(
-    real: np.ndarray, others: np.ndarray, dims: int, one: np.ndarray, other: np.ndarray, picked: np.ndarray
-) -> Measured:
-    """Return the Fréchet distance along the principal axes of half A, to which B and S are equally new.
-
-    Axes of all real scans would hold more of the variance of B than of S, and favour S. The axes of a half lie in the span of
-    all real scans; it is only for speed that this span is cut to its first dimensions.
-    """
-    span = Projection.fit(real, max(_SPAN, 2 * dims))
-    real, others = span.project(real), span.project(others)
-    across, inside = [], []
-    for half, rest, draw in zip(one, other, picked, strict=True):
-        axes = Projection.fit(real[half], dims)
-        start = axes.project(real[half])
-        across.append(frechet_distance(start, axes.project(others[draw])))
-        inside.append(frechet_distance(start, axes.project(real[rest])))
-    return _distance(np.array(across), np.array(inside))
-
-
-def _distance(across: np.ndarray, inside: np.ndarray) -> Measured:
-    value, real_median = float(np.median(across)), float(np.median(inside))
-    low, high = _quantiles(across)
-    real_low, real_high = _quantiles(inside)
-    reading: Reading = "as close"
-    if np.isnan(value) or np.isnan(real_high):
-        reading = "cannot tell"
-    elif value > real_high:
-        reading = "further"
-    elif value < real_low:
-        reading = "closer"
-    return Measured(
-        value=value,
-        low=low,
-        high=high,
-        real_median=real_median,
-        real_low=real_low,
-        real_high=real_high,
-        reading=reading,
-    )
-
-
-def _similarity_figure(
-    reference: Group,
-    candidate: Group,
-    one: np.ndarray,
-    other: np.ndarray,
-    options: FidelityOptions,
-    generator: np.random.Generator,
-) -> Measured:
-    """Return the mean SSIM within the candidates beside the interval for as many new real scans as a half has.
-
-    The halves' own scatter about the mean of all is too small for new scans, since both are parts of that
-    mean; the difference of two halves has the scatter of two independent sets.
-    """
-    real, others = (_Similarities.of(group, options.ssim_pairs, generator) for group in (reference, candidate))
-    count = len(candidate)
-    value = float(others.values.mean()) if len(others.values) else float("nan")
-    low, high = _quantiles(others.means(random_picks(count, count // 2, options.repeats, generator)))
-    halves = real.means(one), real.means(other)
-    real_median = float(np.median(halves[0]))
-    below, above = _quantiles(halves[0] - halves[1])
-    reading: Reading = "as varied"
-    if np.isnan(value) or np.isnan(above):
-        reading = "cannot tell"
-    elif value > real_median + above:
-        reading = "less varied"
-    elif value < real_median + below:
-        reading = "more varied"
-    return Measured(
-        value=value,
-        low=low,
-        high=high,
-        real_median=real_median,
-        real_low=real_median + below,
-        real_high=real_median + above,
-        reading=reading,
-    )
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class _Similarities:
-    """SSIM `values` `(P,)` of `pairs` `(P, 2)` of positions among `count` scans."""
+class Similarities:
+    """How alike scans of a group are: `values` `(P,)` of `pairs` `(P, 2)` of positions among `count` scans."""
 
     pairs: np.ndarray
     values: np.ndarray
     count: int
-
-    @classmethod
-    def of(cls, group: Group, pairs: int, generator: np.random.Generator) -> _Similarities:
-        """Return SSIM of up to `pairs` random pairs of scans of the group."""
-        chosen = random_pairs(len(group), pairs, generator)
-        values = pair_similarities(group.scans, group.indices[chosen])
-        return cls(pairs=chosen, values=values, count=len(group))
 
     def means(self, picks: np.ndarray) -> np.ndarray:
         """Return the mean over the pairs inside each draw `(repeats, size)`; NaN where there is none."""
@@ -246,19 +84,210 @@ class _Similarities:
         return np.divide(inside @ self.values, total, out=np.full(len(picks), np.nan), where=total > 0)
 
 
-def _quantiles(values: np.ndarray) -> tuple[float, float]:
-    known = values[~np.isnan(values)]
-    if len(known) == 0:
-        return float("nan"), float("nan")
-    low, high = np.quantile(known, _TAILS)
-    return float(low), float(high)
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Group:
+    """What is compared of the scans of one class of one set: all arrays have one row a scan.
+
+    `features` `(n, D)`, `patients` `(n,)`, `intensities` (histograms `(n, C, bins)`), `textures` `(n, F)` or None for scans too
+    small for them; `similarities` by the name of the measure, of the whole group.
+    """
+
+    features: np.ndarray
+    patients: np.ndarray
+    intensities: np.ndarray
+    textures: np.ndarray | None
+    similarities: Mapping[str, Similarities] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+    def thinned(self, share: float, generator: np.random.Generator) -> Group:
+        """Return a random part of the group, in order, without similarities; the group itself where `share` is 1 or more."""
+        if share >= 1:
+            return self
+        kept = np.sort(generator.permutation(len(self))[: max(1, int(share * len(self)))])
+        return replace(
+            self,
+            features=self.features[kept],
+            patients=self.patients[kept],
+            intensities=self.intensities[kept],
+            textures=None if self.textures is None else self.textures[kept],
+            similarities={},
+        )
+
+
+def compare(
+    references: Sequence[Group],
+    candidates: Sequence[Group],
+    *,
+    options: FidelityOptions,
+    generator: np.random.Generator,
+    fid: bool = False,
+) -> Comparison | None:
+    """Return how far candidates are from real scans, or None if there are not even two real scans of two patients.
+
+    Both are given class by class (for one class: one group each). In each of `options.repeats` repeats, two halves A and B
+    of the real scans without a common patient and a set S of the candidates are drawn, with the same number of scans
+    of each class in all three; figures are of (A, S) and, beside it, of (A, B). So both have the same bias and the same
+    scatter, and classes are mixed alike. `fid` says that the features are those of FID.
+    """
+    usable = [
+        (real, others, size)
+        for real, others in zip(references, candidates, strict=True)
+        if (size := min(half_size(real.patients), len(others)))
+    ]
+    if not usable:
+        return None
+    references, candidates, sizes = zip(*usable, strict=True)
+    drawn = [
+        (*disjoint_halves(real.patients, size, options.repeats, generator),
+         random_picks(len(others), size, options.repeats, generator))
+        for real, others, size in zip(references, candidates, sizes, strict=True)
+    ]  # fmt: skip
+    one, other, picked = (
+        _joined([draw[which] for draw in drawn], [len(group) for group in groups])
+        for which, groups in ((0, references), (1, references), (2, candidates))
+    )
+    draws = one, other, picked
+    real, others = (np.concatenate([group.features for group in side]) for side in (references, candidates))
+    size = sum(sizes)
+    dims = projected_dims(options.pca_dims, size)
+    kernels = Kernels.of(real, others)
+    alone = len(sizes) == 1
+    frechet, infinite = _frechet_figures(real, others, dims, draws, generator)
+    return Comparison(
+        real_scans=len(real),
+        candidates=len(others),
+        scans_a_side=size,
+        too_few=size < TOO_FEW,
+        pca_dims=dims,
+        kid=_kernel_figure(kernels, draws),
+        kid_of_all=_kernel_figure_of_all(kernels, generator) if alone else None,
+        frechet=frechet,
+        frechet_infinite=infinite,
+        fid=_full_figure(real, others, draws) if fid else None,
+        fid_comparable=fid and size >= 2 * real.shape[1],
+        **_manifold_figures(real, others, draws, options.neighbours),
+        ssim=_similarity_figure("ssim", references[0], candidates[0], draws, generator) if alone else None,
+        ms_ssim=_similarity_figure("ms_ssim", references[0], candidates[0], draws, generator) if alone else None,
+        intensity=_intensity_figure(references, candidates, draws),
+        texture=_texture_figure(references, candidates, draws),
+    )
+
+
+def deciding(found: Comparison, extractor: str) -> dict[str, Measured]:
+    """Return the figures that decide a verdict, by their names in the report: KID, FD, and FID where it is comparable."""
+    figures = {f"KID-{extractor}": found.kid, f"FD-{extractor}": found.frechet}
+    if found.fid is not None and found.fid_comparable:
+        figures["FID"] = found.fid
+    return figures
+
+
+def _kernel_figure(kernels: Kernels, draws: Draws) -> Measured:
+    real_count, count = kernels.cross.shape
+    one, other = (as_indicators(half, real_count) for half in draws[:2])
+    across = kernels.across(one, as_indicators(draws[2], count))
+    return Measured.of_draws(across, kernels.inside(one, other), DISTANCE)
+
+
+def _kernel_figure_of_all(kernels: Kernels, generator: np.random.Generator) -> tuple[float, float, float]:
+    everything = (np.ones((1, count)) for count in kernels.cross.shape)
+    return float(kernels.across(*everything)[0]), *kernel_distance_interval(kernels, generator)
+
+
+def _frechet_figures(
+    real: np.ndarray, others: np.ndarray, dims: int, draws: Draws, generator: np.random.Generator
+) -> tuple[Measured, Measured]:
+    """Return the Fréchet distance along the principal axes of half A, to which B and S are equally new; also extrapolated.
+
+    Axes of all real scans would hold more of the variance of B than of S, and favour S. The axes of a half lie in the span of
+    all real scans; it is only for speed that this span is cut to its first dimensions.
+    """
+    span = Projection.fit(real, max(_SPAN, 2 * dims))
+    real, others = span.project(real), span.project(others)
+
+    def along_axes(first: np.ndarray, second: np.ndarray) -> float:
+        axes = Projection.fit(first, dims)
+        return frechet_distance(axes.project(first), axes.project(second))
+
+    def extrapolated(first: np.ndarray, second: np.ndarray) -> float:
+        return extrapolated_frechet_distance(first, second, dims=dims, generator=generator, subsets=_SUBSETS).value
+
+    return (
+        _by_draw(along_axes, real, others, draws),
+        _by_draw(extrapolated, real, others, _first(draws, _EXTRAPOLATIONS)),
+    )
+
+
+def _full_figure(real: np.ndarray, others: np.ndarray, draws: Draws) -> Measured:
+    return _by_draw(frechet_distance, real, others, _first(draws, _FULL_DISTANCES))
+
+
+def _manifold_figures(real: np.ndarray, others: np.ndarray, draws: Draws, neighbours: int) -> dict[str, Measured]:
+    spacings = Spacings.of(real, others)
+    halves = list(zip(*draws, strict=True))
+    across = [spacings.across(half, draw, neighbours=neighbours) for half, _, draw in halves]
+    inside = [spacings.inside(half, rest, neighbours=neighbours) for half, rest, _ in halves]
+
+    def figure(name: str, words: Words) -> Measured:
+        one, other = (np.array([getattr(found, name) for found in side]) for side in (across, inside))
+        return Measured.of_draws(one, other, words)
+
+    return {
+        "precision": figure("precision", FAITHFULNESS),
+        "density": figure("density", FAITHFULNESS),
+        "recall": figure("recall", VARIETY),
+        "coverage": figure("coverage", VARIETY),
+    }
+
+
+def _intensity_figure(references: Sequence[Group], candidates: Sequence[Group], draws: Draws) -> Measured:
+    real, others = (np.concatenate([group.intensities for group in side]) for side in (references, candidates))
+    return _by_draw(lambda first, second: intensity_distances(first, second).wasserstein, real, others, draws)
+
+
+def _texture_figure(references: Sequence[Group], candidates: Sequence[Group], draws: Draws) -> Measured | None:
+    sides = [[group.textures for group in side if group.textures is not None] for side in (references, candidates)]
+    if not all(map(len, sides)):
+        return None
+    real, others = map(np.concatenate, sides)
+    return _by_draw(lambda first, second: float(np.median(standardised_distances(first, second))), real, others, draws)
+
+
+def _similarity_figure(
+    name: str, reference: Group, candidate: Group, draws: Draws, generator: np.random.Generator
+) -> Measured | None:
+    """Return the mean likeness within the candidates beside the interval for as many new real scans as a half has.
+
+    The halves' own scatter about the mean of all is too small for new scans, since both are parts of that
+    mean; the difference of two halves has the scatter of two independent sets.
+    """
+    if name not in reference.similarities or name not in candidate.similarities:
+        return None
+    real, others = reference.similarities[name], candidate.similarities[name]
+    count, repeats = len(candidate), len(draws[0])
+    value = float(others.values.mean()) if len(others.values) else float("nan")
+    around = interval(others.means(random_picks(count, count // 2, repeats, generator)))
+    halves = real.means(draws[0]), real.means(draws[1])
+    real_median = float(np.median(halves[0]))
+    below, above = interval(halves[0] - halves[1])
+    return Measured.beside((value, *around), (real_median, real_median + below, real_median + above), LIKENESS)
+
+
+def _by_draw(
+    distance: Callable[[np.ndarray, np.ndarray], float], real: np.ndarray, others: np.ndarray, draws: Draws
+) -> Measured:
+    """Return a distance of (A, S) in each draw beside that of (A, B), from one row a scan."""
+    across = [distance(real[half], others[draw]) for half, _, draw in zip(*draws, strict=True)]
+    inside = [distance(real[half], real[rest]) for half, rest, _ in zip(*draws, strict=True)]
+    return Measured.of_draws(np.array(across), np.array(inside), DISTANCE)
+
+
+def _first(draws: Draws, count: int) -> Draws:
+    return draws[0][:count], draws[1][:count], draws[2][:count]
 
 
 def _joined(draws: Sequence[np.ndarray], sizes: Sequence[int]) -> np.ndarray:
     """Return draws of each group as draws of positions in the concatenated groups."""
     starts = np.cumsum([0, *sizes[:-1]])
     return np.concatenate([draw + start for draw, start in zip(draws, starts, strict=True)], axis=1)
-
-
-def _features(groups: Sequence[Group]) -> np.ndarray:
-    return np.concatenate([group.features for group in groups])

@@ -2,19 +2,39 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from medsynth.cohorts import Cohort, prepare_cohort
-from medsynth.config import FidelityOptions, GridOptions, IntensityOptions, ReadingOptions
-from medsynth.evaluation.fidelity import Sheet, check_options, score_fidelity
-from medsynth.evaluation.inputs import check_run, clipping_notes, open_real, open_synthetic
+import numpy as np
+
+from medsynth.cohorts import Cohort, PreparedCohort, hash_cohort, prepare_cohort
+from medsynth.config import (
+    DownstreamOptions,
+    FeatureOptions,
+    FidelityOptions,
+    GridOptions,
+    IntensityOptions,
+    PrivacyOptions,
+    ReadingOptions,
+)
+from medsynth.errors import ConfigError, DataError
+from medsynth.evaluation.downstream import DownstreamResult, score_downstream
+from medsynth.evaluation.features import cached_features
+from medsynth.evaluation.fidelity import FidelityResult, Sheet, check_options, score_fidelity
+from medsynth.evaluation.inputs import check_patients, check_run, clipping_notes, open_real, open_synthetic
+from medsynth.evaluation.privacy import score_privacy
+from medsynth.evaluation.privacy_result import PrivacyResult
 from medsynth.evaluation.verdict import build_report
-from medsynth.measures.features import EfficientNetLite0
+from medsynth.measures.extractors import open_extractor
+from medsynth.measures.features import Extractor
 from medsynth.runs import Run
 from medsynth.scans import Intensity, read_header
+
+Part = Literal["fidelity", "privacy", "downstream"]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -25,15 +45,31 @@ class Evaluation:
     sheets: tuple[Sheet, ...]
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Side:
+    """One side of the comparison, prepared, with its features `(N, D)`."""
+
+    cohort: Cohort
+    prepared: PreparedCohort
+    features: np.ndarray
+
+
 def evaluate_cohorts(
     real: Path,
     synthetic: Path,
     *,
+    work: Path,
+    parts: Sequence[Part] = ("fidelity", "privacy", "downstream"),
     run: Run | None = None,
+    ceiling: Path | None = None,
+    drop_copies: bool = False,
     grid: GridOptions | None = None,
     intensity: IntensityOptions | None = None,
-    fidelity: FidelityOptions,
-    reading: ReadingOptions,
+    features: FeatureOptions = FeatureOptions(),
+    fidelity: FidelityOptions = FidelityOptions(),
+    privacy: PrivacyOptions = PrivacyOptions(),
+    downstream: DownstreamOptions = DownstreamOptions(),
+    reading: ReadingOptions = ReadingOptions(),
     cache_dir: Path | None = None,
     seed: int = 0,
     progress: bool = True,
@@ -42,32 +78,123 @@ def evaluate_cohorts(
 
     Without `grid` the real scans are brought to the grid of the synthetic ones; without `intensity` both take the range of
     the run, or else percentiles of the real training split. A CSV of synthetic scans may have the columns `path` and
-    `label` only. Raises `ConfigError` for options that leave nothing to tell, and `DataError` for cohorts that cannot be
-    compared, or a set that another run made; both before any scan is read.
+    `label` only. Classifiers are trained in the folder `work`, where a second call goes on. With `drop_copies` the scans that
+    the privacy gate finds to be copies are set aside first, and everything is about the rest. `ceiling` is a cohort with
+    more real scans, for the figures that these would reach.
+
+    Raises `ConfigError` for options that leave nothing to tell, and `DataError` for cohorts that cannot be compared, a set
+    that another run made, or a run that saw patients of the test split; all before any scan is read.
     """
+    _check_parts(parts, drop_copies=drop_copies)
     check_options(fidelity)
     real_cohort = open_real(real)
     made = open_synthetic(synthetic, real_cohort)
+    more = _beyond(open_real(ceiling), real_cohort, ceiling) if ceiling is not None else None
     if run is not None:
         check_run(made, run)
-    chosen_grid = grid or _grid_of(made, reading)
+        check_patients(real_cohort, run)
+    extractor = open_extractor(features)
     chosen: IntensityOptions | Intensity = intensity or (run.spec.intensity if run else IntensityOptions())
-    prepare = partial(prepare_cohort, grid=chosen_grid, reading=reading, cache_dir=cache_dir, progress=progress)
-    prepared = prepare(real_cohort, intensity=chosen)
-    prepared_made = prepare(made, intensity=prepared.intensity)
-    result = score_fidelity(
-        prepared, prepared_made, options=fidelity, extractor=EfficientNetLite0(), seed=seed, progress=progress
-    )
+    prepare = partial(
+        _prepared, grid=grid or _grid_of(made, reading), extractor=extractor, reading=reading, cache_dir=cache_dir,
+        progress=progress,
+    )  # fmt: skip
+    one = prepare(real_cohort, "real", intensity=chosen)
+    sets = {
+        name: hash_cohort(cohort, cache_dir=cache_dir, progress=False)
+        for name, cohort in (("real", real_cohort), ("synthetic", made))
+    }
+    other = prepare(made, "synthetic", intensity=one.prepared.intensity)
+
+    gate: PrivacyResult | None = None
+    if "privacy" in parts:
+        gate = score_privacy(
+            one.prepared, other.prepared, real_features=one.features, synthetic_features=other.features,
+            options=replace(privacy, drop_copies=privacy.drop_copies or drop_copies), run=run, seed=seed, progress=progress,
+        )  # fmt: skip
+        if gate.options.drop_copies and gate.copies:
+            kept = _without(made, [copy.synthetic_row for copy in gate.copies])
+            other = prepare(kept, "accepted synthetic", intensity=one.prepared.intensity)
+    table: FidelityResult | None = None
+    if "fidelity" in parts:
+        table = score_fidelity(
+            one.prepared, other.prepared, real_features=one.features, synthetic_features=other.features,
+            options=fidelity, extractor=extractor, seed=seed, progress=progress,
+        )  # fmt: skip
+    gain: DownstreamResult | None = None
+    if "downstream" in parts:
+        further = prepare(more, "ceiling", intensity=one.prepared.intensity) if more is not None else None
+        gain = score_downstream(
+            one.prepared, other.prepared, real_features=one.features, synthetic_features=other.features,
+            extractor=extractor, options=downstream, folder=work, seed=seed, progress=progress,
+            further=further.prepared if further else None, further_features=further.features if further else None,
+        )  # fmt: skip
     settings: dict[str, str | int | float | None] = {
-        "real_scans": len(prepared.scans),
-        "synthetic_scans": len(prepared_made.scans),
-        "grid": " x ".join(str(length) for length in prepared.scans.shape[2:]),
-        "intensity": f"{list(prepared.intensity.low)} to {list(prepared.intensity.high)}",
+        "real_scans": len(one.prepared.scans),
+        "synthetic_scans": len(other.prepared.scans),
+        "grid": " x ".join(str(length) for length in one.prepared.scans.shape[2:]),
+        "intensity": f"{list(one.prepared.intensity.low)} to {list(one.prepared.intensity.high)}",
         "run": run.fingerprint[:16] if run else None,
         "steps_trained": run.steps if run else None,
+        "seed": seed,
     }
-    notes = clipping_notes(real_cohort, prepared.intensity, reading) if run and intensity is None else []
-    return Evaluation(report=build_report(result, settings=settings, notes=notes), sheets=result.sheets)
+    notes = clipping_notes(real_cohort, one.prepared.intensity, reading) if run and intensity is None else []
+    report = build_report(fidelity=table, privacy=gate, downstream=gain, sets=sets, settings=settings, notes=notes)
+    return Evaluation(report=report, sheets=table.sheets if table else ())
+
+
+def _check_parts(parts: Sequence[str], *, drop_copies: bool) -> None:
+    if not parts:
+        raise ConfigError("parts: need one of fidelity, privacy and downstream at least, got none; try leaving it out")
+    if drop_copies and "privacy" not in parts:
+        raise ConfigError("drop_copies: need the part privacy, which finds copies, got none; try --parts privacy,...")
+
+
+def _prepared(
+    cohort: Cohort,
+    name: str,
+    *,
+    grid: GridOptions,
+    intensity: IntensityOptions | Intensity,
+    extractor: Extractor,
+    reading: ReadingOptions,
+    cache_dir: Path | None,
+    progress: bool,
+) -> _Side:
+    prepared = prepare_cohort(
+        cohort, grid=grid, intensity=intensity, reading=reading, cache_dir=cache_dir, progress=progress
+    )
+    folder = cohort.folder / ".medsynth_cache" if cache_dir is None else cache_dir
+    features = cached_features(
+        prepared, extractor, folder=folder, progress=progress, description=f"features of {name} scans"
+    )
+    return _Side(cohort=cohort, prepared=prepared, features=features)
+
+
+def _beyond(more: Cohort, real: Cohort, source: Path) -> Cohort:
+    """Return the training scans of `more` that `real` lacks, without patients that `real` holds out."""
+    known = {os.path.realpath(real.file_of(row)) for row in real.rows}
+    held_out = {row.patient_id for row in real.select(split=("val", "test")).rows}
+    rows = tuple(
+        row
+        for row in more.select(split="train").rows
+        if row.patient_id not in held_out and os.path.realpath(more.file_of(row)) not in known
+    )
+    if not rows:
+        raise DataError(
+            f"{source}: need training scans that the real cohort lacks, got none; try leaving out --ceiling"
+        )
+    return replace(more, rows=rows)
+
+
+def _without(cohort: Cohort, dropped: Sequence[int]) -> Cohort:
+    kept = tuple(row for number, row in enumerate(cohort.rows) if number not in set(dropped))
+    if not kept:
+        raise DataError(
+            f"{cohort.folder}: need scans that are no copies of real ones, got none in {len(cohort.rows)}; "
+            "try a generator trained for fewer steps"
+        )
+    return replace(cohort, rows=kept)
 
 
 def _grid_of(cohort: Cohort, reading: ReadingOptions) -> GridOptions:

@@ -12,18 +12,30 @@ from tqdm import tqdm
 
 from medsynth.config import FidelityOptions
 from medsynth.errors import ConfigError, DataError
-from medsynth.evaluation.comparison import TOO_FEW, Comparison, Group, compare
+from medsynth.evaluation.comparison import TOO_FEW, Comparison, Group, Similarities, compare
 from medsynth.evaluation.copies import identical_scans
 from medsynth.evaluation.draws import half_size
 from medsynth.measures.features import Extractor, extract_features
 from medsynth.measures.neighbours import nearest_distances
+from medsynth.measures.similarity import (
+    Similarity,
+    multiscale_levels,
+    multiscale_similarity,
+    multiscale_weights,
+    pair_similarities,
+    random_pairs,
+    structural_similarity,
+)
+from medsynth.measures.texture import intensity_histograms, texture_features
 from medsynth.seeds import numpy_generator
 
 _SEEN = ("train", "val")
 _HELD_OUT = ("test",)
 # Fewer leave every figure untold: too few scans on a side, or no interval.
-_LEAST = {"max_scans": 2 * TOO_FEW, "pca_dims": 1, "repeats": 10, "ssim_pairs": 1, "sheet_scans": 0}
+_LEAST = {"max_scans": 2 * TOO_FEW, "pca_dims": 1, "repeats": 10, "neighbours": 1, "ssim_pairs": 1, "sheet_scans": 0}
 _DEFAULTS = FidelityOptions()
+_SMALLEST_TEXTURE = 5  # pixels along each axis
+_FID_WIDTH = 2048
 
 
 class LabelledScans(Protocol):
@@ -102,7 +114,10 @@ class Sheet:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class FidelityResult:
-    """The table, and the scans for one contact sheet a class; `absent` are the real classes without synthetic scans."""
+    """The table, and the scans for one contact sheet a class; `absent` are the real classes without synthetic scans.
+
+    `left_out` says why a measure is missing from all rows; `scales` are the exponents of MS-SSIM, from the finest scale.
+    """
 
     rows: tuple[FidelityRow, ...]
     absent: tuple[str, ...]
@@ -111,6 +126,8 @@ class FidelityResult:
     extractor_title: str
     extractor_sha256: str
     feature_count: int
+    left_out: dict[str, str]
+    scales: tuple[float, ...]
     options: FidelityOptions
     seed: int
 
@@ -123,6 +140,9 @@ class FidelityResult:
                 "sha256": self.extractor_sha256,
                 "features": self.feature_count,
             },
+            "repeats": self.options.repeats,
+            "ms_ssim_weights": list(self.scales),
+            "left_out": self.left_out,
             "rows": [asdict(row) for row in self.rows],
         }
         return _without_nan(described)
@@ -134,17 +154,26 @@ def score_fidelity(
     *,
     options: FidelityOptions,
     extractor: Extractor,
+    real_features: np.ndarray | None = None,
+    synthetic_features: np.ndarray | None = None,
     seed: int = 0,
     progress: bool = True,
 ) -> FidelityResult:
     """Return how faithful a synthetic set is, per class, each figure beside real against real at the same number of scans.
 
-    Classes are matched by name; those without synthetic scans are left out. Everything is a function of `seed`.
-    `ConfigError` for options that leave nothing to tell; `DataError` if the synthetic set is empty, has an unknown class or
-    another grid.
+    Classes are matched by name; those without synthetic scans are left out. Everything is a function of `seed`. Features
+    `(N, D)` of all scans of a side, which may be memory maps, are those of `extractor`; without them, those of the scans that are
+    drawn are extracted. `ConfigError` for options that leave nothing to tell; `DataError` if the synthetic set is empty, has an
+    unknown class or another grid, or if features do not fit the scans.
     """
     check_options(options)
     _check(real, synthetic)
+    for name, features, scans in (("real", real_features, real), ("synthetic", synthetic_features, synthetic)):
+        if features is not None and (features.ndim != 2 or len(features) != len(scans.scans)):
+            raise DataError(
+                f"{name} features: need one row for each of {len(scans.scans)} scans, got {features.shape}; "
+                "try extracting them again"
+            )
     made = _by_class(synthetic)
     labels = [label for label in real.classes if label in made]
     rows_of = _by_class(real)
@@ -161,24 +190,36 @@ def score_fidelity(
         key: _some(indices, options.max_scans, numpy_generator(seed, "fidelity", "scans", *key))
         for key, indices in parts.items()
     }
-    groups = _groups(real, {key: parts[key] for key in parts if key[0] != "made"}, extractor, "real", progress)
+    groups = _groups(
+        real,
+        {key: parts[key] for key in parts if key[0] != "made"},
+        extractor, real_features, "real scans", options, seed, progress,
+    )  # fmt: skip
     groups |= _groups(
-        synthetic, {key: parts[key] for key in parts if key[0] == "made"}, extractor, "synthetic", progress
-    )
+        synthetic,
+        {key: parts[key] for key in parts if key[0] == "made"},
+        extractor, synthetic_features, "synthetic scans", options, seed, progress,
+    )  # fmt: skip
+    width = next(iter(groups.values())).features.shape[1]
+    # FID is defined on one picture a scan: with several, features of all of them stand in a row.
+    fid = bool(getattr(extractor, "fid", False)) and width == _FID_WIDTH
+    levels = multiscale_levels(real.scans.shape[2:])
     subjects: list[str | None] = [*labels, None] if len(labels) > 1 else [*labels]
     return FidelityResult(
         rows=tuple(
-            _row(label, labels, counts, groups, options, seed)
+            _row(label, labels, counts, groups, options, seed, fid=fid)
             for label in tqdm(subjects, desc="comparing", unit="class", disable=not progress)
         ),
         absent=tuple(label for label in rows_of if label not in made),
         sheets=tuple(
-            _sheet(real, synthetic, label, groups, options, seed) for label in labels if options.sheet_scans > 0
+            _sheet(real, synthetic, label, parts, options, seed) for label in labels if options.sheet_scans > 0
         ),
         extractor=extractor.name,
         extractor_title=extractor.title,
         extractor_sha256=extractor.sha256,
-        feature_count=next(iter(groups.values())).features.shape[1],
+        feature_count=width,
+        left_out=_left_out(real.scans.shape[2:]),
+        scales=multiscale_weights(levels) if levels > 1 else (),
         options=options,
         seed=seed,
     )
@@ -233,30 +274,61 @@ def _some(indices: np.ndarray, limit: int, generator: np.random.Generator) -> np
     return indices if len(indices) <= limit else np.sort(generator.permutation(indices)[:limit])
 
 
+def _left_out(spatial: tuple[int, ...]) -> dict[str, str]:
+    """Return why a measure cannot be taken of scans of this size."""
+    size = " x ".join(map(str, spatial))
+    reasons = {}
+    if multiscale_levels(spatial) < 2:
+        reasons["ms_ssim"] = f"scans of {size} are too small for two scales of MS-SSIM"
+    if min(spatial) < _SMALLEST_TEXTURE:
+        reasons["texture"] = f"scans of {size} are too small for textures"
+    return reasons
+
+
 def _groups(
     scans: LabelledScans | RealScans,
     parts: dict[tuple[str, str], np.ndarray],
     extractor: Extractor,
+    features: np.ndarray | None,
     description: str,
+    options: FidelityOptions,
+    seed: int,
     progress: bool,
 ) -> dict[tuple[str, str], Group]:
-    """Return the parts with their features, each scan's extracted once. Synthetic scans count as a patient each."""
+    """Return what is compared of each part, each scan looked at once. Synthetic scans count as a patient each."""
     wanted = np.unique(np.concatenate(list(parts.values())))
     if len(wanted) == 0:
         return {}
-    features = extract_features(
-        extractor, scans.scans, wanted, progress=progress, description=f"features of {description} scans"
-    )
-    patients = np.asarray(getattr(scans, "patients", np.arange(len(scans.scans))))
-    return {
-        key: Group(
-            scans=scans.scans,
-            indices=indices,
-            features=features[np.searchsorted(wanted, indices)],
-            patients=patients[indices],
+    rows = (
+        np.asarray(features[wanted], dtype=np.float32)
+        if features is not None
+        else extract_features(
+            extractor, scans.scans, wanted, progress=progress, description=f"features of {description}"
         )
-        for key, indices in parts.items()
-    }
+    )
+    left_out = _left_out(scans.scans.shape[2:])
+    intensities = intensity_histograms(scans.scans, wanted, progress=progress)
+    textures = None if "texture" in left_out else texture_features(scans.scans, wanted, progress=progress).values
+    patients = np.asarray(getattr(scans, "patients", np.arange(len(scans.scans))))
+    measures: dict[str, Similarity] = {"ssim": structural_similarity, "ms_ssim": multiscale_similarity}
+    groups = {}
+    for key, indices in tqdm(parts.items(), desc=f"likeness of {description}", unit="group", disable=not progress):
+        at = np.searchsorted(wanted, indices)
+        pairs = random_pairs(len(indices), options.ssim_pairs, numpy_generator(seed, "fidelity", "pairs", *key))
+        groups[key] = Group(
+            features=rows[at],
+            patients=patients[indices],
+            intensities=intensities[at],
+            textures=None if textures is None else textures[at],
+            similarities={
+                name: Similarities(
+                    pairs=pairs, values=pair_similarities(scans.scans, indices[pairs], measure), count=len(indices)
+                )
+                for name, measure in measures.items()
+                if name not in left_out
+            },
+        )
+    return groups
 
 
 def _row(
@@ -266,6 +338,8 @@ def _row(
     groups: dict[tuple[str, str], Group],
     options: FidelityOptions,
     seed: int,
+    *,
+    fid: bool,
 ) -> FidelityRow:
     chosen = labels if label is None else [label]
     about = ("all classes",) if label is None else ("class", label)
@@ -279,7 +353,7 @@ def _row(
         thinned = [
             [group.thinned(share, generator) for group in side] for side, share in zip(sides, shares, strict=True)
         ]
-        return compare(*thinned, options=options, generator=generator)
+        return compare(*thinned, options=options, generator=generator, fid=fid)
 
     return FidelityRow(
         label=label,
@@ -294,18 +368,18 @@ def _sheet(
     real: RealScans,
     synthetic: LabelledScans,
     label: str,
-    groups: dict[tuple[str, str], Group],
+    parts: dict[tuple[str, str], np.ndarray],
     options: FidelityOptions,
     seed: int,
 ) -> Sheet:
     generator = numpy_generator(seed, "fidelity", "sheet", label)
-    shown = synthetic.scans[generator.permutation(groups["made", label].indices)[: options.sheet_scans]]
+    shown = synthetic.scans[generator.permutation(parts["made", label])[: options.sheet_scans]]
     training = np.flatnonzero(np.asarray(real.splits) == "train")
     nearest, distances = np.zeros((0, *shown.shape[1:])), np.zeros(0)
     if len(training):
         distances, found = nearest_distances(shown, real.scans, among=training)
         nearest = real.scans[found]
-    pool = np.concatenate([groups[part, label].indices for part in ("held out", "seen") if (part, label) in groups])
+    pool = np.concatenate([parts[part, label] for part in ("held out", "seen")])
     drawn = generator.permutation(pool)[: len(shown)]
     return Sheet(
         label=label,

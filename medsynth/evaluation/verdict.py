@@ -7,33 +7,45 @@ from dataclasses import asdict
 from typing import Any
 
 from medsynth.evaluation.comparison import TOO_FEW, Comparison, Reading
+from medsynth.evaluation.downstream import DownstreamResult
 from medsynth.evaluation.fidelity import Counts, FidelityResult, FidelityRow
+from medsynth.evaluation.privacy_result import PrivacyResult
 from medsynth.versions import installed_versions
 
 SCHEMA = "medsynth-report/1"
 
 
 def build_report(
-    fidelity: FidelityResult,
+    fidelity: FidelityResult | None = None,
     *,
+    privacy: PrivacyResult | None = None,
+    downstream: DownstreamResult | None = None,
+    sets: Mapping[str, str] | None = None,
     settings: Mapping[str, str | int | float | None] | None = None,
     notes: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Return the content of `report.json`: figures, verdicts, versions and settings, without any path, file name or ID.
 
-    `settings` are further facts about what was evaluated (a run's fingerprint, solver, steps); the caller answers for them
-    naming no file and no patient, and likewise for further `notes`, sentences on what bears on all figures. Parts that were
-    not evaluated are None.
+    Parts that were not evaluated are None. `sets` are the hashes of the real and the synthetic scans that were evaluated;
+    `settings` are further facts about them (a run's fingerprint, solver, steps); the caller answers for them
+    naming no file and no patient, and likewise for further `notes`, sentences on what bears on all figures.
     """
+    # Privacy and downstream keep their options with their figures.
+    options = {} if fidelity is None else {"fidelity": asdict(fidelity.options)}
     return {
         "schema": SCHEMA,
-        "fidelity": fidelity.as_dict(),
-        "privacy": None,
-        "downstream": None,
-        "verdict": {"fidelity": [fidelity_verdict(row, fidelity) for row in fidelity.rows]},
-        "notes": [*_absent_notes(fidelity.absent), *notes],
+        "fidelity": None if fidelity is None else fidelity.as_dict(),
+        "privacy": None if privacy is None else privacy.as_dict(),
+        "downstream": None if downstream is None else downstream.as_dict(),
+        "verdict": {
+            "fidelity": None if fidelity is None else [fidelity_verdict(row, fidelity) for row in fidelity.rows],
+            "privacy": None if privacy is None else privacy.verdict(),
+            "downstream": None if downstream is None else downstream.verdict(),
+        },
+        "notes": [*([] if fidelity is None else _absent_notes(fidelity.absent)), *notes],
         "versions": installed_versions(),
-        "settings": {**(settings or {}), "seed": fidelity.seed, "fidelity": asdict(fidelity.options)},
+        "sets": dict(sets or {}),
+        "settings": {**(settings or {}), **options},
     }
 
 

@@ -42,6 +42,32 @@ def average_precision(truth: np.ndarray, scores: np.ndarray, weights: np.ndarray
     return _ratio((positives * precision).sum(axis=1), positives.sum(axis=1))
 
 
+def ranking_metrics(truth: np.ndarray, scores: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return `auroc` and `average_precision` at once, some ten times faster where no two scores are equal.
+
+    Fastest if `weights` is in Fortran order, so that all weights of a scan lie together. `DataError` as for the two.
+    """
+    _check(truth, scores, weights)
+    order = np.argsort(-scores, kind="stable")
+    if (np.diff(scores[order]) == 0).any():
+        return auroc(truth, scores, weights), average_precision(truth, scores, weights)
+    chosen = truth[order].astype(bool)
+    by_scan = weights.T
+    # Only sums of weights, whole numbers in a bootstrap: exact in float64, and cumulated over the rest alone.
+    positives = by_scan[order[chosen]].astype(np.float64)
+    above = np.cumsum(by_scan[order[~chosen]], axis=0, dtype=np.float64)
+    total = above[-1] if len(above) else np.zeros(len(weights))
+    # How many scans of the rest stand above each scan of the class.
+    rank = np.cumsum(~chosen)[chosen]
+    outscoring = np.concatenate([np.zeros((1, len(weights))), above])[rank]
+    area = (positives * (total - outscoring)).sum(axis=0)
+    found = np.cumsum(positives, axis=0)
+    called = found + outscoring
+    precision = np.divide(found, called, out=np.zeros_like(found), where=called > 0)
+    count = positives.sum(axis=0)
+    return _ratio(area, count * total), _ratio((positives * precision).sum(axis=0), count)
+
+
 def sensitivity_at_specificity(
     truth: np.ndarray, scores: np.ndarray, weights: np.ndarray, *, specificity: float = 0.9
 ) -> np.ndarray:

@@ -9,13 +9,13 @@ from scipy.linalg import eigh
 
 
 def polynomial_kernel(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Return `(m, n)` float64 values of the kernel (x·y / d + 1)³ of KID (Bińkowski et al. 2018, section 4.1)."""
+    """Return `(m, n)` float64 values of the kernel (x·y / d + 1)³ of KID (Bińkowski et al. 2018, arXiv 1801.01401)."""
     inner = first.astype(np.float64) @ second.astype(np.float64).T
     return (inner / first.shape[1] + 1.0) ** 3
 
 
 def kernel_distance(first: np.ndarray, second: np.ndarray) -> float:
-    """Return the unbiased squared MMD of features `(m, d)` and `(n, d)`: KID (Bińkowski et al. 2018, equation 4).
+    """Return the unbiased squared MMD of features `(m, d)` and `(n, d)`: KID (Bińkowski et al. 2018, arXiv 1801.01401).
 
     Zero on average for two draws of one distribution, whatever their sizes, so it may be slightly negative. NaN if either
     set has fewer than two items.
@@ -82,7 +82,7 @@ class Projection:
 
     @classmethod
     def fit(cls, features: np.ndarray, dims: int) -> Projection:
-        """Return the first `dims` principal axes of features `(n, d)`, fewer where the features span fewer."""
+        """Return the first `dims` principal axes of features `(n, d)`, fewer (or none) where they span fewer."""
         rows = features.astype(np.float64)
         mean = rows.mean(axis=0)
         rows = rows - mean
@@ -90,6 +90,8 @@ class Projection:
         # The smaller of the two Gram matrices has the same non-zero eigenvalues as the larger one.
         matrix = rows @ rows.T if count < width else rows.T @ rows
         kept = min(dims, len(matrix))
+        if kept == 0 or not matrix.any():
+            return cls(mean=mean, axes=np.zeros((0, width)))
         values, vectors = eigh(matrix, subset_by_index=[len(matrix) - kept, len(matrix) - 1])
         spanned = values > max(values[-1], 0.0) * 1e-10
         values, vectors = values[spanned][::-1], vectors[:, spanned][:, ::-1]
@@ -110,17 +112,23 @@ def projected_dims(requested: int, smaller: int) -> int:
 
 
 def frechet_distance(first: np.ndarray, second: np.ndarray) -> float:
-    """Return the squared Fréchet distance of Gaussians fitted to features `(m, d)` and `(n, d)` (Heusel et al. 2017, eq. 6).
+    """Return the squared Fréchet distance of Gaussians fitted to features `(m, d)` and `(n, d)`.
 
-    Covariances are the unbiased ones. NaN if either set has fewer than two items.
+    With Inception features this is FID (Heusel et al. 2017, arXiv 1706.08500). Covariances are the unbiased ones. NaN if either
+    set has fewer than two items, or without dimensions.
     """
-    if min(len(first), len(second)) < 2:
+    if min(len(first), len(second)) < 2 or first.shape[1] == 0:
         return float("nan")
-    moments = [
-        (rows.mean(axis=0), np.atleast_2d(np.cov(rows, rowvar=False)))
-        for rows in (first.astype(np.float64), second.astype(np.float64))
-    ]
-    return gaussian_distance(*moments[0], *moments[1])
+    sets = [rows.astype(np.float64) for rows in (first, second)]
+    means = [rows.mean(axis=0) for rows in sets]
+    if min(len(first), len(second)) >= first.shape[1]:
+        covariances = [np.atleast_2d(np.cov(rows, rowvar=False)) for rows in sets]
+        return gaussian_distance(means[0], covariances[0], means[1], covariances[1])
+    # Fewer items than dimensions: the singular values of A^(1/2) B^(1/2) are those of the small matrix of inner products.
+    scaled = [(rows - mean) / np.sqrt(len(rows) - 1) for rows, mean in zip(sets, means, strict=True)]
+    overlap = np.linalg.svd(scaled[0] @ scaled[1].T, compute_uv=False).sum()
+    spread = np.square(scaled[0]).sum() + np.square(scaled[1]).sum()
+    return float(max(0.0, np.square(means[0] - means[1]).sum() + spread - 2 * overlap))
 
 
 def gaussian_distance(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+from collections.abc import Callable
 from itertools import combinations
 from pathlib import Path
 from typing import Protocol
@@ -18,7 +19,7 @@ from efficientnet_lite_pytorch import EfficientNet
 from torch.nn.functional import interpolate
 from tqdm import tqdm
 
-from medsynth.errors import DataError
+from medsynth.errors import ConfigError, DataError
 
 _LITE0_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 _LITE0_SIDE = 224
@@ -35,7 +36,7 @@ class Extractor(Protocol):
 
     @property
     def sha256(self) -> str:
-        """Hash of the weights, for the report."""
+        """Hash of the weights (or of the code, where there are none), for the report and for cached features."""
         ...
 
     def __call__(self, scans: torch.Tensor) -> torch.Tensor:
@@ -71,16 +72,25 @@ class EfficientNetLite0:
 
     def __call__(self, scans: torch.Tensor) -> torch.Tensor:
         """Return float32 features `(N, 1280 * pictures a scan)`, on the CPU."""
-        shown = pictures(scans.to(self._device, torch.float32))
-        count, views = shown.shape[:2]
-        grey = interpolate(
-            shown.flatten(0, 1).unsqueeze(1), (_LITE0_SIDE, _LITE0_SIDE), mode="bilinear", antialias=True
-        )
+        return by_pictures(self._pooled, scans.to(self._device, torch.float32))
+
+    def _pooled(self, shown: torch.Tensor) -> torch.Tensor:
+        grey = interpolate(shown, (_LITE0_SIDE, _LITE0_SIDE), mode="bilinear", antialias=True)
         bytes_ = (grey.clamp(-1, 1) + 1) * 127.5
         coloured = ((bytes_ - 127) / 128).expand(-1, 3, -1, -1).contiguous(memory_format=torch.channels_last)
-        with torch.inference_mode():
-            pooled = self._network.extract_features(coloured).mean(dim=(2, 3))
-        return pooled.reshape(count, views * pooled.shape[1]).cpu()
+        return self._network.extract_features(coloured).mean(dim=(2, 3))
+
+
+def by_pictures(network: Callable[[torch.Tensor], torch.Tensor], scans: torch.Tensor) -> torch.Tensor:
+    """Return features `(N, D * V)` on the CPU of scans `(N, C, *spatial)`: those of their V `pictures`, one after another.
+
+    `network` turns grey pictures `(P, 1, height, width)` in [-1, 1] into features `(P, D)`; no gradient is kept.
+    """
+    shown = pictures(scans)
+    count, views = shown.shape[:2]
+    with torch.inference_mode():
+        features = network(shown.flatten(0, 1).unsqueeze(1))
+    return features.reshape(count, views * features.shape[1]).cpu()
 
 
 def pictures(scans: torch.Tensor) -> torch.Tensor:
@@ -116,15 +126,33 @@ def extract_features(
 ) -> np.ndarray:
     """Return float32 features `(N, D)` of the scans at `indices` (all by default), read `batch` at a time.
 
-    `scans` is `(*, C, *spatial)` in [-1, 1] and may be a memory map; memory holds one batch and the features.
+    `scans` is `(*, C, *spatial)` in [-1, 1] and may be a memory map; memory holds one batch and the features. `DataError`
+    without scans, or where the extractor finds NaN or infinity; `ConfigError` if it does not return one row a scan.
     """
     chosen = np.arange(len(scans)) if indices is None else indices
-    parts = []
+    parts: list[np.ndarray] = []
     with tqdm(total=len(chosen), desc=description, unit="scan", disable=not progress) as bar:
         for start in range(0, len(chosen), batch):
-            rows = np.asarray(scans[chosen[start : start + batch]], dtype=np.float32)
-            parts.append(extractor(torch.from_numpy(rows)).numpy().astype(np.float32))
+            numbers = chosen[start : start + batch]
+            rows = np.asarray(scans[numbers], dtype=np.float32)
+            parts.append(_checked(extractor, extractor(torch.from_numpy(rows)), numbers))
             bar.update(len(rows))
     if not parts:
         raise DataError("scans: need at least one scan to extract features from, got none")
     return np.concatenate(parts)
+
+
+def _checked(extractor: Extractor, features: torch.Tensor, numbers: np.ndarray) -> np.ndarray:
+    rows = features.detach().cpu().numpy().astype(np.float32)
+    if rows.ndim != 2 or len(rows) != len(numbers) or rows.shape[1] == 0:
+        raise ConfigError(
+            f"{extractor.name}: need features of shape ({len(numbers)}, D) for {len(numbers)} scans, got {rows.shape}; "
+            "try flattening all but the first axis"
+        )
+    unknown = ~np.isfinite(rows).all(axis=1)
+    if unknown.any():
+        raise DataError(
+            f"{extractor.name}: need finite features, got NaN or infinity for row {numbers[unknown.argmax()]}; "
+            "try another extractor or check that scan"
+        )
+    return rows

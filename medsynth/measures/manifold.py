@@ -35,8 +35,8 @@ def manifold_measures(
 ) -> Manifold:
     """Return how candidates `(n, d)` lie on the manifold of references `(m, d)`, made of balls to the k-th neighbour.
 
-    Precision and recall are those of Kynkäänniemi et al. 2019 (arXiv 1904.06991, equations 1 and 2), density and coverage
-    those of Naeem et al. 2020 (arXiv 2002.09797, sections 3.1 and 3.2), with `neighbours` as k. Balls are open,
+    Precision and recall are those of Kynkäänniemi et al. 2019 (arXiv 1904.06991), density and coverage
+    those of Naeem et al. 2020 (arXiv 2002.09797), with `neighbours` as k. Balls are open,
     as in the code of the latter, so that the density of a set in itself is exactly 1 unless distances tie; a ball
     of radius 0 (an item with k copies in its own set) holds nothing. All four depend on m, n and k, so compare only equal
     sizes. Memory holds `block` items of each set as float64, their distances and a few numbers an item.
@@ -72,6 +72,84 @@ def manifold_measures(
     )
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Spacings:
+    """All squared distances of two sets, from which the measures of any of their subsets are counted.
+
+    `first` is `(m, m)`, `second` `(n, n)`, `cross` `(m, n)`; `first_lengths` `(m,)` and `second_lengths` `(n,)` bound the
+    rounding.
+    Subsets are positions `(s,)`; results are those of `manifold_measures` of the picked features.
+    """
+
+    first: np.ndarray
+    second: np.ndarray
+    cross: np.ndarray
+    first_lengths: np.ndarray
+    second_lengths: np.ndarray
+
+    @classmethod
+    def of(cls, first: np.ndarray, second: np.ndarray) -> Spacings:
+        """Return the squared distances of features `(m, d)` and `(n, d)`."""
+        centre = _centre(first)
+        one, other = (features.astype(np.float64) - centre for features in (first, second))
+        lengths = np.square(one).sum(axis=1), np.square(other).sum(axis=1)
+        return cls(
+            first=_expanded(one, one, lengths[0], lengths[0]),
+            second=_expanded(other, other, lengths[1], lengths[1]),
+            cross=_expanded(one, other, *lengths),
+            first_lengths=lengths[0],
+            second_lengths=lengths[1],
+        )
+
+    def across(self, references: np.ndarray, candidates: np.ndarray, *, neighbours: int) -> Manifold:
+        """Return the measures of a subset of the second set on one of the first set."""
+        margin = (self.first_lengths[references][:, None] + self.second_lengths[candidates]) * _ROUNDING
+        return _counted(
+            _picked(self.first, references, references),
+            _picked(self.second, candidates, candidates),
+            _picked(self.cross, references, candidates) + margin,
+            neighbours,
+        )
+
+    def inside(self, references: np.ndarray, candidates: np.ndarray, *, neighbours: int) -> Manifold:
+        """Return the measures of a subset of the first set on another, disjoint one of the first set."""
+        margin = (self.first_lengths[references][:, None] + self.first_lengths[candidates]) * _ROUNDING
+        return _counted(
+            _picked(self.first, references, references),
+            _picked(self.first, candidates, candidates),
+            _picked(self.first, references, candidates) + margin,
+            neighbours,
+        )
+
+
+def _picked(squares: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    return squares[rows][:, columns]
+
+
+def _counted(references: np.ndarray, candidates: np.ndarray, apart: np.ndarray, neighbours: int) -> Manifold:
+    """Return the measures from squared distances within both sets and, with the margin of rounding, between them."""
+    unknown = float("nan")
+    rows, columns = apart.shape
+    real, made = _squared_radii(references, neighbours), _squared_radii(candidates, neighbours)
+    held = apart < real[:, None]
+    told = rows > neighbours and columns > 0
+    return Manifold(
+        precision=float(held.any(axis=0).mean()) if told else unknown,
+        recall=float((apart < made).any(axis=1).mean()) if columns > neighbours and rows > 0 else unknown,
+        density=float(held.sum(axis=0).mean() / neighbours) if told else unknown,
+        coverage=float(held.any(axis=1).mean()) if told else unknown,
+    )
+
+
+def _squared_radii(squares: np.ndarray, neighbours: int) -> np.ndarray:
+    if len(squares) <= neighbours:
+        return np.full(len(squares), np.inf)
+    others = squares.copy()
+    np.fill_diagonal(others, np.inf)
+    radii: np.ndarray = np.partition(others, neighbours - 1, axis=1)[:, neighbours - 1]
+    return radii
+
+
 def neighbour_radii(features: np.ndarray, neighbours: int, *, block: int = 1024) -> np.ndarray:
     """Return the Euclidean distance of each of features `(n, d)` to its k-th nearest other one, float64 `(n,)`.
 
@@ -99,9 +177,13 @@ def neighbour_radii(features: np.ndarray, neighbours: int, *, block: int = 1024)
 def _squares(rows: np.ndarray, columns: np.ndarray, centre: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return squared distances `(r, c)`, never negative, and the bound of their rounding errors `(r, c)`."""
     first, second = (part.astype(np.float64) - centre for part in (rows, columns))
-    lengths = np.square(first).sum(axis=1)[:, None] + np.square(second).sum(axis=1)
-    squares: np.ndarray = lengths - 2 * (first @ second.T)
-    return squares.clip(min=0), lengths * _ROUNDING
+    lengths = np.square(first).sum(axis=1), np.square(second).sum(axis=1)
+    return _expanded(first, second, *lengths), (lengths[0][:, None] + lengths[1]) * _ROUNDING
+
+
+def _expanded(rows: np.ndarray, columns: np.ndarray, *lengths: np.ndarray) -> np.ndarray:
+    squares: np.ndarray = lengths[0][:, None] + lengths[1] - 2 * (rows @ columns.T)
+    return squares.clip(min=0)
 
 
 def _centre(features: np.ndarray) -> np.ndarray:

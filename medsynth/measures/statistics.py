@@ -8,10 +8,11 @@ import numpy as np
 from scipy.stats import norm, t
 
 from medsynth.errors import ConfigError, DataError
-from medsynth.measures.classification import Metric
+from medsynth.measures.classification import Metric, ranking_metrics
 
 _NUMBERS_AT_ONCE = 2**22
 _MOST_UNDEFINED = 0.05
+_FEW = 10  # resamples in a tail below which its percentile says little
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,12 +59,20 @@ class Resamples:
             raise DataError("patients: need at least one test scan, got none")
         _, numbers = np.unique(patients, return_inverse=True)
         count = int(numbers.max()) + 1
-        of_patients = np.empty((resamples, count), dtype=np.uint16)
-        for row in of_patients:
-            row[:] = np.bincount(generator.integers(count, size=count), minlength=count)
+        # In Fortran order, and so are `scans`: metrics read the weights scan by scan.
+        of_patients = np.empty((resamples, count), dtype=np.uint16, order="F")
+        for row in range(resamples):
+            of_patients[row] = np.bincount(generator.integers(count, size=count), minlength=count)
         drawn = max(1, seeds - 1)
         of_seeds = generator.multinomial(drawn, np.full(seeds, 1 / seeds), size=resamples) / drawn
-        return cls(scans=of_patients[:, numbers], seeds=of_seeds, patients=count)
+        return cls(scans=of_patients.T[numbers].T, seeds=of_seeds, patients=count)
+
+    def among(self, chosen: np.ndarray) -> Resamples:
+        """Return the same draws of the scans `chosen` `(N,)` (bool) only, as for a subgroup of the patients.
+
+        `patients` stays that of all scans, of which the group's size is a random part.
+        """
+        return Resamples(scans=self.scans.T[chosen].T, seeds=self.seeds, patients=self.patients)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -103,17 +112,20 @@ class Resampled:
         if np.isnan(value) or len(known) < (1 - _MOST_UNDEFINED) * len(draws):
             return Estimate(value=value, low=unknown, high=unknown, standard_error=unknown, p_value=unknown)
         freedom = self._degrees_of_freedom(float(known.var()))
-        tail = norm.cdf(t.ppf((1 - level) / 2, freedom))
+        error = float(known.std())
+        reach = t.ppf((1 - level) / 2, freedom)
+        tail = norm.cdf(reach)
         low, high = np.quantile(known, [tail, 1 - tail])
+        if tail * len(known) < _FEW:
+            # So far out there are no percentiles: the t interval, unless the percentiles are wider.
+            low, high = min(low, value + reach * error), max(high, value - reach * error)
+        beyond = min((known <= 0).sum(), (known >= 0).sum())
         # The smaller tail beyond 0, never quite empty, read as the tail of the same t distribution.
-        beyond = (1 + min((known <= 0).sum(), (known >= 0).sum())) / (1 + len(known))
-        return Estimate(
-            value=value,
-            low=float(low),
-            high=float(high),
-            standard_error=float(known.std()),
-            p_value=min(1.0, 2 * float(t.cdf(norm.ppf(beyond), freedom))),
-        )
+        p_value = 2 * float(t.cdf(norm.ppf((1 + beyond) / (1 + len(known))), freedom))
+        if beyond < _FEW and error > 0:
+            # The rule for the interval, turned round: 0 lies outside only if it lies beyond the t interval as well.
+            p_value = 2 * float(t.cdf(-abs(value) / error, freedom))
+        return Estimate(value=value, low=float(low), high=float(high), standard_error=error, p_value=min(1.0, p_value))
 
     def _degrees_of_freedom(self, variance: float) -> float:
         seeds = len(self.observed)
@@ -140,6 +152,23 @@ def resample_metric(metric: Metric, truth: np.ndarray, scores: np.ndarray, resam
         for seed, one in enumerate(scores):
             values[start : start + at_once, seed] = metric(truth, one, weights)
     return Resampled(observed=observed, values=values, resamples=resamples)
+
+
+def resample_ranking(truth: np.ndarray, scores: np.ndarray, resamples: Resamples) -> tuple[Resampled, Resampled]:
+    """Return AUROC and average precision as `resample_metric` does for each of them, in a tenth of the time."""
+    expected = resamples.seeds.shape[1], resamples.scans.shape[1]
+    if scores.shape != expected:
+        raise DataError(f"scores: need (seeds, scans) {expected} like the resamples, got {scores.shape}")
+    ones = np.ones((1, len(truth)))
+    observed = np.array([ranking_metrics(truth, one, ones) for one in scores])[:, :, 0]
+    values = np.empty((2, len(resamples.scans), len(scores)))
+    at_once = max(1, _NUMBERS_AT_ONCE // len(truth))
+    for start in range(0, values.shape[1], at_once):
+        weights = resamples.scans[start : start + at_once]
+        for seed, one in enumerate(scores):
+            values[:, start : start + at_once, seed] = ranking_metrics(truth, one, weights)
+    found = [Resampled(observed=observed[:, which], values=values[which], resamples=resamples) for which in (0, 1)]
+    return found[0], found[1]
 
 
 def bootstrap_difference(

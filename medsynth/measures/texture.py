@@ -79,7 +79,7 @@ def intensity_features(histograms: np.ndarray) -> FeatureTable:
     """Return first-order features of each channel of each scan from histograms `(N, C, bins)`.
 
     Mean, standard deviation, skewness (0 where nothing varies), percentiles (to half a bin), entropy in bits and
-    uniformity (Zwanenburg et al. 2016, arXiv 1612.07003, section 3.4), named `channel 0 mean` and so on.
+    uniformity (as in Zwanenburg et al. 2016, arXiv 1612.07003), named `channel 0 mean` and so on.
     """
     centres = _bin_centres(histograms.shape[2])
     mean = histograms @ centres

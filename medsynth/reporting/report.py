@@ -30,13 +30,23 @@ class ReportFiles:
     html: Path
     report: Mapping[str, Any]
 
+    @property
+    def gate_failed(self) -> bool:
+        """Whether the privacy gate was judged, and failed."""
+        verdict = self.report["verdict"]["privacy"]
+        return verdict is not None and verdict["reading"] == "fail"
+
     def summary(self) -> str:
         """Return the verdicts in plain sentences with their figures, the notes, and where the page is."""
         lines = []
-        fidelity = self.report["fidelity"]
-        for verdict, row in zip(self.report["verdict"]["fidelity"], fidelity["rows"], strict=True):
-            lines.append(f"{verdict['label'] or 'all classes'}: {verdict['sentence']}")
-            lines += _figures_line(row["held_out"], fidelity["extractor"]["name"])
+        verdicts, fidelity = self.report["verdict"], self.report["fidelity"]
+        if fidelity is not None:
+            for verdict, row in zip(verdicts["fidelity"], fidelity["rows"], strict=True):
+                lines.append(f"{verdict['label'] or 'all classes'}: {verdict['sentence']}")
+                lines += _figures_line(row["held_out"], fidelity["extractor"]["name"])
+        for part in ("privacy", "downstream"):
+            if verdicts[part] is not None:
+                lines.append(f"{part}: {verdicts[part]['reading']}. {verdicts[part]['sentence']}")
         notes = [f"note: {note}" for note in self.report["notes"]]
         return "\n".join([*lines, *notes, f"report: {self.html}"])
 

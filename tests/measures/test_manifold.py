@@ -5,9 +5,10 @@ from math import prod
 import numpy as np
 import pytest
 from scipy.spatial.distance import cdist
+from sklearn.neighbors import NearestNeighbors
 
 from medsynth.errors import ConfigError, DataError
-from medsynth.measures.manifold import Manifold, manifold_measures, neighbour_radii
+from medsynth.measures.manifold import Manifold, Spacings, manifold_measures, neighbour_radii
 
 
 def by_the_definitions(references: np.ndarray, candidates: np.ndarray, k: int) -> tuple[float, float, float, float]:
@@ -41,6 +42,47 @@ def test_agrees_with_the_definitions_at_any_block_size(k, block, origin):
     assert all(0.05 < value < 0.95 for value in found)  # or the agreement would say little
 
 
+def by_nearest_neighbours(references: np.ndarray, candidates: np.ndarray, k: int) -> list[float]:
+    """The four measures as the package `prdc` writes them, with scikit-learn's searches in the place of its own."""
+    real, made = NearestNeighbors().fit(references), NearestNeighbors().fit(candidates)
+    real_radii = real.kneighbors(references, k + 1)[0][:, -1]
+    made_radii = made.kneighbors(candidates, k + 1)[0][:, -1]
+    apart, nearest = real.kneighbors(candidates, len(references))
+    inside = apart < real_radii[nearest]
+    to_made, which = made.kneighbors(references, len(candidates))
+    return [
+        inside.any(axis=1).mean(),
+        (to_made < made_radii[which]).any(axis=1).mean(),
+        inside.sum(axis=1).mean() / k,
+        (to_made[:, 0] < real_radii).mean(),
+    ]
+
+
+@pytest.mark.parametrize("k", [1, 5])
+def test_agrees_with_searches_of_scikit_learn(k):
+    generator = np.random.default_rng(10 + k)
+    references, candidates = generator.normal(size=(120, 30)), 0.25 + generator.normal(size=(90, 30))
+    found = values(manifold_measures(references, candidates, neighbours=k))
+    assert found == pytest.approx(by_nearest_neighbours(references, candidates, k), rel=1e-4)
+
+
+def test_subsets_are_those_of_the_picked_features():
+    generator = np.random.default_rng(8)
+    real, made = generator.normal(size=(70, 5)), 0.5 + generator.normal(size=(50, 5))
+    made[:5] = real[:5]  # copies lie on the rim of no ball
+    spacings = Spacings.of(real, made)
+    for _ in range(5):
+        order, picked = generator.permutation(70), generator.permutation(50)[:30]
+        one, other = order[:30], order[30:60]
+        for found, expected in (
+            (spacings.across(one, picked, neighbours=4), manifold_measures(real[one], made[picked], neighbours=4)),
+            (spacings.inside(one, other, neighbours=4), manifold_measures(real[one], real[other], neighbours=4)),
+        ):
+            assert values(found) == pytest.approx(values(expected), abs=1e-12)
+    few = spacings.across(order[:4], picked, neighbours=4)
+    assert np.isnan(values(few)).tolist() == [True, False, True, True]
+
+
 def test_known_points_on_a_line():
     # k = 1: radii 1, 1, 2 around 0, 1, 3 and 2.5, 2.5 around 1.5, 4. In balls of references: 1.5 in those of 1 and 3, 4 in that
     # of 3. References 0 (by 1.5 only), 1, 3 all lie in balls of candidates. The ball of 0 is empty.
@@ -72,7 +114,7 @@ def test_repeating_one_candidate_keeps_precision_and_loses_the_rest():
 
 def test_expectation_for_two_draws_of_one_distribution():
     # Exchangeable items: the mean density is 1, and a ball stays empty when the k nearest of all others are references
-    # (Naeem et al. 2020, section 3.3).
+    # (Naeem et al. 2020).
     m, n, k, repeats = 40, 25, 3, 300
     expected = 1 - prod((m - i) / (m + n - i) for i in range(1, k + 1))
     generator = np.random.default_rng(5)

@@ -6,7 +6,7 @@ from scipy.stats import norm
 
 from medsynth.errors import ConfigError, DataError
 from medsynth.measures.classification import auroc, average_precision
-from medsynth.measures.statistics import Resamples, bootstrap_difference, holm, resample_metric
+from medsynth.measures.statistics import Resamples, bootstrap_difference, holm, resample_metric, resample_ranking
 
 
 def mean_score(truth: np.ndarray, scores: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -128,6 +128,36 @@ def test_undefined_resamples_are_left_out_while_they_are_few():
         found = resample_metric(auroc, truth, generator.normal(size=(2, 60)), draws).estimate()
         assert np.isfinite(found.value)
         assert np.isfinite([found.low, found.high, found.p_value]).tolist() == [known] * 3
+
+
+def test_ranking_metrics_are_resampled_like_any_metric(monkeypatch):
+    generator = np.random.default_rng(9)
+    truth, scores = np.arange(50) < 15, generator.normal(size=(3, 50))
+    draws = Resamples.draw(np.arange(50) // 2, 3, generator=generator, resamples=40)
+    monkeypatch.setattr("medsynth.measures.statistics._NUMBERS_AT_ONCE", 350)
+    for found, metric in zip(resample_ranking(truth, scores, draws), (auroc, average_precision), strict=True):
+        expected = resample_metric(metric, truth, scores, draws)
+        np.testing.assert_allclose(found.values, expected.values, rtol=1e-12)
+        np.testing.assert_allclose(found.observed, expected.observed, rtol=1e-12)
+
+
+def test_a_part_of_the_scans_is_drawn_as_in_the_whole():
+    generator = np.random.default_rng(10)
+    draws = Resamples.draw(np.arange(30), 2, generator=generator, resamples=20)
+    chosen = np.arange(30) % 3 == 0
+    np.testing.assert_array_equal(draws.among(chosen).scans, draws.scans[:, chosen])
+
+
+def test_a_clear_difference_is_clear_at_few_seeds_and_any_number_of_resamples():
+    # Half of the variance is that of four seeds: no percentile of 300 resamples lies far enough out, the t interval does.
+    generator = np.random.default_rng(11)
+    values = 5 + generator.normal(size=60) / 4 + generator.normal(size=(4, 1)) / 20
+    draws = Resamples.draw(np.arange(60), 4, generator=generator, resamples=300)
+    found = resample_metric(mean_score, np.zeros(60), values, draws)
+    assert found.estimate().p_value < 1e-4
+    assert found.estimate(level=0.999).low > 4
+    narrow, wide = (found.estimate(level=level) for level in (0.95, 0.999))
+    assert wide.low < narrow.low < 5 < narrow.high < wide.high
 
 
 def test_holm_by_hand():

@@ -88,6 +88,50 @@ def test_table_shows_every_figure_beside_real_against_real(html, result):
     assert all(verdict["sentence"] in text for verdict in build_report(result)["verdict"]["fidelity"])
 
 
+def test_the_other_comparisons_are_folded_away(html, result):
+    page = Page(html)
+    assert [tag for tag, _ in page.elements].count("details") == len(result.rows)
+    assert "open" not in {name for tag, about in page.elements if tag == "details" for name in about}
+    tables = [about for tag, about in page.elements if tag == "table"]
+    assert len(tables) == sum(
+        found is not None for row in result.rows for found in (row.held_out, row.seen, row.real_seen)
+    )
+
+
+def test_what_was_left_out_and_what_is_not_comparable_is_said(html, result):
+    assert "Left out: scans of 12 x 12 are too small for two scales of MS-SSIM." in Page(html).text
+    report = build_report(result)
+    row = report["fidelity"]["rows"][0]
+    named = dict(row, held_out=dict(row["held_out"], fid=row["held_out"]["frechet"]))
+    for comparable in (False, True):
+        named["held_out"]["fid_comparable"] = comparable
+        page = render_page({**report, "fidelity": {**report["fidelity"], "rows": [named]}}, title="Trial")
+        assert ("not comparable</span>" in page) is not comparable
+        assert '<th scope="row">FID</th>' in page
+
+
+def test_parts_that_were_not_evaluated_are_left_out_of_the_page(result):
+    whole = build_report(result)
+    sentence = "A sentence of its own."
+    for part, reading, badge in (
+        ("privacy", "pass", "good"),
+        ("privacy", "cannot tell", "plain"),
+        ("downstream", "harm", "bad"),
+        ("downstream", "no gain", "plain"),
+    ):
+        verdict = {
+            "fidelity": None,
+            "privacy": None,
+            "downstream": None,
+            part: {"reading": reading, "sentence": sentence},
+        }
+        page = render_page({**whole, "fidelity": None, "verdict": verdict}, title="Trial")
+        assert f'<span class="reading {badge}">{reading}</span> {sentence}' in page
+        assert "fidelity was not evaluated" in page
+        assert "<h2>Fidelity</h2>" not in page
+    assert "fidelity was not evaluated" not in render_page(whole, title="Trial")
+
+
 def test_both_files_are_written(tmp_path, result):
     report = build_report(result)
     files = write_report(tmp_path / "out", report, sheets=result.sheets)

@@ -1,0 +1,309 @@
+"""The extractors that a user may name: what ships, what needs a file of weights, and the user's own function."""
+
+from __future__ import annotations
+
+import hashlib
+import http.client
+import importlib
+import inspect
+import io
+import pickle
+import re
+import sys
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from monai.networks.nets import resnet50
+from safetensors import SafetensorError
+from safetensors.torch import load as load_safetensors
+from torch.nn.functional import interpolate
+from tqdm import tqdm
+
+from medsynth.config import FeatureOptions
+from medsynth.errors import ConfigError, DataError
+from medsynth.files import atomic_path
+from medsynth.measures.features import EfficientNetLite0, Extractor, by_pictures
+
+# Only with these weights (torch-fidelity's, converted from the TensorFlow graph of 2015-12-05) is a Fréchet distance FID.
+FID_WEIGHTS_URL = (
+    "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth"
+)
+FID_WEIGHTS_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
+
+_SIDE = 224
+_PIECE = 2**20
+_SECONDS = 60
+# RadImageNet's files are of a network in a list: its 1st, 2nd and 5th to 8th members have these names elsewhere.
+_MEMBERS = {"0": "conv1", "1": "bn1", "4": "layer1", "5": "layer2", "6": "layer3", "7": "layer4"}
+
+
+def open_extractor(options: FeatureOptions, *, device: torch.device | str = "cpu") -> Extractor:
+    """Return the extractor that the options name, ready for use on `device`.
+
+    `ConfigError` for an unknown name, missing weights or a missing package, and for a module or function that cannot be
+    imported; `DataError` for weights with another hash than `options.sha256`, or that do not fit the network.
+    """
+    name = options.extractor
+    if name in ("inception", "radimagenet"):
+        content = _read_weights(options)
+        return Inception(content, device) if name == "inception" else RadImageNet(content, device)
+    if options.weights:
+        raise ConfigError(f"features.weights: need none for {name}, got a file; try --features.extractor radimagenet")
+    if name == "lite0":
+        return EfficientNetLite0(device)
+    if ":" in name:
+        return UserExtractor(name, device)
+    raise ConfigError(
+        f"features.extractor: need lite0, inception, radimagenet or module:function, got {name!r}; try lite0"
+    )
+
+
+class UserExtractor:
+    """A user's own function: a torch batch `(N, C, *spatial)` in [-1, 1] in, features `(N, D)` out.
+
+    `name` is `module:function`; `sha256` is that of the module's source file, which is all that a report can state of it. The
+    module is imported, and so run; it may lie in the working directory.
+    """
+
+    def __init__(self, name: str, device: torch.device | str = "cpu") -> None:
+        module_name, _, function_name = name.partition(":")
+        module = _import(module_name)
+        function = getattr(module, function_name, None)
+        if not callable(function):
+            raise ConfigError(
+                f"features.extractor: need a function {function_name!r} in {module_name}, got none; try another name"
+            )
+        try:
+            source = inspect.getsourcefile(module)
+        except TypeError:
+            source = None
+        if source is None:
+            raise ConfigError(
+                f"features.extractor: need a module with a source file, got {module_name}; try a .py file of your own"
+            )
+        self.name = name
+        self.title = f"the function {name}"
+        self.sha256 = hashlib.sha256(Path(source).read_bytes()).hexdigest()
+        self._device = torch.device(device)
+        self._function: Callable[[torch.Tensor], Any] = function
+
+    def __call__(self, scans: torch.Tensor) -> torch.Tensor:
+        """Return float32 features `(N, D)`, on the CPU, as the function gave them."""
+        with torch.inference_mode():
+            found = self._function(scans.to(self._device, torch.float32))
+        return torch.as_tensor(found).to("cpu", torch.float32)
+
+
+class Inception:
+    """Pool features of the Inception network behind FID (Szegedy et al. 2016; weights of 2015-12-05), 2048 a picture.
+
+    The network is torch-fidelity's, which resizes as TensorFlow did; `content` is the file of its weights. Pictures are those of
+    `EfficientNetLite0`, shown in grey as 8-bit values. `fid` says whether a Fréchet distance on these features is FID: only with
+    the known weights. `ConfigError` without the extra `fid`, `DataError` for weights that are not a plain state dict.
+    """
+
+    name = "Inception"
+
+    def __init__(self, content: Weights, device: torch.device | str = "cpu") -> None:
+        network_class = _inception_network()
+        _state_dict(content)  # before torch-fidelity reads the file: no pickle is executed
+        try:
+            network = network_class("inception", ["2048"], feature_extractor_weights_path=str(content.path))
+        except (RuntimeError, KeyError) as error:
+            raise _other_network(content, "the Inception network of torch-fidelity") from error
+        self.sha256 = content.sha256
+        self.fid = content.sha256 == FID_WEIGHTS_SHA256
+        self.title = "Inception, weights of FID" if self.fid else "Inception, other weights than those of FID"
+        self._device = torch.device(device)
+        self._network = network.eval().requires_grad_(False).to(self._device)
+
+    def __call__(self, scans: torch.Tensor) -> torch.Tensor:
+        """Return float32 features `(N, 2048 * pictures a scan)`, on the CPU."""
+        return by_pictures(self._pooled, scans.to(self._device, torch.float32))
+
+    def _pooled(self, shown: torch.Tensor) -> torch.Tensor:
+        bytes_ = ((shown.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).expand(-1, 3, -1, -1)
+        features: torch.Tensor = self._network(bytes_.contiguous())[0]
+        return features.float()
+
+
+class RadImageNet:
+    """Average-pooled features of a ResNet-50 trained on radiological pictures (Mei et al. 2022, RadImageNet), 2048 a picture.
+
+    `content` is a file of weights in PyTorch's layout of the network, as RadImageNet publishes it (`backbone.0.weight`, ...)
+    or as torchvision names it (`conv1.weight`, ...); a classifier in it is left out. Pictures are those of
+    `EfficientNetLite0`, at 224 x 224 and in [-1, 1] as in training. `DataError` for weights of another network, such as those
+    converted from Keras.
+    """
+
+    name = "RadImageNet"
+    title = "ResNet-50, RadImageNet weights as given"
+
+    def __init__(self, content: Weights, device: torch.device | str = "cpu") -> None:
+        network = resnet50(
+            spatial_dims=2, n_input_channels=3, conv1_t_stride=2, feed_forward=False, bias_downsample=False
+        )
+        state = {name: value for key, value in _state_dict(content).items() if (name := _resnet_name(key)) is not None}
+        try:
+            network.load_state_dict(state, strict=True)
+        except RuntimeError as error:
+            raise _other_network(content, "a ResNet-50 in PyTorch's layout") from error
+        self.sha256 = content.sha256
+        self._device = torch.device(device)
+        self._network = network.eval().requires_grad_(False).to(self._device)
+
+    def __call__(self, scans: torch.Tensor) -> torch.Tensor:
+        """Return float32 features `(N, 2048 * pictures a scan)`, on the CPU."""
+        return by_pictures(self._pooled, scans.to(self._device, torch.float32))
+
+    def _pooled(self, shown: torch.Tensor) -> torch.Tensor:
+        resized = interpolate(shown, (_SIDE, _SIDE), mode="bilinear", antialias=True).clamp(-1, 1)
+        pooled: torch.Tensor = self._network(resized.expand(-1, 3, -1, -1))
+        return pooled.flatten(1)
+
+
+def fetch_weights(url: str, out: Path | str, sha256: str, *, progress: bool = True) -> Path:
+    """Download a file of weights to `out`, once, and return its path; it appears only if its hash is `sha256`.
+
+    A file that is there with that hash is kept, and nothing is fetched. `ConfigError` for something else than an http(s) address,
+    a hash that is none, an address that cannot be reached or a file that cannot be written; `DataError` for another content, of
+    which nothing is left.
+    """
+    out, wanted = Path(out), sha256.strip().lower()
+    if urllib.parse.urlsplit(url).scheme not in ("http", "https"):
+        raise ConfigError(f"url: need an address that begins with https://, got {url!r}; try that of the publisher")
+    if not re.fullmatch(r"[0-9a-f]{64}", wanted):
+        raise ConfigError(f"sha256: need 64 hexadecimal digits, got {sha256!r}; try what the publisher states")
+    try:
+        if out.is_file() and _file_sha256(out) == wanted:
+            return out
+        with atomic_path(out) as temporary:
+            _download(url, temporary, progress)
+            found = _file_sha256(temporary)
+            if found != wanted:
+                raise DataError(
+                    f"{url}: need content with sha256 {wanted[:12]}..., got {found[:12]}...; try another file"
+                )
+    except (urllib.error.URLError, http.client.HTTPException, TimeoutError) as error:
+        reason = getattr(error, "reason", None) or error
+        raise ConfigError(
+            f"{url}: need an address that can be reached, got {reason}; try a browser, then --weights"
+        ) from error
+    except OSError as error:
+        raise ConfigError(
+            f"{out}: need a file that can be written, got {error.strerror or error}; try another --out"
+        ) from error
+    return out
+
+
+def _download(url: str, path: Path, progress: bool) -> None:
+    with urllib.request.urlopen(url, timeout=_SECONDS) as answer, path.open("wb") as file:
+        length = int(answer.headers.get("Content-Length") or 0)
+        with tqdm(
+            total=length or None, desc="fetching weights", unit="B", unit_scale=True, disable=not progress
+        ) as bar:
+            while piece := answer.read(_PIECE):
+                file.write(piece)
+                bar.update(len(piece))
+
+
+class Weights:
+    """A file of weights: where it lies (for what can only read files), its bytes and their hash."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.content = path.read_bytes()
+        self.sha256 = hashlib.sha256(self.content).hexdigest()
+
+
+def _read_weights(options: FeatureOptions) -> Weights:
+    if not options.weights:
+        raise ConfigError(
+            f"features.weights: need the file with the weights of {options.extractor}, got none; "
+            "try fetching it once, then --features.weights FILE"
+        )
+    if "://" in options.weights:
+        raise ConfigError("features.weights: need a file, got a URL; try fetching it once with its checksum")
+    try:
+        weights = Weights(Path(options.weights))
+    except OSError as error:
+        raise ConfigError(
+            f"features.weights: need a readable file, got {error.strerror or error}; try another path"
+        ) from error
+    if options.sha256 and options.sha256.strip().lower() != weights.sha256:
+        raise DataError(
+            f"features.weights: need sha256 {options.sha256.strip().lower()[:12]}..., got {weights.sha256[:12]}...; "
+            "try fetching the file again"
+        )
+    return weights
+
+
+def _state_dict(weights: Weights) -> dict[str, torch.Tensor]:
+    """Return named tensors from a safetensors or torch file; no pickle in it is executed."""
+    try:
+        if weights.path.suffix == ".safetensors":
+            state = load_safetensors(weights.content)
+        else:
+            state = torch.load(io.BytesIO(weights.content), weights_only=True, map_location="cpu")
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, ValueError, EOFError, OSError) as error:
+        raise DataError(
+            "features.weights: need a state dict (safetensors, or torch.save of tensors), got another content; "
+            "try saving network.state_dict()"
+        ) from error
+    if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
+        state = state["state_dict"]
+    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+        raise DataError("features.weights: need named tensors, got another object; try saving network.state_dict()")
+    return state
+
+
+def _resnet_name(key: str) -> str | None:
+    """Return the name that MONAI's ResNet has for a weight of a ResNet-50 file; None for its classifier."""
+    name = key.removeprefix("module.")
+    if name.startswith("backbone."):
+        member, _, rest = name.removeprefix("backbone.").partition(".")
+        name = f"{_MEMBERS[member]}.{rest}" if member in _MEMBERS else name.removeprefix("backbone.")
+    return None if name.startswith(("fc.", "classifier.", "linear.")) else name
+
+
+def _other_network(weights: Weights, wanted: str) -> DataError:
+    return DataError(
+        f"features.weights: need the weights of {wanted}, got those of another network (sha256 {weights.sha256[:12]}...); "
+        "try the file that its authors publish for PyTorch"
+    )
+
+
+def _inception_network() -> Any:
+    try:
+        return importlib.import_module("torch_fidelity.feature_extractor_inceptionv3").FeatureExtractorInceptionV3
+    except (ImportError, RuntimeError) as error:  # torchvision beside another torch raises RuntimeError
+        raise ConfigError(
+            "features.extractor: need torch-fidelity for inception, got none that can be imported; "
+            "try pip install 'medsynth-diffusion[fid]'"
+        ) from error
+
+
+def _import(name: str) -> Any:
+    here = str(Path.cwd())
+    added = here not in sys.path
+    if added:
+        sys.path.append(here)
+    try:
+        return importlib.import_module(name)
+    except (ImportError, ValueError, SyntaxError) as error:
+        raise ConfigError(
+            f"features.extractor: need a module that can be imported, got {name!r} ({error}); try it in the working directory"
+        ) from error
+    finally:
+        if added:
+            sys.path.remove(here)
+
+
+def _file_sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

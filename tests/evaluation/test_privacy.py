@@ -1,0 +1,288 @@
+"""The privacy gate on cohorts whose truth is known: fresh scans pass, copies fail, few patients tell nothing."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from scipy.ndimage import gaussian_filter
+
+from medsynth.cohorts import PreparedCohort, Row
+from medsynth.cohorts.phantom import FRESH_PATIENTS, phantom_scan
+from medsynth.config import PrivacyOptions
+from medsynth.errors import ConfigError, DataError
+from medsynth.evaluation.controls import PLANTED, SEEN, draw_held_out, plant_copies
+from medsynth.evaluation.privacy import score_privacy
+from medsynth.evaluation.privacy_result import Share
+from medsynth.scans import Intensity
+
+SIDE = 32
+OPTIONS = PrivacyOptions(planted=48)
+
+
+def cohort(scans, labels, splits, patients, classes=("common", "rare"), donors=None):
+    rows = tuple(
+        Row(
+            path=f"{number}.png",
+            label=classes[label],
+            patient_id=str(patient),
+            split=split,
+            attributes={} if donors is None else {"donor": str(donors[number])},
+        )
+        for number, (label, split, patient) in enumerate(zip(labels, splits, patients, strict=True))
+    )
+    return PreparedCohort(
+        scans=np.asarray(scans, dtype=np.float16),
+        labels=np.asarray(labels),
+        splits=np.asarray(splits),
+        patients=np.asarray(patients),
+        rows=rows,
+        classes=classes,
+        intensity=Intensity(low=(0.0,), high=(1.0,)),
+        affine=np.eye(4),
+        key="",
+    )
+
+
+def pictures(count, label, seed, side=SIDE):
+    """Patients of one class: an anatomy common to all, another of their own, and the class's own brightness pattern."""
+    generator = np.random.default_rng([seed, label])
+    y, x = np.mgrid[:side, :side] / side - 0.5
+    common = np.exp(-(x**2 + y**2) / (0.08 + 0.03 * label)) - 0.5
+    own = gaussian_filter(generator.normal(size=(count, side, side)), (0, 3, 3))
+    own /= own.std()
+    scans = 0.7 * common + 0.25 * own + generator.normal(0, 0.03, own.shape)
+    return scans[:, None].clip(-1, 1).astype(np.float16)
+
+
+def made_of(scans, labels, donors=None):
+    return cohort(scans, labels, ["train"] * len(scans), range(len(scans)), donors=donors)
+
+
+def features(prepared):
+    """Means over blocks: what is left of a scan at very low resolution."""
+    scans = prepared.scans.astype(np.float32)
+    return scans.reshape(len(scans), SIDE // 8, 8, SIDE // 8, 8).mean((2, 4)).reshape(len(scans), -1)
+
+
+def judge(real, made, **changes):
+    return score_privacy(
+        real,
+        made,
+        real_features=features(real),
+        synthetic_features=features(made),
+        options=replace(OPTIONS, **changes),
+        progress=False,
+    )
+
+
+@pytest.fixture(scope="module")
+def real():
+    """Two scans a patient for some; 110 training, 20 validation and 90 test scans of two classes."""
+    parts = [(90, 0, "train"), (40, 1, "train"), (20, 0, "val"), (100, 0, "test"), (100, 1, "test")]
+    scans = [pictures(count, label, number) for number, (count, label, _) in enumerate(parts)]
+    labels = [label for count, label, _ in parts for _ in range(count)]
+    splits = [split for count, _, split in parts for _ in range(count)]
+    return cohort(np.concatenate(scans), labels, splits, range(len(labels)))
+
+
+@pytest.fixture(scope="module")
+def fresh():
+    """New patients of both classes."""
+    return made_of(np.concatenate([pictures(60, 0, 91), pictures(60, 1, 92)]), [0] * 60 + [1] * 60)
+
+
+@pytest.fixture(scope="module")
+def fresh_result(real, fresh):
+    return judge(real, fresh)
+
+
+def copies_of(real, label, count=48, seed=5):
+    return plant_copies(real, label, replace(OPTIONS, planted=count), seed)
+
+
+def test_fresh_real_scans_pass(fresh_result):
+    assert fresh_result.verdict()["reading"] == "pass"
+    assert [row.verdict(OPTIONS, 2)["reading"] for row in fresh_result.rows] == ["pass", "pass"]
+    assert len(fresh_result.copies) <= 0.02 * 120
+    for row in fresh_result.rows:
+        assert row.false_alarms.of == 50  # half of the test patients set no threshold
+        assert row.false_alarms.value <= 0.02
+        assert row.power.value >= 0.95
+        for lean in row.lean.values():
+            assert abs(lean.excess) < 0.3
+
+
+@pytest.mark.parametrize("kind", range(len(PLANTED)), ids=PLANTED)
+def test_copies_fail_alone_and_are_found(real, kind):
+    copies, donors, kinds = copies_of(real, 0, 6 * 24)
+    chosen = kinds == kind
+    made = made_of(copies[chosen], [0] * 24)
+    result = judge(real, made, planted=0)
+    assert result.verdict()["reading"] == "fail"
+    found = {copy.synthetic_row: copy.donor_row for copy in result.copies}
+    assert len(found) >= 0.95 * 24
+    assert [found[row] for row in found] == [donors[chosen][row] for row in found]
+
+
+def test_copies_fail_as_half_of_a_set_and_the_others_are_not_accused(real, fresh):
+    copies, donors, _ = copies_of(real, 0)
+    rare, rare_donors, _ = copies_of(real, 1)
+    fresh_rows = np.r_[0:48, 60:108]
+    made = made_of(np.concatenate([copies, rare, fresh.scans[fresh_rows]]), [0] * 48 + [1] * 48 + [0] * 48 + [1] * 48)
+    result = judge(real, made)
+    assert [row.verdict(OPTIONS, 2)["reading"] for row in result.rows] == ["fail", "fail"]
+    found = np.array([copy.synthetic_row for copy in result.copies])
+    assert (found < 96).sum() >= 0.95 * 96
+    assert (found >= 96).sum() <= 0.02 * 96
+    named = dict(zip(range(96), [*donors, *rare_donors], strict=True))
+    assert all(copy.donor_row == named[copy.synthetic_row] for copy in result.copies if copy.synthetic_row < 96)
+    assert all(copy.donor_split in SEEN for copy in result.copies)
+
+
+def test_dropping_copies_leaves_a_set_that_passes(real, fresh):
+    copies, _, _ = copies_of(real, 0)
+    made = made_of(np.concatenate([copies, fresh.scans]), [0] * 48 + list(fresh.labels))
+    result = judge(real, made, drop_copies=True)
+    assert result.verdict()["reading"] == "pass"
+    assert 46 <= result.rows[0].dropped <= 50
+    assert result.rows[0].judged == 108 - result.rows[0].dropped
+    assert all(copy.dropped for copy in result.copies)
+    assert str(sum(row.dropped for row in result.rows)) in result.verdict()["sentence"]
+    shifted = result.rows[0].lean["pixels"]
+    assert shifted.scans == result.rows[0].judged  # the set-level figures are of the rest
+
+
+def test_one_identical_scan_fails_a_set_also_if_it_is_a_test_scan(real, fresh):
+    scans = fresh.scans.copy()
+    row = int(real.indices("test", 1)[7])
+    scans[100] = real.scans[row]
+    result = judge(real, made_of(scans, fresh.labels), planted=6)
+    assert result.verdict()["reading"] == "fail"
+    assert "identical" in result.rows[1].failures(OPTIONS, 2)[0]
+    assert [(copy.synthetic_row, copy.donor_row, copy.donor_split) for copy in result.copies if copy.unmistakable] == [
+        (100, row, "test")
+    ]
+
+
+def test_few_patients_tell_nothing(real, fresh):
+    few = np.r_[0:20, 90:100, 150:165, 250:265]
+    small = cohort(real.scans[few], real.labels[few], real.splits[few], real.patients[few])
+    result = judge(small, fresh)
+    assert result.verdict()["reading"] == "cannot tell"
+    # Train and val scans help out, each compared with the others.
+    assert [row.held_out_patients for row in result.rows] == [15 + 20, 15 + 10]
+    assert [row.held_out_seen for row in result.rows] == [20, 10]
+    assert "at least 50" in result.rows[0].verdict(OPTIONS, 2)["sentence"]
+    copies, _, _ = copies_of(small, 0)
+    assert judge(small, made_of(copies, [0] * 48)).verdict()["reading"] == "fail"
+
+
+def test_a_gate_that_finds_no_copies_cannot_tell(real, fresh):
+    result = judge(real, fresh, noise=1.5)
+    noisy = PLANTED.index("noise")
+    assert result.rows[0].power_by_kind[PLANTED[noisy]].value < 0.5
+    assert result.verdict()["reading"] == "cannot tell"
+    assert "planted copies" in result.rows[0].verdict(OPTIONS, 2)["sentence"]
+
+
+def test_a_generator_of_smooth_typical_scans_is_not_accused(real):
+    """Means of many new patients are nearer to everyone than patients are."""
+    generator = np.random.default_rng(3)
+    pool = pictures(300, 0, 77).astype(np.float32)
+    drawn = np.stack([pool[generator.permutation(300)[:4]].mean(0) for _ in range(60)])
+    result = judge(real, made_of(drawn, [0] * 60))
+    row = result.rows[0]
+    assert row.figures["pixels"].synthetic.median < row.figures["pixels"].held_out.low
+    assert abs(row.lean["pixels"].excess) < 0.3
+    assert not any("nearest patient" in reason for reason in row.failures(OPTIONS, 1))
+
+
+def test_a_set_that_leans_to_its_training_patients_fails(real):
+    """Half training scan, half another: too far from each for a copy, but no new patient would lean so."""
+    generator = np.random.default_rng(4)
+    seen = real.indices(SEEN, 0)
+    pairs = [generator.permutation(seen)[:2] for _ in range(80)]
+    mixed = np.stack([0.6 * real.scans[a].astype(np.float32) + 0.4 * real.scans[b] for a, b in pairs])
+    row = judge(real, made_of(mixed, [0] * 80)).rows[0]
+    assert row.lean["pixels"].excess > 0.5
+    assert row.lean["pixels"].p_value < 0.001
+    assert any("nearest patient in pixels" in reason for reason in row.failures(OPTIONS, 1))
+
+
+def test_likeness_to_the_own_donor_is_no_copying_but_to_others_it_is(real):
+    """The same near copies with their donors named, and with others named."""
+    seen = real.indices(SEEN, 0)[:60]
+    generator = np.random.default_rng(5)
+    edits = real.scans[seen] + 0.3 * generator.uniform(-1, 1) + generator.normal(0, 0.02, (60, 1, SIDE, SIDE))
+    own = judge(real, made_of(edits, [0] * 60, donors=seen))
+    assert own.verdict()["reading"] == "pass"
+    assert own.edits["scans"] == own.edits["donors"] == 60
+    assert own.edits["median"] < 0.1
+    others = judge(real, made_of(edits, [0] * 60, donors=np.roll(seen, 1)))
+    assert others.verdict()["reading"] == "fail"
+    assert len(others.copies) >= 57
+
+
+def test_repeated_synthetic_scans_are_named(real, fresh):
+    scans = fresh.scans[:40].copy()
+    scans[[7, 30]] = scans[2]
+    result = judge(real, made_of(scans, [0] * 40), planted=0)
+    assert result.repeated == ((2, 7, 30),)
+
+
+def test_no_patient_calibrates_and_measures(real):
+    patients = np.arange(len(real.scans)) // 3
+    grouped = replace(real, patients=patients)
+    held = draw_held_out(grouped, (0, 1), replace(OPTIONS, min_patients=80), 0)
+    setting = set(held.patients[held.calibrates])
+    assert not setting & set(held.patients[~held.calibrates])
+    assert 0.35 < held.calibrates.mean() < 0.65
+    assert (held.barred >= 0).sum() == np.isin(real.splits[held.rows], SEEN).sum() > 0
+
+
+def test_the_result_is_plain_repeatable_and_names_no_patient(real, fresh, fresh_result):
+    content = json.dumps(fresh_result.as_dict(), allow_nan=False)
+    assert ".png" not in content
+    assert "anonymous" not in content
+    assert json.dumps(judge(real, fresh).as_dict()) == content
+    report = json.loads(content)
+    assert set(report["rows"][0]["figures"]) == {"pixels", "stands_out", "features_stand_out", "features"}
+    assert sum(report["rows"][0]["histogram"]["synthetic"]) == pytest.approx(1)
+
+
+def test_clopper_pearson():
+    assert Share(0, 50).interval == pytest.approx((0, 1 - 0.025 ** (1 / 50)))
+    assert Share(0, 0).interval == (0, 1)
+
+
+def test_wrong_input_is_refused(real, fresh):
+    with pytest.raises(ConfigError, match="max_false_alarms"):
+        judge(real, fresh, max_false_alarms=0)
+    with pytest.raises(ConfigError, match="neighbours"):
+        judge(real, fresh, neighbours=1)
+    with pytest.raises(DataError, match="donor of synthetic row 0"):
+        judge(real, made_of(fresh.scans[:1], [0], donors=[99999]))
+    with pytest.raises(DataError, match="train or val"):
+        judge(replace(real, splits=np.full(len(real.scans), "test")), fresh)
+
+
+def test_phantom_patients():
+    """Chest slices, whose anatomy is alike: new patients pass, copies of all kinds are found and fail."""
+
+    def slices(count, first):
+        found = [phantom_scan(first + number, 0, label="solid_nodule", size=SIDE).scan.array for number in range(count)]
+        return np.clip(np.stack(found) / 800 + 0.2, -1, 1)
+
+    phantom = cohort(
+        slices(150, 0), [0] * 150, ["train"] * 80 + ["test"] * 70, range(150), classes=("solid_nodule", "other")
+    )
+    new = cohort(slices(40, FRESH_PATIENTS), [0] * 40, ["train"] * 40, range(40), classes=("solid_nodule",))
+    assert judge(phantom, new).verdict()["reading"] == "pass"
+    copies, _, _ = copies_of(phantom, 0)
+    half = cohort(np.concatenate([new.scans, copies]), [0] * 88, ["train"] * 88, range(88), classes=("solid_nodule",))
+    result = judge(phantom, half)
+    assert result.verdict()["reading"] == "fail"
+    found = np.array([copy.synthetic_row for copy in result.copies])
+    assert (found >= 40).sum() >= 0.95 * 48
+    assert (found < 40).sum() == 0

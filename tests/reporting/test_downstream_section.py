@@ -1,0 +1,127 @@
+from __future__ import annotations
+
+import json
+import re
+import sys
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from benchmarks import downstream_table
+from medsynth.evaluation.downstream import score_downstream
+from tests.evaluation.made_task import QUICK, real_cohort, synthetic_set
+
+HOSTILE = "<script>alert(1)</script>"
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory) -> dict[str, Any]:
+    """A report with every part of the section; one subgroup's name is markup."""
+    real = real_cohort()
+    sites = np.where(np.arange(len(real.labels)) % 2, HOSTILE, "b")
+    real = replace(real, rows=tuple(SimpleNamespace(attributes={"site": site}) for site in sites))
+    further = synthetic_set(real, "fresh", 5, count=40)
+    made = synthetic_set(real, "fresh")
+    options = replace(QUICK, subgroups="auto", learning_curve="6,30")
+    result = score_downstream(
+        real,
+        made,
+        real_features=real.features,
+        synthetic_features=made.features,
+        options=options,
+        folder=tmp_path_factory.mktemp("scores"),
+        progress=False,
+        further=further,
+        further_features=further.features,
+    )
+    return json.loads(json.dumps(result.as_dict()))
+
+
+def render(part: dict[str, Any]) -> str:
+    environment = Environment(
+        loader=PackageLoader("medsynth.reporting", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("downstream.html.j2").render(report={"downstream": part})
+
+
+def elements(page: str) -> ElementTree.Element:
+    """The section as XML, which it is as well, so unclosed elements are found."""
+    return ElementTree.fromstring(f"<body>{page}</body>")
+
+
+def test_section_says_the_verdict_and_every_arm(report):
+    page = render(report)
+    text = "".join(elements(page).itertext())
+    assert report["verdict"]["sentence"] in text
+    for arm in report["tiers"][0]["arms"]:
+        assert arm["name"] in text
+        assert f"{arm['test']['auroc']['value']:.3f}" in text
+    assert report["learning_curve"]["sentence"] in text
+    assert "ceiling: all real rare scans" in text
+    assert HOSTILE not in page
+    assert HOSTILE in text
+    assert "None" not in text
+
+
+def test_pictures_have_texts_and_lie_inside_their_frames(report):
+    page = render(report)
+    pictures = list(elements(page).iter("svg"))
+    assert len(pictures) == 3 + 1 + 1
+    for picture in pictures:
+        assert len(picture.get("aria-label", "")) > 30
+        width, height = (float(number) for number in picture.get("viewBox", "").split()[2:])
+        for element in picture.iter():
+            for name, value in element.attrib.items():
+                if name in ("x", "x1", "x2", "cx"):
+                    assert 0 <= float(value) <= width, (element.tag, name)
+                if name in ("y", "y1", "y2", "cy"):
+                    assert 0 <= float(value) <= height, (element.tag, name)
+
+
+def test_the_forest_shows_the_adjusted_interval_of_the_baseline(report):
+    first = next(elements(render(report)).iter("svg"))
+    found = report["tiers"][0]["differences"][0]["figures"]["auroc"]
+    shown = f"AUROC {found['value']:+.3f}, interval {found['adjusted_low']:+.3f} to {found['adjusted_high']:+.3f}"
+    assert shown.replace("-", "−") in first.get("aria-label", "")
+
+
+@pytest.mark.parametrize("without", ["learning_curve", "subgroups"])
+def test_parts_that_are_not_there_are_left_out(report, without):
+    part = dict(report)
+    part[without] = None if without == "learning_curve" else {"groups": [], "too_small": 0}
+    text = "".join(elements(render(part)).itertext())
+    assert ("How many real scans" in text) == (without != "learning_curve")
+    assert ("Subgroup" in text) == (without != "subgroups")
+
+
+def test_what_cannot_be_told_is_a_dash(report):
+    part = json.loads(json.dumps(report))
+    for figure in part["tiers"][0]["differences"][0]["figures"].values():
+        for name in figure:
+            if name != "value":
+                figure[name] = None
+    for point in part["learning_curve"]["points"]:
+        point["auroc"].update(low=None, high=None)
+    assert "– to –" in "".join(elements(render(part)).itertext())
+
+
+def test_tables_as_markdown(report, tmp_path: Path, monkeypatch, capsys):
+    file = tmp_path / "report.json"
+    file.write_text(json.dumps({"downstream": report}))
+    monkeypatch.setattr(sys, "argv", ["downstream_table", str(file)])
+    downstream_table.main()
+    shown = capsys.readouterr().out
+    for block in re.findall(r"(?:^\|.*\n)+", shown, flags=re.M):
+        assert len({line.count("|") for line in block.splitlines()}) == 1
+    assert report["verdict"]["sentence"] in shown
+    assert shown.count("\n|---|") >= 4

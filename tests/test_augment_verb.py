@@ -1,0 +1,123 @@
+"""`medsynth augment`: what may be handed over, and what is refused."""
+
+import json
+from dataclasses import replace
+
+import pytest
+
+import medsynth
+from medsynth.cli import run_command
+from medsynth.cohorts import read_cohort, write_cohort
+from medsynth.errors import DataError, GateError
+
+
+@pytest.fixture(scope="module")
+def judged(tiny_run, tiny_cohort, tmp_path_factory):
+    """A set, and the report of its privacy gate."""
+    folder = tmp_path_factory.mktemp("judged")
+    medsynth.sample(run=tiny_run.folder, count="bright=4,dark=3", out=folder / "set", progress=False)
+    medsynth.evaluate(
+        real=tiny_cohort,
+        synthetic=folder / "set",
+        run=tiny_run.folder,
+        out=folder / "report",
+        parts=["privacy"],
+        progress=False,
+    )
+    return folder
+
+
+def write_reading(report, target, reading, **changes):
+    content = json.loads((report / "report.json").read_text())
+    content["verdict"]["privacy"]["reading"] = reading
+    content["privacy"] |= changes
+    target.mkdir()
+    (target / "report.json").write_text(json.dumps(content))
+    return target
+
+
+def arguments(real, judged, report, out):
+    return [
+        "augment",
+        "--real",
+        str(real),
+        "--synthetic",
+        str(judged / "set"),
+        "--report",
+        str(report),
+        "--out",
+        str(out),
+    ]
+
+
+@pytest.mark.parametrize("reading", ["fail", "cannot tell"])
+def test_a_set_that_did_not_pass_is_refused(tiny_cohort, judged, tmp_path, reading, capsys):
+    report = write_reading(judged / "report", tmp_path / "report", reading)
+    out = tmp_path / "augmented" / "cohort.csv"
+    assert run_command(arguments(tiny_cohort, judged, report, out)) == 4
+    assert reading in capsys.readouterr().err
+    assert not out.parent.exists()
+
+
+def test_a_missing_gate_or_report_is_refused(tiny_cohort, judged, tmp_path):
+    out = tmp_path / "augmented" / "cohort.csv"
+    with pytest.raises(GateError, match="need the report of an evaluation"):
+        medsynth.augment(real=tiny_cohort, synthetic=judged / "set", report=tmp_path, out=out, progress=False)
+    content = json.loads((judged / "report" / "report.json").read_text())
+    content["verdict"]["privacy"] = content["privacy"] = None
+    (tmp_path / "report.json").write_text(json.dumps(content))
+    with pytest.raises(GateError, match="need a privacy gate that passed, got none"):
+        medsynth.augment(real=tiny_cohort, synthetic=judged / "set", report=tmp_path, out=out, progress=False)
+    assert not out.parent.exists()
+
+
+def test_what_passed_is_handed_over(tiny_cohort, judged, tmp_path):
+    report = write_reading(judged / "report", tmp_path / "report", "pass")
+    out = tmp_path / "augmented" / "cohort.csv"
+    handover = medsynth.augment(real=tiny_cohort, synthetic=judged / "set", report=report, out=out, progress=False)
+    real, written = read_cohort(tiny_cohort), read_cohort(out)
+    train = real.select(split="train")
+    assert len(written.rows) == len(train.rows) + 7
+    assert {row.split for row in written.rows} == {"train"}
+    assert [row.attributes["synthetic"] for row in written.rows] == ["0"] * len(train.rows) + ["1"] * 7
+    # Every file is found from the new place, and is the scan that it was.
+    for new, old in zip(written.rows[: len(train.rows)], train.rows, strict=True):
+        assert written.file_of(new).samefile(real.file_of(old))
+    assert all(written.file_of(row).is_file() for row in written.rows)
+    assert "was not measured" in handover.summary()
+
+
+def test_dropped_copies_stay_out(tiny_cohort, judged, tmp_path):
+    copies = [{"synthetic_row": 2}, {"synthetic_row": 5}]
+    content = json.loads((judged / "report" / "report.json").read_text())
+    options = content["privacy"]["options"] | {"drop_copies": True}
+    report = write_reading(judged / "report", tmp_path / "report", "pass", copies=copies, options=options)
+    out = tmp_path / "augmented" / "cohort.csv"
+    handover = medsynth.augment(real=tiny_cohort, synthetic=judged / "set", report=report, out=out, progress=False)
+    made = read_cohort(judged / "set" / "cohort.csv").rows
+    kept = [row.path for row in read_cohort(out).rows if row.attributes["synthetic"] == "1"]
+    assert kept == [row.path for number, row in enumerate(made) if number not in (2, 5)]
+    assert handover.dropped == 2
+
+
+def test_a_report_about_other_scans_is_refused(tiny_cohort, judged, tmp_path):
+    report = write_reading(judged / "report", tmp_path / "report", "pass")
+    real = read_cohort(tiny_cohort)
+    fewer = tiny_cohort.parent / "fewer.csv"
+    write_cohort(replace(real, rows=real.rows[1:]), fewer)
+    with pytest.raises(DataError, match="about these real scans"):
+        medsynth.augment(
+            real=fewer, synthetic=judged / "set", report=report, out=tmp_path / "augmented.csv", progress=False
+        )
+
+
+def test_a_generator_that_saw_test_patients_is_refused(tiny_run, tiny_cohort, judged, tmp_path):
+    real = read_cohort(tiny_cohort)
+    swapped = tiny_cohort.parent / "swapped.csv"
+    names = {"train": "test", "test": "train", "val": "val"}
+    write_cohort(replace(real, rows=tuple(replace(row, split=names[row.split]) for row in real.rows)), swapped)
+    with pytest.raises(DataError, match="saw no test patient"):
+        medsynth.evaluate(
+            real=swapped, synthetic=judged / "set", run=tiny_run.folder, out=tmp_path / "report", progress=False
+        )
+    assert not (tmp_path / "report").exists()
