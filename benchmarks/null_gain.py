@@ -178,8 +178,9 @@ def run_repeat(drawn: Drawn, *, worth: str, count: int, options: DownstreamOptio
         "figures": tier.verdict.figures,
         "baseline": tier.baseline,
         "synthetic": tier.synthetic,
-        # What the verdict would have been without the duplicates as a second hurdle.
+        # What the verdict would have been without the duplicates as a second hurdle, and with a lower one.
         "higher_than_baseline": [name for name in PRIMARY if tier.against_baseline.significant(name, 1)],
+        "replicated_low": {name: tier.against_control.replicated[name].low for name in PRIMARY},
         "differences": {
             role: {
                 name: [getattr(difference.estimates[name], part) for part in ("value", "low", "high", "p_value")]

@@ -31,6 +31,7 @@ _EXAMPLES = {
     "sample": "medsynth sample --run run --count viral_pneumonia=400,normal=100 --out synthetic --format nifti",
     "evaluate": "medsynth evaluate --real cohort.csv --synthetic synthetic --run run --out report",
     "augment": "medsynth augment --real cohort.csv --synthetic synthetic --report report --out augmented/cohort.csv",
+    "fetch": "medsynth fetch --url https://... --sha256 ... --out inception.pth",
 }
 _RUN_SUMMARY = (
     "Run a recipe from end to end; `medsynth run quickstart --out quickstart` needs nothing but this command."
@@ -133,6 +134,8 @@ def _describe(verb: str, result: Any) -> str:
         made = Counter(row.label for row in result.rows)
         counts = ", ".join(f"{count} {label}" for label, count in made.items())
         return f"{result.folder / 'cohort.csv'}: {counts}; every scan is synthetic"
+    if verb == "fetch":
+        return f"weights: {result}"
     if verb == "demo":
         return f"{result.summary()}\ncohort: {result.folder / 'cohort.csv'}"
     return result.summary()

@@ -401,7 +401,7 @@ class FeatureOptions:
             FID, needs the extra `fid` and `weights`), `radimagenet` (a ResNet-50 trained on radiology, needs `weights`), or
             `module:function`, your own: a torch batch (N, C, *spatial) in [-1, 1] in, features (N, D) out.
         weights: File with the weights of `inception` or `radimagenet`; a URL is refused.
-        sha256: Hash that the file must have; the report states the hash in any case.
+        sha256: Hash that the weights (or your module) must have; the report states the hash in any case.
     """
 
     extractor: str = "lite0"

@@ -22,6 +22,7 @@ VERBS: dict[str, Callable[..., Any]] = {
     "sample": api.sample,
     "evaluate": api.evaluate,
     "augment": api.augment,
+    "fetch": api.fetch,
 }
 _PLACEHOLDER = re.compile(r"\{([A-Za-z_]\w*)\}")
 

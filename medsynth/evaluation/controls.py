@@ -89,7 +89,7 @@ def _changed(scan: np.ndarray, kind: str, options: PrivacyOptions, generator: np
     rank = scan.ndim - 1
     if kind == "mirrored":
         chosen = 1 + generator.integers(2**rank - 1)  # any but none of the axes
-        return np.flip(scan, [axis for axis in range(1, 1 + rank) if chosen >> (axis - 1) & 1])
+        return np.flip(scan, tuple(axis for axis in range(1, 1 + rank) if chosen >> (axis - 1) & 1))
     if kind == "shifted":
         most = [min(options.shift, length // 4) for length in scan.shape[1:]]
         offsets = [0] * rank

@@ -28,6 +28,7 @@ from medsynth.evaluation.fidelity import FidelityResult, Sheet, check_options, s
 from medsynth.evaluation.inputs import check_patients, check_run, clipping_notes, open_real, open_synthetic
 from medsynth.evaluation.privacy import score_privacy
 from medsynth.evaluation.privacy_result import PrivacyResult
+from medsynth.evaluation.task import make_task
 from medsynth.evaluation.verdict import build_report
 from medsynth.measures.extractors import open_extractor
 from medsynth.measures.features import Extractor
@@ -122,7 +123,10 @@ def evaluate_cohorts(
             options=fidelity, extractor=extractor, seed=seed, progress=progress,
         )  # fmt: skip
     gain: DownstreamResult | None = None
-    if "downstream" in parts:
+    without_task = _why_no_task(one.prepared, other.prepared, downstream) if "downstream" in parts else None
+    if without_task is not None and len(parts) == 1:
+        raise without_task
+    if "downstream" in parts and without_task is None:
         further = prepare(more, "ceiling", intensity=one.prepared.intensity) if more is not None else None
         gain = score_downstream(
             one.prepared, other.prepared, real_features=one.features, synthetic_features=other.features,
@@ -134,11 +138,14 @@ def evaluate_cohorts(
         "synthetic_scans": len(other.prepared.scans),
         "grid": " x ".join(str(length) for length in one.prepared.scans.shape[2:]),
         "intensity": f"{list(one.prepared.intensity.low)} to {list(one.prepared.intensity.high)}",
+        "features": f"{extractor.title} (sha256 {extractor.sha256[:16]})",
         "run": run.fingerprint[:16] if run else None,
         "steps_trained": run.steps if run else None,
         "seed": seed,
     }
     notes = clipping_notes(real_cohort, one.prepared.intensity, reading) if run and intensity is None else []
+    if without_task is not None:
+        notes.append(f"The downstream gain was not measured: {without_task}.")
     report = build_report(fidelity=table, privacy=gate, downstream=gain, sets=sets, settings=settings, notes=notes)
     return Evaluation(report=report, sheets=table.sheets if table else ())
 
@@ -148,6 +155,15 @@ def _check_parts(parts: Sequence[str], *, drop_copies: bool) -> None:
         raise ConfigError("parts: need one of fidelity, privacy and downstream at least, got none; try leaving it out")
     if drop_copies and "privacy" not in parts:
         raise ConfigError("drop_copies: need the part privacy, which finds copies, got none; try --parts privacy,...")
+
+
+def _why_no_task(real: PreparedCohort, synthetic: PreparedCohort, options: DownstreamOptions) -> DataError | None:
+    """Return what keeps a classifier from being trained and tested on small cohorts, or None; it names labels only."""
+    try:
+        make_task(real, synthetic, rare_class=options.rare_class)
+    except DataError as error:
+        return error
+    return None
 
 
 def _prepared(

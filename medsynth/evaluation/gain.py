@@ -60,10 +60,12 @@ def choose(validation: HeldOut, scores: Mapping[str, Scores], names: Sequence[st
 class Difference:
     """How much one arm exceeds another in each figure.
 
-    `adjusted` are the p-values of the primary figures after Holm, `bounds` their intervals at the levels that go with it.
+    `adjusted` are the p-values of the primary figures after Holm, `bounds` their intervals at the levels that go with it;
+    `replicated` are primary figures with intervals that hold for another synthetic set of the same kind, too.
     """
 
     estimates: Mapping[str, Estimate]
+    replicated: Mapping[str, Estimate]
     adjusted: Mapping[str, float]
     bounds: Mapping[str, tuple[float, float]]
 
@@ -81,6 +83,8 @@ class Difference:
                         "adjusted_low": _known(self.bounds[name][0]),
                         "adjusted_high": _known(self.bounds[name][1]),
                         "adjusted_p_value": _known(self.adjusted[name]),
+                        "replicated_low": _known(self.replicated[name].low),
+                        "replicated_high": _known(self.replicated[name].high),
                     }
                     if name in self.adjusted
                     else {}
@@ -162,7 +166,12 @@ def compare(first: Mapping[str, Resampled], second: Mapping[str, Resampled]) -> 
     for name, level in zip(PRIMARY, levels, strict=True):
         wide = apart[name].estimate(level=level)
         bounds[name] = wide.low, wide.high
-    return Difference(estimates=estimates, adjusted=dict(zip(PRIMARY, adjusted.tolist(), strict=True)), bounds=bounds)
+    return Difference(
+        estimates=estimates,
+        replicated={name: apart[name].replicated() for name in PRIMARY},
+        adjusted=dict(zip(PRIMARY, adjusted.tolist(), strict=True)),
+        bounds=bounds,
+    )
 
 
 def holm_levels(p_values: np.ndarray) -> list[float]:
@@ -207,8 +216,9 @@ def judge(task: Task, baseline: Difference, control: Difference, *, least_patien
     """Return the verdict on a synthetic arm from its differences to the strongest cheap baseline and to the duplicates.
 
     `harm`: a primary figure is surely lower than the baseline's (Holm over the three, 5 % two-sided). `gain`: none is, and
-    one is surely higher than the baseline's and higher than that of the duplicates too (5 % two-sided, unadjusted, since it is
-    a further condition on a figure already found). A sensitivity whose specificity on test is surely lower does not count:
+    one is surely higher than the baseline's, and higher than that of the duplicates with an interval that allows for the chance
+    of this one set (5 % two-sided, unadjusted, since it is a further condition on a figure already found): a lucky draw of
+    worthless scans must not pass. A sensitivity whose specificity on test is surely lower does not count:
     that is another threshold, not a better classifier. `cannot tell`: too few rare patients, or undefined figures.
     """
     if task.test.rare_patients < least_patients:
@@ -233,10 +243,10 @@ def judge(task: Task, baseline: Difference, control: Difference, *, least_patien
     higher = [name for name in PRIMARY if baseline.significant(name, 1)]
     if baseline.estimates["specificity"].high < 0:
         higher = [name for name in higher if name != "sensitivity"]
-    surely = tuple(name for name in higher if control.estimates[name].low > 0)
+    surely = tuple(name for name in higher if control.replicated[name].low > 0)
     if surely:
         return Verdict(reading="gain", figures=surely, reason="")
-    reason = "duplicates of real training scans in their place do as well" if higher else ""
+    reason = "duplicates of real training scans in their place may do as well" if higher else ""
     return Verdict(reading="no gain", figures=(), reason=reason)
 
 

@@ -65,17 +65,18 @@ class Copy(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Spread:
-    """5th percentile and median; NaN of none."""
+    """5th percentile, median and 95th percentile; NaN of none."""
 
     low: float
     median: float
+    high: float
 
     @classmethod
     def of(cls, values: np.ndarray) -> Spread:
         """Return those of the values that are known."""
         known = values[np.isfinite(values)]
-        low, median = np.quantile(known, [0.05, 0.5]) if len(known) else (np.nan, np.nan)
-        return cls(low=float(low), median=float(median))
+        low, median, high = np.quantile(known, [0.05, 0.5, 0.95]) if len(known) else [np.nan] * 3
+        return cls(low=float(low), median=float(median), high=float(high))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -253,7 +254,8 @@ class PrivacyResult:
             "membership": None if self.membership is None else self.membership.as_dict(),
             "options": asdict(self.options),
         }
-        return _cleaned(content)  # type: ignore[no-any-return]
+        cleaned: dict[str, Any] = _cleaned(content)
+        return cleaned
 
 
 def count_distances(distances: Mapping[str, np.ndarray]) -> dict[str, list[float]]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from medsynth.evaluation.comparison import TOO_FEW, Comparison, Reading
+from medsynth.evaluation.comparison import TOO_FEW, Comparison, Reading, deciding
 from medsynth.evaluation.downstream import DownstreamResult
 from medsynth.evaluation.fidelity import Counts, FidelityResult, FidelityRow
 from medsynth.evaluation.privacy_result import PrivacyResult
@@ -113,8 +113,7 @@ def _copies(counts: Counts) -> str:
 def _reading(row: FidelityRow, found: Comparison, extractor: str) -> tuple[Reading, str]:
     reading: Reading = "as close"
     text = "As close to held-out real scans as two halves of these are to each other."
-    figures = {f"KID-{extractor}": found.kid, f"FD-{extractor}": found.frechet}
-    apart = {measure: figure for measure, figure in figures.items() if figure.reading == "further"}
+    apart = {measure: figure for measure, figure in deciding(found, extractor).items() if figure.reading == "further"}
     if apart:
         reading = "further"
         shown = "; ".join(

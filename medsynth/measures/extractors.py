@@ -46,7 +46,7 @@ def open_extractor(options: FeatureOptions, *, device: torch.device | str = "cpu
     """Return the extractor that the options name, ready for use on `device`.
 
     `ConfigError` for an unknown name, missing weights or a missing package, and for a module or function that cannot be
-    imported; `DataError` for weights with another hash than `options.sha256`, or that do not fit the network.
+    imported; `DataError` for weights or a module with another hash than `options.sha256`, or that do not fit the network.
     """
     name = options.extractor
     if name in ("inception", "radimagenet"):
@@ -54,13 +54,13 @@ def open_extractor(options: FeatureOptions, *, device: torch.device | str = "cpu
         return Inception(content, device) if name == "inception" else RadImageNet(content, device)
     if options.weights:
         raise ConfigError(f"features.weights: need none for {name}, got a file; try --features.extractor radimagenet")
-    if name == "lite0":
-        return EfficientNetLite0(device)
-    if ":" in name:
-        return UserExtractor(name, device)
-    raise ConfigError(
-        f"features.extractor: need lite0, inception, radimagenet or module:function, got {name!r}; try lite0"
-    )
+    if name != "lite0" and ":" not in name:
+        raise ConfigError(
+            f"features.extractor: need lite0, inception, radimagenet or module:function, got {name!r}; try lite0"
+        )
+    extractor = EfficientNetLite0(device) if name == "lite0" else UserExtractor(name, device)
+    _check_sha256(options, extractor.sha256, name)
+    return extractor
 
 
 class UserExtractor:
@@ -235,12 +235,16 @@ def _read_weights(options: FeatureOptions) -> Weights:
         raise ConfigError(
             f"features.weights: need a readable file, got {error.strerror or error}; try another path"
         ) from error
-    if options.sha256 and options.sha256.strip().lower() != weights.sha256:
-        raise DataError(
-            f"features.weights: need sha256 {options.sha256.strip().lower()[:12]}..., got {weights.sha256[:12]}...; "
-            "try fetching the file again"
-        )
+    _check_sha256(options, weights.sha256, "the file of weights")
     return weights
+
+
+def _check_sha256(options: FeatureOptions, found: str, of: str) -> None:
+    wanted = options.sha256.strip().lower()
+    if wanted and wanted != found:
+        raise DataError(
+            f"features.sha256: need {of} with sha256 {wanted[:12]}..., got {found[:12]}...; try the publisher's file again"
+        )
 
 
 def _state_dict(weights: Weights) -> dict[str, torch.Tensor]:

@@ -127,12 +127,44 @@ class Resampled:
             p_value = 2 * float(t.cdf(-abs(value) / error, freedom))
         return Estimate(value=value, low=float(low), high=float(high), standard_error=error, p_value=min(1.0, p_value))
 
+    def replicated(self, *, level: float = 0.95) -> Estimate:
+        """Return the mean over seeds with an interval that holds for a new draw of what the seeds draw, too.
+
+        `estimate` takes the mean over many trainings for the truth. Where each seed also redraws its training data (a bootstrap
+        of a synthetic set), the deviation of that set from others of its kind is common to all seeds and does not average out;
+        it is as large as the scatter of a single seed. Its variance is added, and the interval is that of t with Satterthwaite's
+        degrees of freedom. `ConfigError` for a level outside (0, 1); NaN as in `estimate`, and with a single seed.
+        """
+        plain = self.estimate(level=level)
+        seeds = len(self.observed)
+        single = float(self.observed.var(ddof=1)) if seeds > 1 else float("nan")
+        error = float(np.sqrt(plain.standard_error**2 + single))
+        if np.isnan(error) or error == 0:
+            unknown = float("nan") if np.isnan(error) else plain.value
+            p_value = float("nan") if np.isnan(error) else plain.p_value
+            return Estimate(value=plain.value, low=unknown, high=unknown, standard_error=error, p_value=p_value)
+        of_patients = max(0.0, plain.standard_error**2 - single / seeds)
+        of_seeds = single * (1 + 1 / seeds)
+        freedom = _satterthwaite(of_seeds, seeds, of_patients, self.resamples.patients)
+        reach = float(t.ppf((1 + level) / 2, freedom)) * error
+        return Estimate(
+            value=plain.value,
+            low=plain.value - reach,
+            high=plain.value + reach,
+            standard_error=error,
+            p_value=2 * float(t.cdf(-abs(plain.value) / error, freedom)),
+        )
+
     def _degrees_of_freedom(self, variance: float) -> float:
         seeds = len(self.observed)
         of_seeds = float(self.observed.var(ddof=1)) / seeds if seeds > 1 else 0.0
         of_patients = max(0.0, variance - of_seeds)
-        shares = of_seeds**2 / max(1, seeds - 1) + of_patients**2 / max(1, self.resamples.patients - 1)
-        return (of_seeds + of_patients) ** 2 / shares if shares > 0 else float("inf")
+        return _satterthwaite(of_seeds, seeds, of_patients, self.resamples.patients)
+
+
+def _satterthwaite(of_seeds: float, seeds: int, of_patients: float, patients: int) -> float:
+    shares = of_seeds**2 / max(1, seeds - 1) + of_patients**2 / max(1, patients - 1)
+    return (of_seeds + of_patients) ** 2 / shares if shares > 0 else float("inf")
 
 
 def resample_metric(metric: Metric, truth: np.ndarray, scores: np.ndarray, resamples: Resamples) -> Resampled:

@@ -9,13 +9,13 @@ from medsynth.errors import ConfigError
 from medsynth.evaluation.arms import Arm, Recipe, Table
 from medsynth.evaluation.classifier import Lite0Classifier, PixelTrainer, build_network, usable_networks
 from medsynth.evaluation.gain import validation_figures
-from medsynth.evaluation.task import make_task
+from medsynth.evaluation.task import Task, make_task
 from medsynth.measures.features import EfficientNetLite0
 from tests.evaluation.test_downstream import pictures
 
 
-def trainer(*, dims: int = 2, **options) -> tuple[PixelTrainer, np.ndarray]:
-    real, made = pictures(dims=dims)
+def trainer(*, contrast: float = 0.25, **options) -> tuple[PixelTrainer, Task]:
+    real, made = pictures(contrast=contrast)
     task = make_task(real, made)
     chosen = DownstreamOptions(classifier=ClassifierOptions(device="cpu", **options))
     return PixelTrainer(task, Table.of(task), (real.scans, made.scans, None), options=chosen, seed=0), task
@@ -28,7 +28,7 @@ def arm(network: str, **recipe) -> Arm:
 
 
 def test_a_bright_corner_is_learnt_from_pixels():
-    train, task = trainer(steps=60, batch_size=32, width=8, learning_rate=5e-3)
+    train, task = trainer(contrast=0.8, steps=60, batch_size=32, width=8, learning_rate=5e-3)
     validation, test = train(arm("densenet"), 0)
     assert (validation.shape, test.shape) == ((len(task.validation.rows),), (len(task.test.rows),))
     assert validation_figures(task.test, test[None])["auroc"] > 0.9
@@ -56,7 +56,7 @@ def test_lite0_starts_from_the_features_of_the_extractor():
 
 
 def test_lite0_is_fine_tuned():
-    train, task = trainer(steps=2, batch_size=4, lite0_side=32)
+    train, _ = trainer(steps=2, batch_size=4, lite0_side=32)
     test = train(arm("lite0"), 0)[1]
     assert np.isfinite(test).all()
     assert test.std() > 0

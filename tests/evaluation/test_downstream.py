@@ -193,7 +193,7 @@ def test_harm_to_a_subgroup_is_named(tmp_path):
     assert "Harm for some: site = b." in report["verdict"]["sentence"]
 
 
-def pictures(seed: int = 0, *, dims: int = 2, side: int = 16) -> tuple[MadeTask, MadeTask]:
+def pictures(seed: int = 0, *, dims: int = 2, side: int = 16, contrast: float = 0.25) -> tuple[MadeTask, MadeTask]:
     """Real and synthetic cohorts whose rare scans have a bright corner; features are the pixels."""
     generator = np.random.default_rng(seed)
     cohorts = []
@@ -205,7 +205,7 @@ def pictures(seed: int = 0, *, dims: int = 2, side: int = 16) -> tuple[MadeTask,
         )
         scans = generator.normal(0, 0.3, size=(len(task.labels), 1, *[side] * dims)).clip(-1, 1)
         corner = (slice(None), 0, *[slice(0, side // 3)] * dims)
-        scans[corner] += 0.25 * (task.labels == 2).reshape(-1, *[1] * dims)
+        scans[corner] += contrast * (task.labels == 2).reshape(-1, *[1] * dims)
         scans = scans.clip(-1, 1).astype(np.float16)
         flat = scans.reshape(len(scans), -1).astype(np.float32)
         cohorts.append(replace(task, scans=scans, features=flat, key=f"pictures-{name}-{seed}"))

@@ -57,6 +57,7 @@ def difference(values: dict[str, tuple[float, float]], *, specificity: float = 0
     adjusted = holm(np.array([estimates[name].p_value for name in PRIMARY]))
     return Difference(
         estimates=estimates,
+        replicated={name: estimates[name] for name in PRIMARY},
         adjusted=dict(zip(PRIMARY, adjusted, strict=True)),
         bounds=dict.fromkeys(PRIMARY, (0.0, 0.0)),
     )
@@ -91,6 +92,13 @@ def test_what_duplicates_do_as_well_is_no_gain():
     verdict = judge(TASK, found, control, least_patients=20)
     assert verdict.reading == "no gain"
     assert "duplicates" in verdict.reason
+
+
+def test_a_lucky_set_is_no_gain():
+    up = difference(dict.fromkeys(PRIMARY, UP))
+    lucky = replace(up, replicated=difference(dict.fromkeys(PRIMARY, SAME)).estimates)
+    assert judge(TASK, up, up, least_patients=20).reading == "gain"
+    assert judge(TASK, up, lucky, least_patients=20).reading == "no gain"
 
 
 def test_another_threshold_is_no_gain():

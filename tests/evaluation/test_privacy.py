@@ -14,6 +14,7 @@ from medsynth.errors import ConfigError, DataError
 from medsynth.evaluation.controls import PLANTED, SEEN, draw_held_out, plant_copies
 from medsynth.evaluation.privacy import score_privacy
 from medsynth.evaluation.privacy_result import Share
+from medsynth.reporting.report import render_page
 from medsynth.scans import Intensity
 
 SIDE = 32
@@ -286,3 +287,26 @@ def test_phantom_patients():
     found = np.array([copy.synthetic_row for copy in result.copies])
     assert (found >= 40).sum() >= 0.95 * 48
     assert (found < 40).sum() == 0
+
+
+def test_the_section_of_the_report_shows_the_verdict_and_the_rows(real, fresh, fresh_result):
+    scans = fresh.scans.copy()
+    scans[5] = real.scans[17]
+    failed = judge(real, made_of(scans, fresh.labels), planted=6)
+    for result, reading in ((fresh_result, "pass"), (failed, "fail")):
+        report = {
+            "schema": "",
+            "fidelity": None,
+            "privacy": json.loads(json.dumps(result.as_dict())),
+            "downstream": None,
+            "verdict": {"fidelity": None, "privacy": result.verdict(), "downstream": None},
+            "notes": [],
+            "versions": {},
+            "settings": {},
+        }
+        page = render_page(report, title="Trial")
+        assert f">{reading}</span>" in page
+        assert all(row.verdict(OPTIONS, 2)["sentence"].replace("'", "&#39;") in page for row in result.rows)
+        assert "anonymous" not in page
+    assert "<td>5<small>common</small></td>" in page
+    assert "<td>17<small>common, train</small></td>" in page

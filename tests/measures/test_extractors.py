@@ -47,6 +47,11 @@ def test_a_users_function_gives_the_features(module):
     assert extractor.name == "own_features:means"
     assert extractor.sha256 == hashlib.sha256(module.read_bytes()).hexdigest()
     assert sys.path == before
+    assert (
+        open_extractor(FeatureOptions(extractor="own_features:means", sha256=extractor.sha256)).name == extractor.name
+    )
+    with pytest.raises(DataError, match=r"need own_features:means with sha256 0{12}\.\.\., got"):
+        open_extractor(FeatureOptions(extractor="own_features:means", sha256="0" * 64))
 
 
 @pytest.mark.parametrize(
@@ -112,7 +117,9 @@ def test_weights_of_another_network_or_hash_are_refused(tmp_path, network):
     with pytest.raises(DataError, match="need the weights of a ResNet-50 in PyTorch's layout") as caught:
         open_extractor(options)
     assert "\n" not in str(caught.value)
-    with pytest.raises(DataError, match=r"need sha256 abcabcabcabc\.\.\., got "):
+    with pytest.raises(
+        DataError, match=r"^features\.sha256: need the file of weights with sha256 abcabcabcabc\.\.\., got "
+    ):
         open_extractor(FeatureOptions(extractor="radimagenet", weights=str(path), sha256="abc" * 21 + "a"))
 
 

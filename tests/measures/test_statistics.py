@@ -130,6 +130,23 @@ def test_undefined_resamples_are_left_out_while_they_are_few():
         assert np.isfinite([found.low, found.high, found.p_value]).tolist() == [known] * 3
 
 
+def test_replicated_intervals_cover_the_truth_of_which_seeds_show_one_draw():
+    # All seeds share the deviation of one set, whose size they show by redrawing it: 0.1 each way; the truth is 0.
+    covered = plain = 0
+    for repeat in range(300):
+        generator = np.random.default_rng(repeat)
+        scores = 0.1 * generator.normal() + 0.1 * generator.normal(size=(5, 1)) + 0.3 * generator.normal(size=60)
+        draws = Resamples.draw(np.arange(60), 5, generator=generator, resamples=200)
+        found = resample_metric(mean_score, np.zeros(60), scores, draws)
+        wide, narrow = found.replicated(), found.estimate()
+        assert wide.standard_error**2 == pytest.approx(narrow.standard_error**2 + found.observed.var(ddof=1))
+        assert (wide.p_value < 0.05) == (not wide.low <= 0 <= wide.high)
+        covered += wide.low <= 0 <= wide.high
+        plain += narrow.low <= 0 <= narrow.high
+    assert 275 <= covered <= 297  # 95 % of 300 is 285
+    assert plain < 265
+
+
 def test_ranking_metrics_are_resampled_like_any_metric(monkeypatch):
     generator = np.random.default_rng(9)
     truth, scores = np.arange(50) < 15, generator.normal(size=(3, 50))
