@@ -105,7 +105,9 @@ def load_config(name: str, verb: str = "train") -> dict[str, Any]:
     given = _read_yaml(path)
     parser = verb_parser(verb, exit_on_error=False)
     required = {
-        key: "-" for key in ("cohort", "out", "run", "real", "synthetic", "scans", "count", "report") if _takes(verb, key)
+        key: "-"
+        for key in ("cohort", "out", "run", "real", "synthetic", "scans", "count", "report")
+        if _takes(verb, key)
     }
     values = _parse_object(parser, required | given, str(path))
     return {key: values[key] for key in given}

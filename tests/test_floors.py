@@ -64,7 +64,7 @@ def test_imports_go_down(path):
     for line, other in imported_rooms(path):
         where = f"{path.relative_to(PACKAGE.parent)}:{line} imports {other}"
         if room in GROUND:
-            assert other in GROUND[room], where
+            assert other in GROUND[room] | {room}, where
         elif other != room:
             assert FLOOR[other] < FLOOR[room], where
         assert other not in FORBIDDEN.get(room, set()), where
@@ -75,12 +75,15 @@ def test_files_stay_small(path):
     assert len(path.read_text(encoding="utf-8").splitlines()) <= 420
 
 
+FRONT = ["errors.py", "seeds.py", "files.py", "api.py", "pipeline.py", "cli.py", "__init__.py", "__main__.py"]
+
+
 @pytest.mark.parametrize(
-    "name", ["errors", "seeds", "config", "files", "api", "pipeline", "cli", "__init__", "__main__"]
+    "path", [*(PACKAGE / name for name in FRONT), *(PACKAGE / "config").glob("*.py")], ids=lambda path: path.stem
 )
-def test_the_front_of_the_house_loads_no_heavy_package(name):
+def test_the_front_of_the_house_loads_no_heavy_package(path):
     """At module level; bodies and type-checking blocks may."""
-    tree = ast.parse((PACKAGE / f"{name}.py").read_text(encoding="utf-8"))
+    tree = ast.parse(path.read_text(encoding="utf-8"))
     top = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
     names = {alias.name.split(".")[0] for node in top if isinstance(node, ast.Import) for alias in node.names}
     names |= {(node.module or "").split(".")[0] for node in top if isinstance(node, ast.ImportFrom)}

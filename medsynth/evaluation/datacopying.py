@@ -54,7 +54,7 @@ def measure_lean(
     for stratum in np.unique(strata):
         inside = strata == stratum
         of_stratum, seen_here = counts[inside], int(sides[inside].sum())
-        expected += of_stratum.sum() * seen_here / inside.sum()
+        expected += float(of_stratum.sum() * seen_here / inside.sum())
         sums += np.array([generator.permutation(of_stratum)[:seen_here].sum() for _ in range(_PERMUTATIONS)])
     share, expected = observed / len(nearest), expected / len(nearest)
     return Lean(

@@ -58,7 +58,7 @@ def test_worthless_sets_are_no_gain(worth, tmp_path):
         assert reading in ("no gain", "harm"), (worth, seed)
 
 
-def test_a_set_that_can_only_harm_reads_harm(tmp_path):
+def test_rare_scans_that_are_common_ones_are_no_gain(tmp_path):
     # Rare scans that are common ones, at no choice but a large share.
     real = real_cohort(rare=40)
     made = synthetic_set(real, "shuffled")

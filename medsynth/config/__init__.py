@@ -1,0 +1,58 @@
+"""Options of every verb as frozen dataclasses, and the lookup of the files that ship with the package.
+
+Defaults live here and nowhere else. Nothing in this room imports torch, so `--help` is quick.
+"""
+
+from medsynth.config.changes import changed_options
+from medsynth.config.evaluation import (
+    ClassicalOptions,
+    ClassifierOptions,
+    DownstreamOptions,
+    FeatureOptions,
+    FidelityOptions,
+    PrivacyOptions,
+    ProbeOptions,
+)
+from medsynth.config.model import (
+    AugmentOptions,
+    BalanceOptions,
+    ColumnOptions,
+    GridOptions,
+    GuidanceOptions,
+    IntensityOptions,
+    MonitorOptions,
+    NetworkOptions,
+    NoiseOptions,
+    OptimiserOptions,
+    ReadingOptions,
+    SolverOptions,
+    TrainingPlan,
+)
+from medsynth.config.shipped import CONFIGS, PIPELINES, Shipped
+
+__all__ = [
+    "CONFIGS",
+    "PIPELINES",
+    "AugmentOptions",
+    "BalanceOptions",
+    "ClassicalOptions",
+    "ClassifierOptions",
+    "ColumnOptions",
+    "DownstreamOptions",
+    "FeatureOptions",
+    "FidelityOptions",
+    "GridOptions",
+    "GuidanceOptions",
+    "IntensityOptions",
+    "MonitorOptions",
+    "NetworkOptions",
+    "NoiseOptions",
+    "OptimiserOptions",
+    "PrivacyOptions",
+    "ProbeOptions",
+    "ReadingOptions",
+    "Shipped",
+    "SolverOptions",
+    "TrainingPlan",
+    "changed_options",
+]

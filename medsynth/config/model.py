@@ -1,0 +1,250 @@
+"""Options of what is read, trained and generated."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True, kw_only=True)
+class GridOptions:
+    """The pixel grid on which a model works.
+
+    Args:
+        size: Pixels along each spatial axis; one number means the same along all axes.
+        fit: `pad` keeps the aspect ratio and pads with background, `crop` keeps it and cuts the overhang at the centre,
+            `stretch` does not keep it.
+    """
+
+    size: int | tuple[int, ...] = 64
+    fit: Literal["pad", "crop", "stretch"] = "pad"
+
+
+@dataclass(frozen=True, kw_only=True)
+class IntensityOptions:
+    """How physical intensities become the model's range [-1, 1]; values outside are clipped.
+
+    Args:
+        method: `range` takes low and high in physical units, `window` takes them as centre and width as radiologists do,
+            `percentiles` takes them as percentages and measures them over the training split, `minmax` measures the
+            extremes over the training split.
+        low: Lower end (`range`), window centre (`window`) or lower percentage (`percentiles`).
+        high: Upper end (`range`), window width (`window`) or upper percentage (`percentiles`).
+    """
+
+    method: Literal["range", "window", "percentiles", "minmax"] = "percentiles"
+    low: float = 0.1
+    high: float = 99.9
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkOptions:
+    """The denoising UNet.
+
+    Args:
+        stem: `haar` puts an orthonormal Haar transform around the network (4x fewer positions in 2D, 8x in 3D, a level),
+            `pixel` works on pixels.
+        levels: Levels of the Haar transform (1 or 2).
+        channels: Feature channels at each resolution of the UNet.
+        residual_blocks: Residual blocks at each resolution.
+        attention: Whether each resolution has self-attention; the middle of the UNet always has.
+        head_channels: Channels of one attention head.
+        dropout: Dropout rate inside the residual blocks while training.
+        band_scaling: Measure sigma_data for each Haar band rather than once for all pixels.
+    """
+
+    stem: Literal["haar", "pixel"] = "haar"
+    levels: int = 1
+    channels: tuple[int, ...] = (64, 96, 128)
+    residual_blocks: int = 1
+    attention: tuple[bool, ...] = (False, False, True)
+    head_channels: int = 32
+    dropout: float = 0.1
+    band_scaling: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoiseOptions:
+    """Distribution of the noise level in training: ln(sigma) is normal (Karras et al. 2022, table 1).
+
+    Args:
+        mean: Mean of ln(sigma).
+        std: Standard deviation of ln(sigma).
+    """
+
+    mean: float = -0.8
+    std: float = 1.3
+
+
+@dataclass(frozen=True, kw_only=True)
+class BalanceOptions:
+    """How often each class is drawn in training.
+
+    Args:
+        exponent: A class with n scans is drawn in proportion to n ** exponent: 1 follows the cohort, 0 draws all classes
+            equally often. Drawing a rare class too often makes the model memorise it.
+    """
+
+    exponent: float = 0.5
+
+
+@dataclass(frozen=True, kw_only=True)
+class AugmentOptions:
+    """Random changes of training scans, whose parameters the network is told, so that they do not leak into samples.
+
+    Args:
+        probability: Probability of each kind of change, drawn independently for each scan.
+        flip_axes: Spatial axes along which a scan may be mirrored (0 is rows in 2D); none by default, since organs have sides.
+        rotate_degrees: Standard deviation of the rotation angle, cut off at two standard deviations.
+        scale: Standard deviation of ln(zoom), cut off likewise.
+        translate: Standard deviation of the shift as a part of the image size, cut off likewise.
+        contrast: Standard deviation of ln(contrast), cut off likewise.
+    """
+
+    probability: float = 0.4
+    flip_axes: tuple[int, ...] = ()
+    rotate_degrees: float = 5.0
+    scale: float = 0.06
+    translate: float = 0.04
+    contrast: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimiserOptions:
+    """Optimiser and schedule.
+
+    Args:
+        learning_rate: Peak learning rate of AdamW.
+        schedule: `cosine` falls to zero at the last step, `constant` stays.
+        warmup_steps: Steps over which the rate rises linearly from zero.
+        weight_decay: Decoupled weight decay.
+        betas: Exponential decay rates of the moments.
+        gradient_clip: Largest norm of the gradient; 0 switches clipping off.
+        ema_decay: Decay of the exponential moving average of the weights, warmed up over the first steps.
+    """
+
+    learning_rate: float = 1e-3
+    schedule: Literal["cosine", "constant"] = "cosine"
+    warmup_steps: int = 200
+    weight_decay: float = 0.0
+    betas: tuple[float, float] = (0.9, 0.99)
+    gradient_clip: float = 1.0
+    ema_decay: float = 0.999
+
+
+@dataclass(frozen=True, kw_only=True)
+class MonitorOptions:
+    """What is looked at while training, and how often.
+
+    Args:
+        log_every: Steps between rows of metrics.csv.
+        validate_every: Steps between validations (loss per noise level and class); 0 switches them off.
+        preview_every: Steps between preview pictures of every class and points of the memorisation curve; 0 switches both off.
+        checkpoint_every: Steps between checkpoints, from which the same command resumes.
+        preview_scans: Scans of each class in a preview.
+        memorisation_scans: Samples of the rarest class behind each point of the memorisation curve.
+        validation_scans: Validation scans at most, drawn evenly over the classes.
+        tensorboard: Also write TensorBoard logs (needs the extra `tensorboard`).
+    """
+
+    log_every: int = 50
+    validate_every: int = 500
+    preview_every: int = 1000
+    checkpoint_every: int = 500
+    preview_scans: int = 8
+    memorisation_scans: int = 32
+    validation_scans: int = 256
+    tensorboard: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingPlan:
+    """All options of one training; `medsynth train` has them flat. See `medsynth.train` for what each means."""
+
+    max_steps: int
+    batch_size: int
+    label_dropout: float
+    precision: Literal["32-true", "bf16-mixed"]
+    accelerator: str
+    devices: int
+    num_nodes: int
+    num_workers: int
+    deterministic: bool
+    seed: int
+    grid: GridOptions
+    intensity: IntensityOptions
+    network: NetworkOptions
+    noise: NoiseOptions
+    balance: BalanceOptions
+    augment: AugmentOptions
+    optimiser: OptimiserOptions
+    monitor: MonitorOptions
+    reading: ReadingOptions
+
+
+@dataclass(frozen=True, kw_only=True)
+class SolverOptions:
+    """How noise becomes scans.
+
+    Args:
+        name: `dpmpp_2m` (DPM-Solver++(2M), Lu et al. 2022), `heun` (Karras et al. 2022, algorithm 1) or `euler`.
+        steps: Steps; Heun evaluates the network about twice a step, the others once.
+        sigma_min: Last noise level before zero.
+        sigma_max: First noise level.
+        rho: Curvature of the noise schedule (Karras et al. 2022, equation 5).
+    """
+
+    name: Literal["dpmpp_2m", "heun", "euler"] = "dpmpp_2m"
+    steps: int = 20
+    sigma_min: float = 0.002
+    sigma_max: float = 80.0
+    rho: float = 7.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class GuidanceOptions:
+    """Classifier-free guidance, applied between two noise levels only (Kynkäänniemi et al. 2024).
+
+    Args:
+        scale: 1 switches guidance off; larger values sharpen the class and cost variety.
+        sigma_low: Guidance acts above this noise level.
+        sigma_high: Guidance acts up to this noise level.
+    """
+
+    scale: float = 1.0
+    sigma_low: float = 0.2
+    sigma_high: float = 5.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class ColumnOptions:
+    """Columns of the labels CSV.
+
+    Args:
+        path: Column with the path of each scan, relative to the scans folder.
+        label: Column with the class.
+        patient: Column with the patient's ID.
+        split: Column with `train`, `val` or `test`; used where it is present.
+        mask: Column with the path of a mask.
+        attributes: Further columns to keep; none means all that are left.
+    """
+
+    path: str = "path"
+    label: str = "label"
+    patient: str = "patient_id"
+    split: str = "split"
+    mask: str = "mask"
+    attributes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReadingOptions:
+    """What a scan file may be.
+
+    Args:
+        max_mib: Largest decoded size of one scan in MiB, checked from the header before pixels are read.
+        nan: `refuse` a scan with NaN or infinite values, or set them to `zero` and count them.
+    """
+
+    max_mib: int = 512
+    nan: Literal["refuse", "zero"] = "refuse"
