@@ -1,6 +1,6 @@
 """The privacy gate on sets whose truth is known, made from a real cohort: what it finds, and whom it accuses wrongly.
 
-    nice python -m benchmarks.privacy_calibration --cohort work/xray/cohort.csv --low 0 --high 255
+    nice python -m benchmarks.privacy_calibration --cohort cohort.csv --low 0 --high 255
 
 Half of the test patients leave the cohort and are offered as "synthetic": `fresh` should pass. `copies` are training scans
 (exact, mirrored, shifted, contrast and brightness changed, noised, all at once) and should fail, as should `half`: copies
@@ -23,10 +23,10 @@ import numpy as np
 from benchmarks.machine import describe_machine
 from medsynth.cohorts import PreparedCohort, Row, prepare_cohort, read_cohort
 from medsynth.config import GridOptions, IntensityOptions, PrivacyOptions
-from medsynth.evaluation.controls import PLANTED, SEEN, plant_copies
 from medsynth.evaluation.features import cached_features
 from medsynth.evaluation.privacy import score_privacy
-from medsynth.evaluation.privacy_result import Share
+from medsynth.evaluation.privacy.controls import PLANTED, SEEN, plant_copies
+from medsynth.evaluation.privacy.result import Share
 from medsynth.files import write_json
 from medsynth.measures.features import EfficientNetLite0, extract_features
 from medsynth.seeds import numpy_generator

@@ -22,13 +22,11 @@ from medsynth.config import (
     ReadingOptions,
 )
 from medsynth.errors import ConfigError, DataError
-from medsynth.evaluation.downstream import DownstreamResult, score_downstream
+from medsynth.evaluation.downstream import DownstreamResult, make_task, score_downstream
 from medsynth.evaluation.features import cached_features
 from medsynth.evaluation.fidelity import FidelityResult, Sheet, check_options, score_fidelity
 from medsynth.evaluation.inputs import check_patients, check_run, clipping_notes, open_real, open_synthetic
-from medsynth.evaluation.privacy import score_privacy
-from medsynth.evaluation.privacy_result import PrivacyResult
-from medsynth.evaluation.task import make_task
+from medsynth.evaluation.privacy import PrivacyResult, score_privacy
 from medsynth.evaluation.verdict import build_report
 from medsynth.measures.extractors import open_extractor
 from medsynth.measures.features import Extractor

@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from medsynth.evaluation.comparison import TOO_FEW, Comparison, Reading, deciding
 from medsynth.evaluation.downstream import DownstreamResult
-from medsynth.evaluation.fidelity import Counts, FidelityResult, FidelityRow
-from medsynth.evaluation.privacy_result import PrivacyResult
+from medsynth.evaluation.fidelity.comparison import TOO_FEW, Comparison, Reading, deciding
+from medsynth.evaluation.fidelity.table import Counts, FidelityResult, FidelityRow
+from medsynth.evaluation.privacy import PrivacyResult
 from medsynth.versions import installed_versions
 
 SCHEMA = "medsynth-report/1"

@@ -14,8 +14,8 @@ import pytest
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from benchmarks import downstream_table
-from medsynth.evaluation.downstream import score_downstream
-from tests.evaluation.made_task import QUICK, real_cohort, synthetic_set
+from medsynth.evaluation.downstream.gain import score_downstream
+from tests.evaluation.downstream.made_task import QUICK, real_cohort, synthetic_set
 
 HOSTILE = "<script>alert(1)</script>"
 

@@ -25,11 +25,11 @@ import numpy as np
 from medsynth.cohorts import PreparedCohort
 from medsynth.config import PrivacyOptions
 from medsynth.errors import ConfigError, DataError
-from medsynth.evaluation.controls import PLANTED, SEEN, HeldOut, draw_held_out, plant_copies
-from medsynth.evaluation.datacopying import measure_lean
-from medsynth.evaluation.membership import score_membership
-from medsynth.evaluation.nearness import CRITERIA, Nearness, Thresholds, calibrate, measure_nearness
-from medsynth.evaluation.privacy_result import (
+from medsynth.evaluation.privacy.controls import PLANTED, SEEN, HeldOut, draw_held_out, plant_copies
+from medsynth.evaluation.privacy.datacopying import measure_lean
+from medsynth.evaluation.privacy.membership import score_membership
+from medsynth.evaluation.privacy.nearness import CRITERIA, Nearness, Thresholds, calibrate, measure_nearness
+from medsynth.evaluation.privacy.result import (
     MEASURED,
     Copy,
     Figure,

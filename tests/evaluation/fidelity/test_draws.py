@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from medsynth.evaluation.draws import as_indicators, disjoint_halves, half_size, random_picks
+from medsynth.evaluation.fidelity.draws import as_indicators, disjoint_halves, half_size, random_picks
 
 
 @pytest.mark.parametrize(

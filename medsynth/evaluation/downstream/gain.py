@@ -11,7 +11,7 @@ import numpy as np
 
 from medsynth.config import DownstreamOptions
 from medsynth.errors import ConfigError, DataError
-from medsynth.evaluation.arms import (
+from medsynth.evaluation.downstream.arms import (
     Table,
     baseline_arms,
     ceiling_arm,
@@ -19,15 +19,15 @@ from medsynth.evaluation.arms import (
     synthetic_arms,
     synthetic_only,
 )
-from medsynth.evaluation.gain import FEW_VALIDATION
-from medsynth.evaluation.learning_curve import CurvePoint, curve_dict, parse_curve, worth_sentence
-from medsynth.evaluation.perturbation import check_classical
-from medsynth.evaluation.probe import ProbeData, augmented_features, train_probe
-from medsynth.evaluation.scoring import ScoreBook, content_key
-from medsynth.evaluation.sentences import verdict_sentence
-from medsynth.evaluation.subgroups import Subgroup, attribute_columns, score_subgroups
-from medsynth.evaluation.task import Task, TaskScans, make_task
-from medsynth.evaluation.tiers import Tier, full_tier, run_tier, tier_dict, training_bar
+from medsynth.evaluation.downstream.judging import FEW_VALIDATION
+from medsynth.evaluation.downstream.learning_curve import CurvePoint, curve_dict, parse_curve, worth_sentence
+from medsynth.evaluation.downstream.perturbation import check_classical
+from medsynth.evaluation.downstream.probe import ProbeData, augmented_features, train_probe
+from medsynth.evaluation.downstream.scoring import ScoreBook, content_key
+from medsynth.evaluation.downstream.sentences import verdict_sentence
+from medsynth.evaluation.downstream.subgroups import Subgroup, attribute_columns, score_subgroups
+from medsynth.evaluation.downstream.task import Task, TaskScans, make_task
+from medsynth.evaluation.downstream.tiers import Tier, full_tier, run_tier, tier_dict, training_bar
 from medsynth.measures.features import Extractor
 
 _LEAST_SEEDS = 2

@@ -14,7 +14,7 @@ import numpy as np
 from sklearn.linear_model import LogisticRegression
 
 from medsynth.config import DownstreamOptions
-from medsynth.evaluation.task import HeldOut, Task
+from medsynth.evaluation.downstream.task import HeldOut, Task
 from medsynth.measures.classification import brier_score, calibration_error, ranking_metrics
 from medsynth.measures.operating import resample_operating_point
 from medsynth.measures.statistics import (

@@ -16,10 +16,10 @@ from torch.nn.functional import interpolate
 
 from medsynth.config import DownstreamOptions
 from medsynth.errors import ConfigError, DataError
-from medsynth.evaluation.arms import Arm, Table, draw_training
-from medsynth.evaluation.perturbation import apply_perturbations, check_classical, draw_perturbations
-from medsynth.evaluation.probe import loss_slope, rate_factor
-from medsynth.evaluation.task import Task
+from medsynth.evaluation.downstream.arms import Arm, Table, draw_training
+from medsynth.evaluation.downstream.perturbation import apply_perturbations, check_classical, draw_perturbations
+from medsynth.evaluation.downstream.probe import loss_slope, rate_factor
+from medsynth.evaluation.downstream.task import Task
 from medsynth.measures.features import EfficientNetLite0, pictures
 from medsynth.seeds import derive_seed, numpy_generator, torch_generator
 

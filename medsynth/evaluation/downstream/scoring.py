@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from medsynth.evaluation.arms import Arm
-from medsynth.evaluation.gain import Scores
+from medsynth.evaluation.downstream.arms import Arm
+from medsynth.evaluation.downstream.judging import Scores
 from medsynth.files import atomic_path
 
 FORMAT = 1  # raise it when the same arm would come out with other scores

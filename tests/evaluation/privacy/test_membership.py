@@ -8,7 +8,7 @@ import torch
 
 from medsynth.cohorts import PreparedCohort, Row
 from medsynth.config import NetworkOptions, PrivacyOptions
-from medsynth.evaluation.membership import denoising_losses, score_membership
+from medsynth.evaluation.privacy.membership import denoising_losses, score_membership
 from medsynth.networks import build_denoiser
 from medsynth.scans import Intensity
 

@@ -8,7 +8,7 @@ from typing import Literal
 
 import numpy as np
 
-from medsynth.evaluation.task import Pool, Task
+from medsynth.evaluation.downstream.task import Pool, Task
 from medsynth.seeds import numpy_generator
 
 Balance = Literal["none", "oversample", "weighted", "logit_adjusted"]

@@ -9,8 +9,8 @@ from typing import Any, Literal
 import numpy as np
 
 from medsynth.errors import ConfigError
-from medsynth.evaluation.gain import ALPHA, PRIMARY, Comparer, estimate_dict
-from medsynth.evaluation.task import Task, TaskScans
+from medsynth.evaluation.downstream.judging import ALPHA, PRIMARY, Comparer, estimate_dict
+from medsynth.evaluation.downstream.task import Task, TaskScans
 from medsynth.measures.statistics import Estimate, holm
 
 _FEWEST, _MOST = 2, 6  # different values of a column that `auto` takes

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from medsynth.errors import ConfigError
-from medsynth.evaluation.gain import PRIMARY, estimate_dict
+from medsynth.evaluation.downstream.judging import PRIMARY, estimate_dict
 from medsynth.measures.statistics import Resampled
 
 _TAILS = (0.025, 0.975)

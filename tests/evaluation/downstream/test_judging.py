@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from medsynth.config import DownstreamOptions
-from medsynth.evaluation.gain import (
+from medsynth.evaluation.downstream.judging import (
     PRIMARY,
     Comparer,
     Difference,
@@ -17,8 +17,8 @@ from medsynth.evaluation.gain import (
     judge,
     validation_figures,
 )
-from medsynth.evaluation.learning_curve import parse_curve, patients_worth
-from medsynth.evaluation.task import HeldOut, Task
+from medsynth.evaluation.downstream.learning_curve import parse_curve, patients_worth
+from medsynth.evaluation.downstream.task import HeldOut, Task
 from medsynth.measures.statistics import Estimate, holm
 
 

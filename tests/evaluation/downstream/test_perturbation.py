@@ -7,7 +7,7 @@ from scipy.ndimage import gaussian_filter
 
 from medsynth.config import ClassicalOptions
 from medsynth.errors import ConfigError
-from medsynth.evaluation.perturbation import apply_perturbations, check_classical, draw_perturbations
+from medsynth.evaluation.downstream.perturbation import apply_perturbations, check_classical, draw_perturbations
 
 NOTHING = ClassicalOptions(rotate_degrees=0, scale=0, translate=0, contrast=0, gamma=0, noise=0)
 

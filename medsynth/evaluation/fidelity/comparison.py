@@ -8,8 +8,17 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from medsynth.config import FidelityOptions
-from medsynth.evaluation.draws import as_indicators, disjoint_halves, half_size, random_picks
-from medsynth.evaluation.measured import DISTANCE, FAITHFULNESS, LIKENESS, VARIETY, Measured, Reading, Words, interval
+from medsynth.evaluation.fidelity.draws import as_indicators, disjoint_halves, half_size, random_picks
+from medsynth.evaluation.fidelity.measured import (
+    DISTANCE,
+    FAITHFULNESS,
+    LIKENESS,
+    VARIETY,
+    Measured,
+    Reading,
+    Words,
+    interval,
+)
 from medsynth.measures.distances import (
     Kernels,
     Projection,

@@ -9,9 +9,8 @@ from scipy.stats import wasserstein_distance
 
 from medsynth.config import FidelityOptions
 from medsynth.errors import ConfigError, DataError
-from medsynth.evaluation import comparison
-from medsynth.evaluation.comparison import deciding
-from medsynth.evaluation.fidelity import FidelityResult, score_fidelity
+from medsynth.evaluation.fidelity import FidelityResult, comparison, score_fidelity
+from medsynth.evaluation.fidelity.comparison import deciding
 from medsynth.evaluation.verdict import build_report
 from medsynth.measures.distances import Projection, frechet_distance, kernel_distance
 from medsynth.measures.manifold import manifold_measures

@@ -11,11 +11,11 @@ import pytest
 
 from medsynth.config import ClassifierOptions, DownstreamOptions, ProbeOptions
 from medsynth.errors import ConfigError, DataError
-from medsynth.evaluation import downstream
-from medsynth.evaluation.downstream import DownstreamResult, score_downstream
+from medsynth.evaluation.downstream import gain as downstream
+from medsynth.evaluation.downstream.gain import DownstreamResult, score_downstream
 from medsynth.seeds import numpy_generator
+from tests.evaluation.downstream.made_task import QUICK, MadeTask, real_cohort, synthetic_set
 from tests.evaluation.made import Pixels
-from tests.evaluation.made_task import QUICK, MadeTask, real_cohort, synthetic_set
 
 
 def score(
@@ -249,7 +249,7 @@ def test_the_full_tier_trains_finalists_on_pixels_and_resumes(dims, tmp_path, mo
     assert (kinds.count("synthetic"), kinds.count("control")) == (1, 1)
     assert {arm["network"] for arm in full["arms"]} == {"densenet"}
     assert full["arms"][0]["name"] == "real (densenet)"
-    from medsynth.evaluation import classifier
+    from medsynth.evaluation.downstream import classifier
 
     monkeypatch.setattr(classifier, "build_network", None)
     assert score(real, made, tmp_path, options).as_dict() == report

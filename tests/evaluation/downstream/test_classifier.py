@@ -6,12 +6,12 @@ import torch
 
 from medsynth.config import ClassifierOptions, DownstreamOptions
 from medsynth.errors import ConfigError
-from medsynth.evaluation.arms import Arm, Recipe, Table
-from medsynth.evaluation.classifier import Lite0Classifier, PixelTrainer, build_network, usable_networks
-from medsynth.evaluation.gain import validation_figures
-from medsynth.evaluation.task import Task, make_task
+from medsynth.evaluation.downstream.arms import Arm, Recipe, Table
+from medsynth.evaluation.downstream.classifier import Lite0Classifier, PixelTrainer, build_network, usable_networks
+from medsynth.evaluation.downstream.judging import validation_figures
+from medsynth.evaluation.downstream.task import Task, make_task
 from medsynth.measures.features import EfficientNetLite0
-from tests.evaluation.test_downstream import pictures
+from tests.evaluation.downstream.test_gain import pictures
 
 
 def trainer(*, contrast: float = 0.25, **options) -> tuple[PixelTrainer, Task]:

@@ -11,10 +11,18 @@ import numpy as np
 from tqdm import tqdm
 
 from medsynth.config import DownstreamOptions
-from medsynth.evaluation.arms import Arm, Table, duplicate_control
-from medsynth.evaluation.gain import Comparer, Difference, Verdict, choose, estimate_dict, judge, validation_figures
-from medsynth.evaluation.scoring import ScoreBook, content_key
-from medsynth.evaluation.task import Task, TaskScans
+from medsynth.evaluation.downstream.arms import Arm, Table, duplicate_control
+from medsynth.evaluation.downstream.judging import (
+    Comparer,
+    Difference,
+    Verdict,
+    choose,
+    estimate_dict,
+    judge,
+    validation_figures,
+)
+from medsynth.evaluation.downstream.scoring import ScoreBook, content_key
+from medsynth.evaluation.downstream.task import Task, TaskScans
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -93,7 +101,7 @@ def full_tier(
     Baselines with every network compete on validation; the synthetic arms take the recipe and the network of the strongest.
     """
     # Only here: the networks take seconds to import.
-    from medsynth.evaluation.classifier import PixelTrainer, usable_networks
+    from medsynth.evaluation.downstream.classifier import PixelTrainer, usable_networks
 
     chosen = options.classifier
     networks = usable_networks(options, real.scans.ndim - 2)

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from medsynth.evaluation.arms import (
+from medsynth.evaluation.downstream.arms import (
     Arm,
     Recipe,
     Table,
@@ -15,8 +15,8 @@ from medsynth.evaluation.arms import (
     duplicate_control,
     synthetic_arms,
 )
-from medsynth.evaluation.task import Task, make_task
-from tests.evaluation.made_task import real_cohort, synthetic_set
+from medsynth.evaluation.downstream.task import Task, make_task
+from tests.evaluation.downstream.made_task import real_cohort, synthetic_set
 
 STEPS, BATCH = 400, 50
 

@@ -10,8 +10,8 @@ import numpy as np
 from scipy.stats import binomtest, fisher_exact
 
 from medsynth.config import PrivacyOptions
-from medsynth.evaluation.datacopying import Lean
-from medsynth.evaluation.membership import MembershipResult
+from medsynth.evaluation.privacy.datacopying import Lean
+from medsynth.evaluation.privacy.membership import MembershipResult
 
 Reading = Literal["pass", "fail", "cannot tell"]
 MEASURED = ("pixels", "stands_out", "features_stand_out", "features")

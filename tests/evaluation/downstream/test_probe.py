@@ -9,10 +9,10 @@ import torch
 from sklearn.linear_model import LogisticRegression
 
 from medsynth.config import DownstreamOptions, ProbeOptions
-from medsynth.evaluation.arms import Arm, Recipe, Table
-from medsynth.evaluation.probe import ProbeData, loss_slope, rate_factor, train_probe
-from medsynth.evaluation.task import Task, make_task
-from tests.evaluation.made_task import DIMS, MadeTask, real_cohort, synthetic_set
+from medsynth.evaluation.downstream.arms import Arm, Recipe, Table
+from medsynth.evaluation.downstream.probe import ProbeData, loss_slope, rate_factor, train_probe
+from medsynth.evaluation.downstream.task import Task, make_task
+from tests.evaluation.downstream.made_task import DIMS, MadeTask, real_cohort, synthetic_set
 
 LONG = DownstreamOptions(
     probe=ProbeOptions(steps=1500, batch_size=512, learning_rate=0.05, weight_decay=0.0, components=DIMS)

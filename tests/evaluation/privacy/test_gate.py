@@ -11,9 +11,9 @@ from medsynth.cohorts import PreparedCohort, Row
 from medsynth.cohorts.phantom import FRESH_PATIENTS, phantom_scan
 from medsynth.config import PrivacyOptions
 from medsynth.errors import ConfigError, DataError
-from medsynth.evaluation.controls import PLANTED, SEEN, draw_held_out, plant_copies
 from medsynth.evaluation.privacy import score_privacy
-from medsynth.evaluation.privacy_result import Share
+from medsynth.evaluation.privacy.controls import PLANTED, SEEN, draw_held_out, plant_copies
+from medsynth.evaluation.privacy.result import Share
 from medsynth.reporting.report import render_page
 from medsynth.scans import Intensity
 

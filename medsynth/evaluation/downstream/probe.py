@@ -12,9 +12,9 @@ import torch
 from tqdm import tqdm
 
 from medsynth.config import ClassicalOptions, DownstreamOptions
-from medsynth.evaluation.arms import Arm, Table, draw_training
-from medsynth.evaluation.perturbation import apply_perturbations, draw_perturbations
-from medsynth.evaluation.task import Task
+from medsynth.evaluation.downstream.arms import Arm, Table, draw_training
+from medsynth.evaluation.downstream.perturbation import apply_perturbations, draw_perturbations
+from medsynth.evaluation.downstream.task import Task
 from medsynth.files import atomic_path
 from medsynth.measures.distances import Projection
 from medsynth.measures.features import Extractor

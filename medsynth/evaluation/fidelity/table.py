@@ -12,9 +12,9 @@ from tqdm import tqdm
 
 from medsynth.config import FidelityOptions
 from medsynth.errors import ConfigError, DataError
-from medsynth.evaluation.comparison import TOO_FEW, Comparison, Group, Similarities, compare
-from medsynth.evaluation.copies import identical_scans
-from medsynth.evaluation.draws import half_size
+from medsynth.evaluation.fidelity.comparison import TOO_FEW, Comparison, Group, Similarities, compare
+from medsynth.evaluation.fidelity.copies import identical_scans
+from medsynth.evaluation.fidelity.draws import half_size
 from medsynth.measures.features import Extractor, extract_features
 from medsynth.measures.neighbours import nearest_distances
 from medsynth.measures.similarity import (

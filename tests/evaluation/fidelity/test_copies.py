@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from medsynth.evaluation.copies import identical_scans
+from medsynth.evaluation.fidelity.copies import identical_scans
 
 
 def test_only_scans_equal_in_every_pixel_are_identical():

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from medsynth.evaluation.gain import PRIMARY, Difference, Verdict
-from medsynth.evaluation.task import Task
+from medsynth.evaluation.downstream.judging import PRIMARY, Difference, Verdict
+from medsynth.evaluation.downstream.task import Task
 
 NAMES = {
     "auroc": "AUROC",

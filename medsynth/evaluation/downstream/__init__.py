@@ -1,0 +1,6 @@
+"""The downstream gain: what a classifier of the rare class gains from a synthetic set, or that it gains nothing."""
+
+from medsynth.evaluation.downstream.gain import DownstreamResult, score_downstream
+from medsynth.evaluation.downstream.task import make_task
+
+__all__ = ["DownstreamResult", "make_task", "score_downstream"]

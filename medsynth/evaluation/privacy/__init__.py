@@ -1,0 +1,6 @@
+"""The privacy gate: does a synthetic set copy patients, and would we have noticed?"""
+
+from medsynth.evaluation.privacy.gate import score_privacy
+from medsynth.evaluation.privacy.result import PrivacyResult
+
+__all__ = ["PrivacyResult", "score_privacy"]
