@@ -40,6 +40,7 @@ from medsynth.seeds import numpy_generator
 
 LIMIT = 18  # gains in 400 repeats that 2.5 % on one side allows
 DIMS, GAP = 64, 2.0
+NAMES = ("rare", "common 1", "common 2")
 SIZES = {"train": (40, 781, 1510), "val": (20, 133, 311), "test": (392, 426, 696)}
 
 
@@ -52,6 +53,18 @@ class Drawn:
     splits: np.ndarray
     patients: np.ndarray
     spare: list[np.ndarray]
+
+    def as_scans(self) -> Any:
+        """Return what `make_task` wants to know of a prepared cohort."""
+        return SimpleNamespace(
+            labels=self.labels,
+            splits=self.splits,
+            patients=self.patients,
+            classes=NAMES,
+            rows=(),
+            key="",
+            scans=self.labels,
+        )
 
 
 def made_up(repeat: int) -> Drawn:
@@ -132,22 +145,13 @@ class Source:
 def run_repeat(drawn: Drawn, *, worth: str, count: int, options: DownstreamOptions, repeat: int) -> dict[str, Any]:
     """Return verdict, choices and differences of one repeat."""
     generator = numpy_generator(repeat, "null_gain", "set")
-    names = ("rare", "common 1", "common 2")
     pools = [drawn.features[(drawn.labels == label) & (drawn.splits == "train")] for label in range(3)]
     if worth == "fresh":
         # Classes without spare scans get duplicates.
         pools = [spare if len(spare) else pool for spare, pool in zip(drawn.spare, pools, strict=True)]
     made = np.concatenate([pool[generator.integers(len(pool), size=count)] for pool in pools])
-    real = SimpleNamespace(
-        labels=drawn.labels,
-        splits=drawn.splits,
-        patients=drawn.patients,
-        classes=names,
-        rows=(),
-        key="",
-        scans=drawn.labels,
-    )
-    synthetic = SimpleNamespace(labels=np.repeat(np.arange(3), count), classes=names)
+    real = drawn.as_scans()
+    synthetic = SimpleNamespace(labels=np.repeat(np.arange(3), count), classes=NAMES)
     task = make_task(real, synthetic, rare_class="rare")  # type: ignore[arg-type]
     table = Table.of(task)
     data = ProbeData.of(task, table, drawn.features, made, None, components=options.probe.components)

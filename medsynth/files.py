@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -43,6 +44,18 @@ def remove_partial(folder: Path | str) -> None:
     """Remove what `atomic_path` left below `folder` when a process was killed; for the only writer of the folder."""
     for leftover in Path(folder).rglob(f"{_PARTIAL}*"):
         leftover.unlink(missing_ok=True)
+
+
+def hash_file(path: Path | str) -> str:
+    """Return the sha256 of a file's bytes as hexadecimal digits."""
+    with Path(path).open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def stamp_file(path: Path | str) -> list[int]:
+    """Return size and time of change of a file (ns): while both stay, its content is taken to stay."""
+    facts = Path(path).stat()
+    return [facts.st_size, facts.st_mtime_ns]
 
 
 def write_bytes(path: Path | str, content: bytes) -> None:

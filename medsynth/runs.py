@@ -31,7 +31,7 @@ from safetensors.torch import load_file, save_file
 
 from medsynth.config import NetworkOptions
 from medsynth.errors import ConfigError, DataError
-from medsynth.files import atomic_path, write_json
+from medsynth.files import atomic_path, hash_file, write_json
 from medsynth.networks import Denoiser, build_denoiser
 from medsynth.scans import Intensity
 from medsynth.versions import installed_versions
@@ -104,7 +104,7 @@ class Run:
         path = self.folder / WEIGHTS_FILE
         if not path.is_file():
             raise DataError(f"{path}: need the trained weights, got no file; try training until the first checkpoint")
-        if _hash_file(path) != self.fingerprint:
+        if hash_file(path) != self.fingerprint:
             raise DataError(f"{path}: need the weights that run.json names, got other bytes; try training again")
         denoiser = self.spec.build()
         try:
@@ -160,7 +160,7 @@ def save_run(folder: Path, spec: RunSpec, denoiser: Denoiser, *, options: Mappin
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in denoiser.state_dict().items()}
     with atomic_path(path) as temporary:
         save_file(tensors, temporary, metadata={"format": FORMAT})
-        fingerprint = _hash_file(temporary)
+        fingerprint = hash_file(temporary)
     content = {
         "format": FORMAT,
         "fingerprint": fingerprint,
@@ -218,11 +218,6 @@ def write_patients(folder: Path, splits: Mapping[str, Iterable[str]]) -> None:
 
 def _patient_fingerprint(name: str, salt: str) -> str:
     return hashlib.scrypt(name.encode(), salt=salt.encode(), n=2**10, r=8, p=1, dklen=16).hex()
-
-
-def _hash_file(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _tuples(value: Any) -> Any:

@@ -19,7 +19,7 @@ from medsynth.cohorts.grid import grid_affine, grid_size, orient_scan, resize_sc
 from medsynth.cohorts.manifest import SPLITS, Cohort, Row, reason_of
 from medsynth.config import GridOptions, IntensityOptions, ReadingOptions
 from medsynth.errors import ConfigError, DataError
-from medsynth.files import atomic_path, write_json
+from medsynth.files import atomic_path, hash_file, stamp_file, write_json
 from medsynth.scans import Intensity, ScanHeader, measure_intensity, read_header, read_scan, split_item
 
 FORMAT = 1  # raise it when the pixels of a cache would come out differently
@@ -175,7 +175,7 @@ def _build_cache(
         "intensity": intensity.as_dict(),
         "affine": grid_affine(axes[0], np.median(spacings, axis=0), shape[2:]).tolist(),
         "sha256": digest,
-        "stamp": _stamp(array_file),
+        "stamp": stamp_file(array_file),
     }
     write_json(folder / f"{key[:32]}.json", facts)
 
@@ -188,7 +188,7 @@ def _open_cache(folder: Path, key: str) -> tuple[np.ndarray, dict[str, Any]] | N
         if facts["key"] != key or facts["format"] != FORMAT:
             return None
         # Content is read again only where the file has been touched since it was written (a copy, a damaged disk).
-        if facts["stamp"] != _stamp(array_file) and facts["sha256"] != _sha256(array_file):
+        if facts["stamp"] != stamp_file(array_file) and facts["sha256"] != hash_file(array_file):
             return None
         scans = np.load(array_file, mmap_mode="r", allow_pickle=False)
         valid = scans.dtype == np.float16 and list(scans.shape) == facts["shape"]
@@ -208,7 +208,7 @@ def _write_array(path: Path, shape: tuple[int, ...], arrays: Iterable[np.ndarray
             np.lib.format.write_array_header_1_0(file, header)
             for array in arrays:
                 file.write(np.ascontiguousarray(array, dtype="<f2").tobytes())
-        return _sha256(temporary)
+        return hash_file(temporary)
 
 
 def _check_headers(files: Sequence[Path], grid: GridOptions, reading: ReadingOptions) -> ScanHeader:
@@ -267,14 +267,14 @@ def _hash_files(paths: Sequence[Path], store: Path, *, progress: bool) -> dict[P
     changed = False
     unique = dict.fromkeys(split_item(path)[0] for path in paths)
     for file in tqdm(unique, desc="checking files", unit="file", disable=not progress):
-        stamp = _stamp(file)
+        stamp = stamp_file(file)
         name = hashlib.sha256(os.path.realpath(file).encode("utf-8", "surrogateescape")).hexdigest()[:32]
         entry = known.get(name)
         if isinstance(entry, list) and entry[:2] == stamp and len(entry) == 3:
             hashes[file] = entry[2]
             continue
         try:
-            hashes[file] = _sha256(file)
+            hashes[file] = hash_file(file)
         except OSError as error:
             raise DataError(f"{file}: need a readable file, got {reason_of(error)}; try another cohort") from error
         if time.time() - stamp[1] / 1e9 > _FRESH_SECONDS:
@@ -283,13 +283,3 @@ def _hash_files(paths: Sequence[Path], store: Path, *, progress: bool) -> dict[P
     if changed:
         write_json(store, known)
     return hashes
-
-
-def _stamp(path: Path) -> list[int]:
-    facts = path.stat()
-    return [facts.st_size, facts.st_mtime_ns]
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

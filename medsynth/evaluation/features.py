@@ -14,7 +14,7 @@ import numpy as np
 from tqdm import tqdm
 
 from medsynth.errors import ConfigError, DataError
-from medsynth.files import atomic_path, write_json
+from medsynth.files import atomic_path, hash_file, stamp_file, write_json
 from medsynth.measures.features import Extractor, extract_features
 
 FORMAT = 1  # raise it when equal scans and weights would give other features
@@ -100,8 +100,8 @@ def _extract(
                         "try features that do not depend on the batch"
                     )
                 written.write(np.ascontiguousarray(rows, dtype="<f4").tobytes())
-        digest = _sha256(temporary)
-    write_json(folder / f"{name}.json", {"key": key, "sha256": digest, "stamp": _stamp(file)})
+        digest = hash_file(temporary)
+    write_json(folder / f"{name}.json", {"key": key, "sha256": digest, "stamp": stamp_file(file)})
     shutil.rmtree(chunks_folder, ignore_errors=True)
 
 
@@ -119,19 +119,9 @@ def _open(folder: Path, name: str, key: str) -> np.ndarray | None:
     try:
         facts = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
         # Content is read again only where the file has been touched since it was written (a copy, a damaged disk).
-        if facts["key"] != key or (facts["stamp"] != _stamp(file) and facts["sha256"] != _sha256(file)):
+        if facts["key"] != key or (facts["stamp"] != stamp_file(file) and facts["sha256"] != hash_file(file)):
             return None
         features: np.ndarray = np.load(file, mmap_mode="r", allow_pickle=False)
         return features
     except (OSError, ValueError, KeyError, TypeError):
         return None
-
-
-def _stamp(path: Path) -> list[int]:
-    facts = path.stat()
-    return [facts.st_size, facts.st_mtime_ns]
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

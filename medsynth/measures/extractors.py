@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from medsynth.config import FeatureOptions
 from medsynth.errors import ConfigError, DataError
-from medsynth.files import atomic_path
+from medsynth.files import atomic_path, hash_file
 from medsynth.measures.features import EfficientNetLite0, Extractor, by_pictures
 
 # Only with these weights (torch-fidelity's, converted from the TensorFlow graph of 2015-12-05) is a Fréchet distance FID.
@@ -180,11 +180,11 @@ def fetch_weights(url: str, out: Path | str, sha256: str, *, progress: bool = Tr
     if not re.fullmatch(r"[0-9a-f]{64}", wanted):
         raise ConfigError(f"sha256: need 64 hexadecimal digits, got {sha256!r}; try what the publisher states")
     try:
-        if out.is_file() and _file_sha256(out) == wanted:
+        if out.is_file() and hash_file(out) == wanted:
             return out
         with atomic_path(out) as temporary:
             _download(url, temporary, progress)
-            found = _file_sha256(temporary)
+            found = hash_file(temporary)
             if found != wanted:
                 raise DataError(
                     f"{url}: need content with sha256 {wanted[:12]}..., got {found[:12]}...; try another file"
@@ -306,8 +306,3 @@ def _import(name: str) -> Any:
     finally:
         if added:
             sys.path.remove(here)
-
-
-def _file_sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

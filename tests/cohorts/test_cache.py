@@ -109,8 +109,8 @@ def test_files_are_hashed_again_only_if_they_changed(png_cohort, monkeypatch):
         os.utime(cohort.file_of(row), (1e9, 1e9))
     key = prepare(cohort).key
     hashed: list[str] = []
-    sha256 = cache._sha256
-    monkeypatch.setattr(cache, "_sha256", lambda path: hashed.append(path.name) or sha256(path))
+    sha256 = cache.hash_file
+    monkeypatch.setattr(cache, "hash_file", lambda path: hashed.append(path.name) or sha256(path))
     assert prepare(cohort).key == key
     assert hashed == []
     os.utime(cohort.file_of(cohort.rows[1]), (1e9, 2e9))
