@@ -121,3 +121,25 @@ def test_a_generator_that_saw_test_patients_is_refused(tiny_run, tiny_cohort, ju
             real=swapped, synthetic=judged / "set", run=tiny_run.folder, out=tmp_path / "report", progress=False
         )
     assert not (tmp_path / "report").exists()
+
+
+def test_a_planted_memorised_scan_fails_the_gate_and_blocks_the_hand_over(tiny_run, tiny_cohort, tmp_path, capsys):
+    made = medsynth.sample(run=tiny_run.folder, count="bright=4,dark=3", out=tmp_path / "set", progress=False)
+    real = read_cohort(tiny_cohort)
+    donor = next(number for number, row in enumerate(real.rows) if row.split == "train" and row.label == "dark")
+    planted = next(number for number, row in enumerate(made.rows) if row.label == "dark")
+    made.file_of(made.rows[planted]).write_bytes(real.file_of(real.rows[donor]).read_bytes())
+
+    both = ["--real", str(tiny_cohort), "--synthetic", str(tmp_path / "set"), "--progress", "false"]
+    report = tmp_path / "report"
+    assert (
+        run_command(["evaluate", *both, "--out", str(report), "--parts", "privacy", "--run", str(tiny_run.folder)]) == 4
+    )
+    privacy = json.loads((report / "report.json").read_text())["privacy"]
+    assert [(copy["synthetic_row"], copy["donor_row"]) for copy in privacy["copies"]] == [(planted, donor)]
+    assert run_command(["augment", *both, "--report", str(report), "--out", str(tmp_path / "out" / "cohort.csv")]) == 4
+    assert not (tmp_path / "out").exists()
+    said = capsys.readouterr()
+    assert "copying in dark" in said.err
+    for text in (said.out, said.err, (report / "report.json").read_text(), (report / "report.html").read_text()):
+        assert "secret" not in text

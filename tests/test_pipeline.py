@@ -117,7 +117,7 @@ def test_mistakes_in_a_recipe_are_named_before_anything_runs(tmp_path, content, 
 
 @pytest.mark.parametrize("name", PIPELINES.names())
 def test_every_shipped_recipe_parses(name, monkeypatch, tmp_path):
-    """All verbs replaced by recorders: their options are known and typed, and the last step is a report."""
+    """All verbs replaced by recorders: their options are known and typed, and what comes out is judged."""
     calls = []
     recorders = {verb: lambda verb=verb, **options: calls.append((verb, options)) for verb in pipeline.VERBS}
     prepare = pipeline._step_options
@@ -133,7 +133,7 @@ def test_every_shipped_recipe_parses(name, monkeypatch, tmp_path):
     needed = {key: "somewhere" for key, value in (content.get("variables") or {}).items() if value is None}
     run_recipe(name, out=tmp_path, variables=needed)
     assert [verb for verb, _ in calls] == [next(iter(step)) for step in content["steps"]]
-    assert calls[-1][0] == "evaluate"
+    assert "evaluate" in [verb for verb, _ in calls]
     assert all("{" not in str(options.get("out")) for _, options in calls)
 
 
