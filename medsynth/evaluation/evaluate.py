@@ -22,11 +22,11 @@ from medsynth.config import (
     ReadingOptions,
 )
 from medsynth.errors import ConfigError, DataError
-from medsynth.evaluation.downstream import DownstreamResult, make_task, score_downstream
+from medsynth.evaluation.downstream import DownstreamResult, check_downstream, make_task, score_downstream
 from medsynth.evaluation.features import cached_features
 from medsynth.evaluation.fidelity import FidelityResult, Sheet, check_options, score_fidelity
 from medsynth.evaluation.inputs import check_patients, check_run, clipping_notes, open_real, open_synthetic
-from medsynth.evaluation.privacy import PrivacyResult, score_privacy
+from medsynth.evaluation.privacy import PrivacyResult, check_privacy_options, score_privacy
 from medsynth.evaluation.verdict import build_report
 from medsynth.measures.extractors import open_extractor
 from medsynth.measures.features import Extractor
@@ -86,6 +86,8 @@ def evaluate_cohorts(
     """
     _check_parts(parts, drop_copies=drop_copies)
     check_options(fidelity)
+    check_privacy_options(privacy)
+    check_downstream(downstream)
     real_cohort = open_real(real)
     made = open_synthetic(synthetic, real_cohort)
     more = _beyond(open_real(ceiling), real_cohort, ceiling) if ceiling is not None else None

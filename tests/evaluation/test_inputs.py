@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from medsynth.cohorts import Cohort, Row, read_cohort, write_cohort
-from medsynth.config import FidelityOptions, NetworkOptions, ReadingOptions
+from medsynth.config import DownstreamOptions, FidelityOptions, NetworkOptions, PrivacyOptions, ReadingOptions
 from medsynth.errors import ConfigError, DataError
 from medsynth.evaluation import evaluate_cohorts
 from medsynth.evaluation.inputs import check_run, clipping_notes, open_real, open_synthetic
@@ -149,9 +149,21 @@ def test_faults_show_before_any_scan_is_read(tmp_path, real):
     # The scans of this set do not exist, so reading one would be another error.
     path = synthetic_csv(tmp_path / "made", "path,label\na.png,ill\n")
     (path.parent / "provenance.json").write_text(json.dumps({"run": "b" * 64}))
-    given = {"real": real.folder, "synthetic": path, "reading": ReadingOptions(), "progress": False}
+    given = {
+        "real": real.folder,
+        "synthetic": path,
+        "work": tmp_path / "work",
+        "reading": ReadingOptions(),
+        "progress": False,
+    }
     with pytest.raises(ConfigError, match=r"fidelity\.repeats"):
         evaluate_cohorts(**given, fidelity=FidelityOptions(repeats=0))
+    with pytest.raises(ConfigError, match=r"privacy\.min_power"):
+        evaluate_cohorts(**given, privacy=PrivacyOptions(min_power=2))
+    with pytest.raises(ConfigError, match=r"downstream\.shares"):
+        evaluate_cohorts(**given, downstream=DownstreamOptions(shares=(0.0,)))
+    with pytest.raises(ConfigError, match="drop_copies"):
+        evaluate_cohorts(**given, drop_copies=True, parts=["fidelity"])
     with pytest.raises(DataError, match="need the run that made"):
         evaluate_cohorts(**given, fidelity=FidelityOptions(), run=run_of(tmp_path / "run", "a" * 64))
     assert not (real.folder / ".medsynth_cache").exists()

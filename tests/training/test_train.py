@@ -119,7 +119,8 @@ def test_kill_and_resume_gives_the_same_weights(tiny_cohort, tiny_config, tmp_pa
     assert len(rows) - 1 == len(values)
     uninterrupted = {key: value for key, value in metrics(tiny_run.folder).items() if "loss" in key[1]}
     missing = uninterrupted.keys() - values.keys()
-    assert {key for key in missing if not (key[0] == 4 and key[1].startswith("val_loss"))} == set()
+    # Rows of the checkpoint's own step are written just after it, and may be lost with the process.
+    assert {step for step, _ in missing} <= {4}
     assert all(values[key] == value for key, value in uninterrupted.items() if key not in missing)
 
 

@@ -48,8 +48,8 @@ class DownstreamResult:
         return dict(self.report["verdict"])
 
 
-def check_downstream(options: DownstreamOptions, rank: int) -> None:
-    """Raise `ConfigError` for options that leave nothing to tell, before anything is read; `rank` spatial axes."""
+def check_downstream(options: DownstreamOptions) -> None:
+    """Raise `ConfigError` for options that leave nothing to tell, before anything is read."""
     for name, value, least in (
         ("seeds", options.seeds, _LEAST_SEEDS),
         ("resamples", options.resamples, 100),
@@ -74,7 +74,6 @@ def check_downstream(options: DownstreamOptions, rank: int) -> None:
     if options.mixup <= 0:
         raise ConfigError(f"downstream.mixup: need a number above 0, got {options.mixup}")
     parse_curve(options.learning_curve)
-    check_classical(options.classical, rank)
 
 
 def score_downstream(
@@ -102,7 +101,8 @@ def score_downstream(
 
     Raises `ConfigError` for options that leave nothing to tell, `DataError` for cohorts without a task (`make_task`).
     """
-    check_downstream(options, real.scans.ndim - 2)
+    check_downstream(options)
+    check_classical(options.classical, real.scans.ndim - 2)
     for name, scans, features in (
         ("real_features", real, real_features),
         ("synthetic_features", synthetic, synthetic_features),
