@@ -183,7 +183,7 @@ def run_repeat(drawn: Drawn, *, worth: str, count: int, options: DownstreamOptio
         "figures": tier.verdict.figures,
         "baseline": tier.baseline,
         "synthetic": tier.synthetic,
-        # What the verdict would have been without the duplicates as a second hurdle, and with a lower one.
+        # What the verdict would have been without the duplicates as a second hurdle, and with a higher one.
         "higher_than_baseline": [name for name in PRIMARY if tier.against_baseline.significant(name, 1)],
         "replicated_low": {name: tier.against_control.replicated[name].low for name in PRIMARY},
         "differences": {

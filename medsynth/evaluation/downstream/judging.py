@@ -216,10 +216,10 @@ def judge(task: Task, baseline: Difference, control: Difference, *, least_patien
     """Return the verdict on a synthetic arm from its differences to the strongest cheap baseline and to the duplicates.
 
     `harm`: a primary figure is surely lower than the baseline's (Holm over the three, 5 % two-sided). `gain`: none is, and
-    one is surely higher than the baseline's, and higher than that of the duplicates with an interval that allows for the chance
-    of this one set (5 % two-sided, unadjusted, since it is a further condition on a figure already found): a lucky draw of
-    worthless scans must not pass. A sensitivity whose specificity on test is surely lower does not count:
-    that is another threshold, not a better classifier. `cannot tell`: too few rare patients, or undefined figures.
+    one is surely higher than the baseline's, and higher than that of the duplicates (5 % two-sided, unadjusted, since it is a
+    further condition on a figure already found): more draws of what is known must not pass for news. How often worthless sets
+    read `gain` is counted by `benchmarks/null_gain.py`. A sensitivity whose specificity on test is surely lower does not
+    count: that is another threshold, not a better classifier. `cannot tell`: too few rare patients, or undefined figures.
     """
     if task.test.rare_patients < least_patients:
         found = task.test.rare_patients
@@ -243,7 +243,7 @@ def judge(task: Task, baseline: Difference, control: Difference, *, least_patien
     higher = [name for name in PRIMARY if baseline.significant(name, 1)]
     if baseline.estimates["specificity"].high < 0:
         higher = [name for name in higher if name != "sensitivity"]
-    surely = tuple(name for name in higher if control.replicated[name].low > 0)
+    surely = tuple(name for name in higher if control.estimates[name].low > 0)
     if surely:
         return Verdict(reading="gain", figures=surely, reason="")
     reason = "duplicates of real training scans in their place may do as well" if higher else ""

@@ -94,13 +94,6 @@ def test_what_duplicates_do_as_well_is_no_gain():
     assert "duplicates" in verdict.reason
 
 
-def test_a_lucky_set_is_no_gain():
-    up = difference(dict.fromkeys(PRIMARY, UP))
-    lucky = replace(up, replicated=difference(dict.fromkeys(PRIMARY, SAME)).estimates)
-    assert judge(TASK, up, up, least_patients=20).reading == "gain"
-    assert judge(TASK, up, lucky, least_patients=20).reading == "no gain"
-
-
 def test_another_threshold_is_no_gain():
     values = {"auroc": SAME, "auprc": SAME, "sensitivity": UP}
     control = difference(dict.fromkeys(PRIMARY, UP))
