@@ -1,6 +1,9 @@
 """Conditioned augmentation: random changes of scans whose parameters the network is told (Karras et al. 2022, section 5).
 
-Parameters are drawn first and applied deterministically; zero parameters leave a scan bit for bit as it was.
+Parameters are drawn first and applied deterministically; zero parameters leave a scan bit for bit as it was. Interpolation
+must not blur: the network cannot tell a scan shifted by a hundredth of a voxel from an untouched one by its parameters, so what
+resampling does to a scan leaks into the samples. Scans are therefore upsampled by their spectrum first, and a parameter of its
+own says that a scan was resampled.
 """
 
 from __future__ import annotations
@@ -21,7 +24,8 @@ class Augmentation:
     """Changes for scans with `rank` spatial axes.
 
     Columns of the parameters, all zero without a change: one flip for each axis (0 or 1), rotation angles (one in 2D,
-    about each axis in 3D), ln(zoom), one shift for each axis, ln(contrast); all but the flips in standard deviations.
+    about each axis in 3D), ln(zoom), one shift for each axis, ln(contrast), and 1 where rotation, zoom or shift resampled the
+    scan; all but the flips and the last in standard deviations.
     """
 
     def __init__(self, options: AugmentOptions, rank: int) -> None:
@@ -34,7 +38,7 @@ class Augmentation:
     @property
     def parameters(self) -> int:
         """Number of parameters of a scan."""
-        return 2 * self._rank + self._rotations + 2
+        return 2 * self._rank + self._rotations + 3
 
     def draw(self, count: int, generator: torch.Generator) -> Tensor:
         """Return `(count, parameters)` random parameters on the generator's device."""
@@ -52,12 +56,13 @@ class Augmentation:
             values = math.sqrt(2) * torch.erfinv((2 * uniform(width) - 1) * edge)
             chosen = uniform(1) < options.probability
             groups.append(torch.where(chosen, values, 0.0) * (spread > 0))
-        return torch.cat(groups, dim=1)
+        resampled = torch.cat(groups[1:-1], dim=1).any(dim=1, keepdim=True).float()
+        return torch.cat([*groups, resampled], dim=1)
 
     def apply(self, scans: Tensor, parameters: Tensor) -> Tensor:
-        """Return `(N, C, *spatial)` scans in [-1, 1] changed by their parameters, linearly interpolated."""
+        """Return `(N, C, *spatial)` scans in [-1, 1] changed by their parameters."""
         rank, options = self._rank, self._options
-        flips, angles, zoom, shifts, contrast = parameters.split([rank, self._rotations, 1, rank, 1], dim=1)
+        flips, angles, zoom, shifts, contrast, _ = parameters.split([rank, self._rotations, 1, rank, 1, 1], dim=1)
         size = torch.tensor(scans.shape[2:], dtype=scans.dtype, device=scans.device)
         matrix = torch.diag_embed((1 - 2 * flips) * (-zoom * options.scale).exp())
         matrix = matrix @ _rotation(angles * math.radians(options.rotate_degrees), rank)
@@ -67,13 +72,31 @@ class Augmentation:
         # affine_grid counts axes from the last to the first.
         moved = torch.cat([moved[:, :, :rank].flip(1, 2), moved[:, :, rank:].flip(1)], dim=2)
         grid = affine_grid(moved, list(scans.shape), align_corners=False)
-        warped = grid_sample(scans, grid, mode="bilinear", padding_mode="border", align_corners=False)
-        changed = (parameters[:, :-1] != 0).any(dim=1)
+        # On the upsampled scan a voxel's place lies half a voxel of that scan further to the front.
+        grid = grid - 0.5 / size.flip(0)
+        # torch has no cubic interpolation of volumes.
+        mode = "bicubic" if rank == 2 else "bilinear"
+        warped = grid_sample(_upsample(scans), grid, mode=mode, padding_mode="border", align_corners=False).clamp(-1, 1)
+        changed = (parameters[:, :-2] != 0).any(dim=1)
         result = torch.where(changed.reshape(-1, *[1] * (scans.ndim - 1)), warped, scans)
         if options.contrast > 0:
             factor = (contrast * options.contrast).exp().reshape(-1, *[1] * (scans.ndim - 1))
             result = torch.where(factor == 1, result, ((result + 1) * factor - 1).clamp(-1, 1))
         return result
+
+
+def _upsample(scans: Tensor) -> Tensor:
+    """Scans of twice the size whose voxels 0, 2, 4, ... are those of `scans`, with the same spectrum.
+
+    Along each axis in turn the scan is mirrored, which leaves no jump at its ends, and its Fourier series evaluated at twice as
+    many places.
+    """
+    for axis in range(2, scans.ndim):
+        length = scans.shape[axis]
+        series = torch.fft.rfft(torch.cat([scans, scans.flip(axis)], dim=axis), dim=axis)
+        series.narrow(axis, length, 1).mul_(0.5)
+        scans = torch.fft.irfft(series, n=4 * length, dim=axis).narrow(axis, 0, 2 * length) * 2
+    return scans
 
 
 def _rotation(angles: Tensor, rank: int) -> Tensor:
