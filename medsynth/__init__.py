@@ -13,6 +13,7 @@ _HOMES = {
     "index": "medsynth.api",
     "train": "medsynth.api",
     "sample": "medsynth.api",
+    "edit": "medsynth.api",
     "evaluate": "medsynth.api",
     "augment": "medsynth.api",
     "run_recipe": "medsynth.pipeline",

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from medsynth.api_edit import edit as edit
 from medsynth.config import (
     AugmentOptions,
     BalanceOptions,
@@ -23,8 +24,10 @@ from medsynth.config import (
     NoiseOptions,
     OptimiserOptions,
     PrivacyOptions,
+    RareOptions,
     ReadingOptions,
     SolverOptions,
+    StartOptions,
     TrainingPlan,
 )
 
@@ -137,6 +140,8 @@ def train(
     network: NetworkOptions = NetworkOptions(),
     noise: NoiseOptions = NoiseOptions(),
     balance: BalanceOptions = BalanceOptions(),
+    rare: RareOptions = RareOptions(),
+    start: StartOptions = StartOptions(),
     augment: AugmentOptions = AugmentOptions(),
     optimiser: OptimiserOptions = OptimiserOptions(),
     monitor: MonitorOptions = MonitorOptions(),
@@ -167,6 +172,8 @@ def train(
         network: The denoising UNet.
         noise: Noise levels in training.
         balance: How often each class is drawn.
+        rare: What a rare class borrows from one that it resembles.
+        start: Begin from the weights of another run.
         augment: Conditioned augmentation.
         optimiser: Optimiser and schedule.
         monitor: Logging, validation, previews, checkpoints.
@@ -192,6 +199,8 @@ def train(
         network=network,
         noise=noise,
         balance=balance,
+        rare=rare,
+        start=start,
         augment=augment,
         optimiser=optimiser,
         monitor=monitor,
@@ -231,11 +240,11 @@ def sample(
         device: `auto`, `cpu` or `cuda`.
         progress: Show a progress bar.
     """
-    from medsynth.generation import parse_counts, sample_set
+    from medsynth.generation import parse_counts, plan_set, sample_set
     from medsynth.runs import load_run
 
     loaded = load_run(run)
-    return sample_set(
+    plan = plan_set(
         loaded,
         Path(out),
         parse_counts(count, loaded.spec.classes),
@@ -247,6 +256,7 @@ def sample(
         device=device,
         progress=progress,
     )
+    return sample_set(plan)
 
 
 def evaluate(

@@ -29,6 +29,8 @@ _EXAMPLES = {
     "index": "medsynth index --scans scans/ --labels labels.csv --columns.label finding --out cohort.csv",
     "train": "medsynth train --config chest_xray_2d --cohort cohort.csv --out run --max_steps 20000",
     "sample": "medsynth sample --run run --count viral_pneumonia=400,normal=100 --out synthetic --format nifti",
+    "edit": "medsynth edit --run run --cohort cohort.csv --donor_class bacterial_pneumonia --target_class viral_pneumonia "
+    "--count 400 --out edited",
     "evaluate": "medsynth evaluate --real cohort.csv --synthetic synthetic --run run --out report",
     "augment": "medsynth augment --real cohort.csv --synthetic synthetic --report report --out augmented/cohort.csv",
     "fetch": "medsynth fetch --url https://... --sha256 ... --out inception.pth",
@@ -130,10 +132,11 @@ def _top_parser(summaries: dict[str, str]) -> argparse.ArgumentParser:
 
 def _describe(verb: str, result: Any) -> str:
     """What a verb says when it is done."""
-    if verb == "sample":
+    if verb in ("sample", "edit"):
         made = Counter(row.label for row in result.rows)
         counts = ", ".join(f"{count} {label}" for label, count in made.items())
-        return f"{result.folder / 'cohort.csv'}: {counts}; every scan is synthetic"
+        likeness = " and resembles its donor" if verb == "edit" else ""
+        return f"{result.folder / 'cohort.csv'}: {counts}; every scan is synthetic{likeness}"
     if verb == "fetch":
         return f"weights: {result}"
     if verb == "demo":

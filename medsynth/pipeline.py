@@ -20,6 +20,7 @@ VERBS: dict[str, Callable[..., Any]] = {
     "index": api.index,
     "train": api.train,
     "sample": api.sample,
+    "edit": api.edit,
     "evaluate": api.evaluate,
     "augment": api.augment,
     "fetch": api.fetch,

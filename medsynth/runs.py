@@ -45,7 +45,8 @@ class RunSpec:
     """What a run needs to rebuild its denoiser and to turn its output into files.
 
     `shape` is `(channel, *spatial)` on the model grid, `affine` 4x4 in RAS millimetres, `sigma_data` one value for each band
-    of the stem, `dtype` and `suffix` those of the training scans, `class_counts` the training scans of each class.
+    of the stem, `dtype` and `suffix` those of the training scans, `class_counts` the training scans of each class, `parents`
+    and `gate_sigma` those of `ConditionEmbedding`.
     """
 
     classes: tuple[str, ...]
@@ -59,6 +60,8 @@ class RunSpec:
     network: NetworkOptions
     augmentation_parameters: int
     sigma_data: tuple[float, ...]
+    parents: tuple[int, ...] = ()
+    gate_sigma: float = 0.0
 
     def build(self) -> Denoiser:
         """Return an untrained denoiser of this run's architecture."""
@@ -69,6 +72,8 @@ class RunSpec:
             classes=len(self.classes),
             augmentation_parameters=self.augmentation_parameters,
             sigma_data=torch.tensor(self.sigma_data),
+            parents=self.parents,
+            gate_sigma=self.gate_sigma,
         )
 
     def as_dict(self) -> dict[str, Any]:
@@ -136,15 +141,20 @@ class Run:
 
         `DataError` if the run does not say who these were.
         """
+        salt, splits = self.patient_fingerprints()
+        seen = set().union(*splits.values())
+        return sorted(name for name in set(patients) if _patient_fingerprint(name, salt) in seen)
+
+    def patient_fingerprints(self) -> tuple[str, dict[str, set[str]]]:
+        """Return the salt of `patients.json` and the fingerprints of each split; `DataError` if there are none."""
         path = self.folder / PATIENTS_FILE
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
-            salt, seen = str(content["salt"]), {*content["train"], *content["val"]}
+            return str(content["salt"]), {split: set(content[split]) for split in ("train", "val")}
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise DataError(
                 f"{path}: need the fingerprints of the run's patients, got none; try training again"
             ) from error
-        return sorted(name for name in set(patients) if _patient_fingerprint(name, salt) in seen)
 
     def summary(self) -> str:
         """Return what a user should know when training is done."""
@@ -203,15 +213,18 @@ def load_denoiser(run: Path | str, device: torch.device | str = "cpu") -> Denois
     return load_run(run).load_denoiser(device)
 
 
-def write_patients(folder: Path, splits: Mapping[str, Iterable[str]]) -> None:
+def write_patients(folder: Path, splits: Mapping[str, Iterable[str]], *, start: Run | None = None) -> None:
     """Write `patients.json`: salted fingerprints of the patient IDs of each split (`train` and `val`), sorted.
+
+    The patients of `start`, the run whose weights the training begins from, are among them.
 
     They hide IDs from a glance, not from an attacker: whoever has the salt can try every short number. Keep
     `patients.json` with the run, do not publish it.
     """
-    salt = secrets.token_hex(16)
+    salt, seen = (secrets.token_hex(16), {}) if start is None else start.patient_fingerprints()
     digests = {
-        split: sorted(_patient_fingerprint(name, salt) for name in set(patients)) for split, patients in splits.items()
+        split: sorted({_patient_fingerprint(name, salt) for name in set(patients)} | seen.get(split, set()))
+        for split, patients in splits.items()
     }
     write_json(folder / PATIENTS_FILE, {"salt": salt} | digests)
 

@@ -241,7 +241,12 @@ def _content_key(
         "grid": asdict(grid),
         "intensity": {
             "fixed": fixed,
-            **(intensity.as_dict() if isinstance(intensity, Intensity) else asdict(intensity)),
+            # A whole number means the same from a file, from the command line and from Python.
+            **(
+                intensity.as_dict()
+                if isinstance(intensity, Intensity)
+                else asdict(intensity) | {"low": float(intensity.low), "high": float(intensity.high)}
+            ),
         },
         "nan": reading.nan,
         "classes": list(classes),

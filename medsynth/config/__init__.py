@@ -24,8 +24,10 @@ from medsynth.config.model import (
     NetworkOptions,
     NoiseOptions,
     OptimiserOptions,
+    RareOptions,
     ReadingOptions,
     SolverOptions,
+    StartOptions,
     TrainingPlan,
 )
 from medsynth.config.shipped import CONFIGS, PIPELINES, Shipped
@@ -50,9 +52,11 @@ __all__ = [
     "OptimiserOptions",
     "PrivacyOptions",
     "ProbeOptions",
+    "RareOptions",
     "ReadingOptions",
     "Shipped",
     "SolverOptions",
+    "StartOptions",
     "TrainingPlan",
     "changed_options",
 ]

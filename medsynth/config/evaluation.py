@@ -114,6 +114,9 @@ class DownstreamOptions:
         tier: `probe` trains logistic heads on features (minutes), `full` trains classifiers of the finalists on pixels after it.
         seeds: Trainings of each arm. They differ in initialisation, order, and draw of the synthetic scans.
         shares: Shares of synthetic scans among the draws of their class to try, for the rare class alone and for all classes.
+        arms: What to try with the synthetic scans: `rare` (they replace draws of the rare class), `all` (of every class alike)
+            and `pretrain` (they come first, real scans after). Validation chooses among arms and shares; with few validation
+            patients name one of each beforehand.
         specificity: Specificity on validation that sets the threshold for the rare sensitivity.
         mixup: Parameter of the Beta distribution of mixup (Zhang et al. 2018).
         resamples: Draws of the two-way bootstrap.
@@ -131,6 +134,7 @@ class DownstreamOptions:
     tier: Literal["probe", "full"] = "probe"
     seeds: int = 5
     shares: tuple[float, ...] = (0.25, 0.5, 0.75)
+    arms: tuple[Literal["rare", "all", "pretrain"], ...] = ("rare", "all", "pretrain")
     specificity: float = 0.9
     mixup: float = 0.4
     resamples: int = 2000

@@ -89,6 +89,36 @@ class BalanceOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RareOptions:
+    """What a rare class borrows from a class that it resembles, its parent.
+
+    Args:
+        parents: Rare classes with their parents, such as `viral_pneumonia=bacterial_pneumonia`, separated by commas. What the
+            network is told of a rare class is then what it is told of the parent plus a difference that begins at zero.
+        gate_sigma: Above this noise level a rare class is trained and sampled as its parent: layout comes from many patients,
+            detail from few. 0 switches it off.
+    """
+
+    parents: str = ""
+    gate_sigma: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class StartOptions:
+    """A training that begins from the weights of another, such as one on common classes.
+
+    Args:
+        run: Run folder with the weights, of the same grid, intensities and network. Classes are matched by name; a new one begins
+            as its parent (`rare.parents`), or as the mean of the known ones.
+        trainable: `all` weights, or `modulation` alone: the embedding of the condition, and the scales and shifts with which it
+            and the normalisations act on the features.
+    """
+
+    run: str = ""
+    trainable: Literal["all", "modulation"] = "all"
+
+
+@dataclass(frozen=True, kw_only=True)
 class AugmentOptions:
     """Random changes of training scans, whose parameters the network is told, so that they do not leak into samples.
 
@@ -176,6 +206,8 @@ class TrainingPlan:
     network: NetworkOptions
     noise: NoiseOptions
     balance: BalanceOptions
+    rare: RareOptions
+    start: StartOptions
     augment: AugmentOptions
     optimiser: OptimiserOptions
     monitor: MonitorOptions
@@ -209,11 +241,14 @@ class GuidanceOptions:
         scale: 1 switches guidance off; larger values sharpen the class and cost variety.
         sigma_low: Guidance acts above this noise level.
         sigma_high: Guidance acts up to this noise level.
+        against: What a scan is steered away from: `withheld`, the network without a class, or `rival`: a rare class from its
+            parent (`rare.parents` of the training), a parent from its rare class, others from `withheld`.
     """
 
     scale: float = 1.0
     sigma_low: float = 0.2
     sigma_high: float = 5.0
+    against: Literal["withheld", "rival"] = "withheld"
 
 
 @dataclass(frozen=True, kw_only=True)

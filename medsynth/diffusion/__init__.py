@@ -9,7 +9,7 @@ from medsynth.diffusion.precondition import (
     noise_embedding_position,
     precondition,
 )
-from medsynth.diffusion.solvers import SOLVERS, Denoise, Solver, dpmpp_2m, euler, heun, karras_sigmas
+from medsynth.diffusion.solvers import SOLVERS, Denoise, Solver, dpmpp_2m, edit_sigmas, euler, heun, karras_sigmas
 
 __all__ = [
     "SOLVERS",
@@ -21,6 +21,7 @@ __all__ = [
     "check_guidance",
     "dpmpp_2m",
     "draw_sigma",
+    "edit_sigmas",
     "euler",
     "guide",
     "heun",

@@ -37,6 +37,22 @@ def karras_sigmas(options: SolverOptions) -> Tensor:
     return torch.cat([levels**options.rho, torch.zeros(1, dtype=torch.float64)])
 
 
+def edit_sigmas(options: SolverOptions, strength: float) -> Tensor:
+    """Return `(levels,)` float64 noise levels of an edit: `strength`, then what lies below it of the full schedule.
+
+    `options.steps` is the length of the full schedule, so an edit takes fewer steps, as fine as those of a new scan. A level
+    less than 1 % below `strength` is left out: the next step of a multistep solver would divide rounding errors by it.
+
+    Raises `ConfigError` for a strength outside (0, sigma_max), or a schedule that `karras_sigmas` refuses.
+    """
+    schedule = karras_sigmas(options)
+    if not 0 < strength < options.sigma_max:
+        raise ConfigError(
+            f"strength: need a noise level above 0 and below solver.sigma_max={options.sigma_max:g}, got {strength:g}; try 1"
+        )
+    return torch.cat([torch.tensor([strength], dtype=torch.float64), schedule[schedule < 0.99 * strength]])
+
+
 def euler(denoise: Denoise, noise: Tensor, sigmas: Tensor) -> Tensor:
     """Solve with Euler's first-order method; one evaluation a step."""
     levels = sigmas.tolist()

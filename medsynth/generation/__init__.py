@@ -1,6 +1,8 @@
-"""Generation: from a run and seeds to scans in memory and synthetic sets on disk."""
+"""Generation: from a run, seeds and donors to scans in memory and synthetic sets on disk."""
 
+from medsynth.generation.edit import edit_counts, edit_set
 from medsynth.generation.generate import SyntheticScan, generate, parse_counts
 from medsynth.generation.sample import sample_set
+from medsynth.generation.sets import plan_set
 
-__all__ = ["SyntheticScan", "generate", "parse_counts", "sample_set"]
+__all__ = ["SyntheticScan", "edit_counts", "edit_set", "generate", "parse_counts", "plan_set", "sample_set"]

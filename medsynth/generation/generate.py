@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from medsynth.config import GuidanceOptions, SolverOptions
 from medsynth.diffusion import check_guidance
@@ -36,6 +37,11 @@ class Chunk:
     label: str
     start: int
     stop: int
+
+    @property
+    def numbers(self) -> range:
+        """The numbers of its scans among those of the class."""
+        return range(self.start, self.stop)
 
 
 def parse_counts(wanted: str | int | Mapping[str, int], classes: tuple[str, ...]) -> dict[str, int]:
@@ -106,6 +112,10 @@ def generate(
 def check_guidance_of(run: Run, guidance: GuidanceOptions) -> None:
     """Raise `ConfigError` for guidance that cannot work, or that this run never learnt."""
     check_guidance(guidance)
+    if guidance.against == "rival" and not run.spec.parents:
+        raise ConfigError(
+            "guidance.against: need a run trained with rare.parents for rival, got one without; try withheld"
+        )
     if guidance.scale != 1 and not run.options.get("label_dropout"):
         raise ConfigError("guidance.scale: need a run trained with label_dropout above 0, got one without; try scale 1")
 
@@ -114,37 +124,42 @@ def generate_chunk(
     run: Run, denoiser: Denoiser, chunk: Chunk, *, seed: int, solver: SolverOptions, guidance: GuidanceOptions
 ) -> list[SyntheticScan]:
     """Return the scans of one chunk."""
-    numbers = range(chunk.start, chunk.stop)
-    seeds = [scan_seed(seed, chunk.label, number) for number in numbers]
+    seeds = [scan_seed(seed, chunk.label, number) for number in chunk.numbers]
     labels = torch.full((len(seeds),), run.spec.label_index(chunk.label))
     scans = sample_scans(denoiser, labels, seeds, shape=run.spec.shape, solver=solver, guidance=guidance)
-    provenance = describe_provenance(run, solver, guidance)
+    return wrap_scans(run, scans, chunk, seeds, describe_provenance(run, solver, guidance, method="sample"))
+
+
+def wrap_scans(
+    run: Run, scans: Tensor, chunk: Chunk, seeds: Sequence[int], provenance: Mapping[str, str]
+) -> list[SyntheticScan]:
+    """Return the network's scans of a chunk, `(N, C, *spatial)` in [-1, 1], in physical units and with their origin."""
     return [
         SyntheticScan(
             scan=Scan(
                 array=to_stored(array, run),
                 affine=np.array(run.spec.affine),
                 label=chunk.label,
-                provenance=provenance | {"seed": str(scan_seed_)},
+                provenance={**provenance, "seed": str(seed)},
             ),
             label=chunk.label,
             number=number,
-            seed=scan_seed_,
+            seed=seed,
         )
-        for array, number, scan_seed_ in zip(scans.cpu().numpy(), numbers, seeds, strict=True)
+        for array, number, seed in zip(scans.cpu().numpy(), chunk.numbers, seeds, strict=True)
     ]
 
 
-def describe_provenance(run: Run, solver: SolverOptions, guidance: GuidanceOptions) -> dict[str, str]:
+def describe_provenance(run: Run, solver: SolverOptions, guidance: GuidanceOptions, *, method: str) -> dict[str, str]:
     """Return what a synthetic scan says of its origin."""
     return {
         "synthetic": "YES",
         "generator": f"medsynth {installed_versions()['medsynth-diffusion']}",
-        "method": "sample",
+        "method": method,
         "run": run.fingerprint[:16],
         "steps_trained": str(run.steps),
         "solver": f"{solver.name}, {solver.steps} steps, sigma {solver.sigma_max:g} to {solver.sigma_min:g}, rho {solver.rho:g}",
-        "guidance": f"{guidance.scale:g} in ({guidance.sigma_low:g}, {guidance.sigma_high:g}]",
+        "guidance": f"{guidance.scale:g} in ({guidance.sigma_low:g}, {guidance.sigma_high:g}] against {guidance.against}",
     }
 
 

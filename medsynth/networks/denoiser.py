@@ -50,6 +50,7 @@ class Denoiser(nn.Module):
             match_rank(sigma[:, None], bands), match_rank(self.sigma_data[None].to(bands.dtype), bands)
         )
         position = noise_embedding_position(sigma)
+        condition = self.embedding.gate(condition, sigma)
         features = self.unet(scale.input * bands, position, class_labels=condition).to(bands.dtype)
         return self.stem.inverse(scale.skip * bands + scale.output * features)
 
@@ -85,10 +86,13 @@ def build_denoiser(
     classes: int,
     augmentation_parameters: int,
     sigma_data: Tensor | float,
+    parents: Sequence[int] = (),
+    gate_sigma: float = 0.0,
 ) -> Denoiser:
     """Return an untrained denoiser for scans of `channels` channels and spatial shape `size` (2D or 3D).
 
-    `sigma_data` is one value or one for each band of the stem. Raises `ConfigError` as `check_network` does.
+    `sigma_data` is one value or one for each band of the stem; `parents` and `gate_sigma` are those of `ConditionEmbedding`.
+    Raises `ConfigError` as `check_network` does.
     """
     check_network(options, size)
     stem = build_stem(options)
@@ -110,7 +114,13 @@ def build_denoiser(
         num_class_embeds=classes + 1,
         use_flash_attention=True,
     )
-    unet.class_embedding = ConditionEmbedding(classes, augmentation_parameters, unet.class_embedding.embedding_dim)
+    unet.class_embedding = ConditionEmbedding(
+        classes,
+        augmentation_parameters,
+        unet.class_embedding.embedding_dim,
+        parents=parents,
+        gate_sigma=gate_sigma,
+    )
     for module in unet.modules():
         if isinstance(module, DiffusionUNetResnetBlock):
             module.conv2 = nn.Sequential(nn.Dropout(options.dropout), module.conv2)

@@ -1,4 +1,4 @@
-"""From class labels and seeds to scans in memory: the one place where a denoiser meets solver and guidance."""
+"""From class labels, seeds and donors to scans in memory: the one place where a denoiser meets solver and guidance."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from medsynth.config import GuidanceOptions, SolverOptions
-from medsynth.diffusion import SOLVERS, guide, karras_sigmas
+from medsynth.diffusion import SOLVERS, edit_sigmas, guide, karras_sigmas
 from medsynth.networks.denoiser import Denoiser
 from medsynth.seeds import torch_generator
 
@@ -32,9 +32,39 @@ def sample_scans(
 
     `shape` is `(channel, *spatial)`. The denoiser should be in evaluation mode.
     """
+    return _solve(denoiser, labels, draw_noise(seeds, shape), karras_sigmas(solver), solver, guidance)
+
+
+@torch.inference_mode()
+def edit_scans(
+    denoiser: Denoiser,
+    donors: Tensor,
+    labels: Tensor,
+    seeds: Sequence[int],
+    *,
+    strength: float,
+    solver: SolverOptions,
+    guidance: GuidanceOptions,
+) -> Tensor:
+    """Return `(N, C, *spatial)` edits of `donors` towards the classes `labels`, in [-1, 1], as `sample_scans` does.
+
+    `donors` are `(N, C, *spatial)` float32 in [-1, 1]. Each is noised to the level `strength` (a sigma) and solved back to 0
+    under its label: SDEdit (Meng et al. 2022, arXiv 2108.01073, algorithm 1). A small strength keeps the donor, one near
+    `sigma_max` forgets it. Raises `ConfigError` as `edit_sigmas` does.
+    """
+    sigmas = edit_sigmas(solver, strength)
+    # A solver multiplies by the first level: donor + strength * noise is where it begins.
+    start = donors.cpu() / strength + draw_noise(seeds, donors.shape[1:])
+    return _solve(denoiser, labels, start, sigmas, solver, guidance)
+
+
+def _solve(
+    denoiser: Denoiser, labels: Tensor, noise: Tensor, sigmas: Tensor, solver: SolverOptions, guidance: GuidanceOptions
+) -> Tensor:
+    """Return the scans in [-1, 1] that the solver reaches from `sigmas[0] * noise`, on the denoiser's device."""
     device = denoiser.sigma_data.device
     condition = denoiser.embedding.make(labels.to(device))
-    unconditional = denoiser.embedding.withhold_label(condition)
-    denoise = guide(denoiser, condition, unconditional, guidance)
-    scans = SOLVERS[solver.name](denoise, draw_noise(seeds, shape).to(device), karras_sigmas(solver))
-    return scans.clamp(-1, 1)
+    embedding = denoiser.embedding
+    other = embedding.rival(condition) if guidance.against == "rival" else embedding.withhold_label(condition)
+    denoise = guide(denoiser, condition, other, guidance)
+    return SOLVERS[solver.name](denoise, noise.to(device), sigmas).clamp(-1, 1)

@@ -134,7 +134,7 @@ class DiffusionModule(pl.LightningModule):
         """Return AdamW and the learning-rate schedule."""
         options = self._optimiser
         optimiser = torch.optim.AdamW(
-            self.denoiser.parameters(),
+            [parameter for parameter in self.denoiser.parameters() if parameter.requires_grad],
             lr=options.learning_rate,
             betas=options.betas,
             weight_decay=options.weight_decay,

@@ -45,6 +45,7 @@ from medsynth.training.batches import StepSampler, class_shares, make_loader
 from medsynth.training.callbacks import Previews, Progress, RunKeeper, StopOnSignal, Throughput
 from medsynth.training.checkpoints import AtomicCheckpointIO, MetricsLog
 from medsynth.training.module import DiffusionModule
+from medsynth.training.start import check_start, freeze, load_start, parse_parents
 
 CHECKPOINT = Path("checkpoints") / "last.ckpt"
 # Files of a run that was killed before its first run.json.
@@ -67,16 +68,18 @@ def train_run(
     classes = cohort.select(split="train").classes
     # A class without training scans cannot be learnt: leave its val and test scans out.
     cohort = replace(cohort, rows=tuple(row for row in cohort.rows if row.label in classes))
+    start = load_run(plan.start.run) if plan.start.run else None
     prepared = prepare_cohort(
         cohort,
         grid=plan.grid,
-        intensity=plan.intensity,
+        # What is measured over the training split was measured when the weights were trained.
+        intensity=plan.intensity if start is None else start.spec.intensity,
         reading=plan.reading,
         classes=classes,
         cache_dir=cache_dir,
         progress=progress,
     )
-    options = _options(plan) | {"cohort": prepared.key}
+    options = _options(plan, start) | {"cohort": prepared.key}
     checkpoint = out / CHECKPOINT
     resumed = checkpoint.is_file()
     if (out / RUN_FILE).is_file():
@@ -93,17 +96,18 @@ def train_run(
         raise ConfigError(
             f"{out}: need a new folder or a run to continue, got a folder with other files; try another --out"
         )
-    spec = make_spec(cohort, prepared, plan)
+    spec = make_spec(cohort, prepared, plan, start=start)
 
-    trainer, module, stop = _assemble(prepared, spec, out, plan, options, progress=progress)
+    trainer, module, stop = _assemble(prepared, spec, out, plan, options, start=start, progress=progress)
     if trainer.is_global_zero:
         out.mkdir(parents=True, exist_ok=True)
         remove_partial(out)
-        write_text(out / "config.yaml", yaml.safe_dump(_options(plan), sort_keys=False))
+        write_text(out / "config.yaml", yaml.safe_dump(_options(plan, start), sort_keys=False))
         if not resumed:
             write_patients(
                 out,
                 {split: [row.patient_id for row in cohort.select(split=split).rows] for split in ("train", "val")},
+                start=start,
             )
         if progress:
             print("\n".join([describe_training(spec, plan), *advice(spec)]), file=sys.stderr, flush=True)
@@ -124,10 +128,11 @@ def train_run(
     return load_run(out)
 
 
-def make_spec(cohort: Cohort, prepared: PreparedCohort, plan: TrainingPlan) -> RunSpec:
+def make_spec(cohort: Cohort, prepared: PreparedCohort, plan: TrainingPlan, *, start: Run | None = None) -> RunSpec:
     """Return the description of a run on this cohort; measures sigma_data over the whole training split.
 
-    Raises `ConfigError` for a grid that the network cannot take, `DataError` for a cohort without training scans.
+    A training that begins from the run `start` keeps its sigma_data, to which the weights belong. Raises `ConfigError` for a
+    grid that the network cannot take or a start that does not fit, `DataError` for a cohort without training scans.
     """
     shape = tuple(int(length) for length in prepared.scans.shape[1:])
     check_network(plan.network, shape[1:])
@@ -140,7 +145,7 @@ def make_spec(cohort: Cohort, prepared: PreparedCohort, plan: TrainingPlan) -> R
         for number in range(len(prepared.classes))
     ]
     first = cohort.file_of(prepared.rows[int(train[0])])
-    return RunSpec(
+    spec = RunSpec(
         classes=prepared.classes,
         class_counts=tuple(counts.tolist()),
         class_patients=tuple(patients),
@@ -151,8 +156,15 @@ def make_spec(cohort: Cohort, prepared: PreparedCohort, plan: TrainingPlan) -> R
         suffix=scan_suffix(first) or ".nii.gz",
         network=plan.network,
         augmentation_parameters=Augmentation(plan.augment, len(shape) - 1).parameters,
-        sigma_data=measure_sigma_data(prepared.scans, train, plan.network),
+        sigma_data=(
+            measure_sigma_data(prepared.scans, train, plan.network) if start is None else start.spec.sigma_data
+        ),
+        parents=parse_parents(plan.rare, prepared.classes),
+        gate_sigma=plan.rare.gate_sigma,
     )
+    if start is not None:
+        check_start(start, spec)
+    return spec
 
 
 def measure_sigma_data(scans: np.ndarray, chosen: np.ndarray, network: NetworkOptions) -> tuple[float, ...]:
@@ -256,11 +268,22 @@ def advice(spec: RunSpec) -> list[str]:
 
 
 def _assemble(
-    prepared: PreparedCohort, spec: RunSpec, out: Path, plan: TrainingPlan, options: dict[str, Any], *, progress: bool
+    prepared: PreparedCohort,
+    spec: RunSpec,
+    out: Path,
+    plan: TrainingPlan,
+    options: dict[str, Any],
+    *,
+    start: Run | None,
+    progress: bool,
 ) -> tuple[pl.Trainer, DiffusionModule, StopOnSignal]:
     torch.manual_seed(plan.seed)
+    denoiser = spec.build()
+    if start is not None:
+        load_start(denoiser, spec, start)
+    freeze(denoiser, plan.start)
     module = DiffusionModule(
-        spec.build(),
+        denoiser,
         classes=spec.classes,
         total_steps=plan.max_steps,
         noise=plan.noise,
@@ -357,9 +380,12 @@ def _keep(out: Path, spec: RunSpec, module: DiffusionModule, options: dict[str, 
     save_run(out, spec, module.averaged, options=options, steps=step)
 
 
-def _options(plan: TrainingPlan) -> dict[str, Any]:
-    """Options as plain JSON and YAML values."""
-    return json.loads(json.dumps(dataclasses.asdict(plan)))
+def _options(plan: TrainingPlan, start: Run | None) -> dict[str, Any]:
+    """Options as plain JSON and YAML values; a run to start from is named by its weights, not by its path."""
+    options = json.loads(json.dumps(dataclasses.asdict(plan)))
+    if start is not None:
+        options["start"]["run"] = start.fingerprint[:16]
+    return options
 
 
 def _is_own(name: str) -> bool:

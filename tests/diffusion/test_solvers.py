@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from medsynth.config import SolverOptions
-from medsynth.diffusion import SOLVERS, dpmpp_2m, euler, heun, karras_sigmas
+from medsynth.diffusion import SOLVERS, dpmpp_2m, edit_sigmas, euler, heun, karras_sigmas
 from medsynth.errors import ConfigError
 
 SIGMA_MIN, SIGMA_MAX = 0.05, 20.0
@@ -93,3 +93,35 @@ def test_karras_schedule():
 def test_impossible_schedules_are_refused(wrong):
     with pytest.raises(ConfigError, match="solver: need"):
         karras_sigmas(SolverOptions(**wrong))
+
+
+def test_an_edit_takes_the_levels_below_its_strength():
+    full = karras_sigmas(SolverOptions())
+    sigmas = edit_sigmas(SolverOptions(), 1.0)
+    assert sigmas[0] == 1.0
+    assert torch.equal(sigmas[1:], full[full < 1.0])
+    assert edit_sigmas(SolverOptions(), 0.001).tolist() == [0.001, 0.0]
+    # Begun at a level of the schedule, it takes the schedule from there.
+    assert torch.equal(edit_sigmas(SolverOptions(), float(full[7])), full[7:])
+
+
+@pytest.mark.parametrize("excess", [1e-12, 1e-9, 1e-6])
+@pytest.mark.parametrize("name", SOLVERS)
+def test_a_strength_just_above_a_level_is_as_good_as_the_level(name, excess):
+    """A first step of almost nothing would make the multistep solver divide float32 rounding by it."""
+    options = SolverOptions(name=name)
+    level = float(karras_sigmas(options)[8])
+    denoise, _ = gaussian((1, 8, 8))
+    noise = torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(6))
+
+    def solve(strength):
+        rounded = lambda noisy, sigma: denoise(noisy.double(), sigma.double()).float()  # noqa: E731
+        return SOLVERS[name](rounded, noise, edit_sigmas(options, strength))
+
+    torch.testing.assert_close(solve(level * (1 + excess)), solve(level), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("strength", [0.0, -1.0, 80.0, 200.0, float("nan")])
+def test_impossible_strengths_are_refused(strength):
+    with pytest.raises(ConfigError, match=r"strength: need a noise level above 0 and below solver\.sigma_max=80"):
+        edit_sigmas(SolverOptions(), strength)

@@ -75,13 +75,19 @@ def baseline_arms(*, augment: bool, mixup: bool = True) -> list[Arm]:
     return [Arm(name=recipe.name, kind="baseline", recipe=recipe) for recipe in recipes]
 
 
-def synthetic_arms(recipe: Recipe, shares: Sequence[float], *, common: bool) -> list[Arm]:
+def synthetic_arms(
+    recipe: Recipe, shares: Sequence[float], *, common: bool, kinds: Sequence[str] = ("rare", "all", "pretrain")
+) -> list[Arm]:
     """Return the arms that choose among synthetic shares: of the rare class alone, of all classes, and pretraining.
 
-    All use `recipe`, the strongest cheap baseline. `common`: the set has scans of other classes too.
+    All use `recipe`, the strongest cheap baseline. `common`: the set has scans of other classes too; without, `all` is `rare`.
     """
-    arms = [Arm(name=f"synthetic {share:g}", kind="synthetic", recipe=recipe, rare_share=share) for share in shares]
-    if common:
+    arms = []
+    if "rare" in kinds or ("all" in kinds and not common):
+        arms += [
+            Arm(name=f"synthetic {share:g}", kind="synthetic", recipe=recipe, rare_share=share) for share in shares
+        ]
+    if "all" in kinds and common:
         arms += [
             Arm(
                 name=f"synthetic {share:g} of all classes",
@@ -92,7 +98,9 @@ def synthetic_arms(recipe: Recipe, shares: Sequence[float], *, common: bool) -> 
             )
             for share in shares
         ]
-    return [*arms, Arm(name="pretrain_synthetic", kind="synthetic", recipe=recipe, pretrain=True)]
+    if "pretrain" in kinds:
+        arms.append(Arm(name="pretrain_synthetic", kind="synthetic", recipe=recipe, pretrain=True))
+    return arms
 
 
 def synthetic_only(recipe: Recipe) -> Arm:

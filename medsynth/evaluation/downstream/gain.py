@@ -69,6 +69,8 @@ def check_downstream(options: DownstreamOptions) -> None:
             raise ConfigError(f"downstream.{name}: need at least {least}, got {value}")
     if not options.shares or not all(0 < share <= 1 for share in options.shares):
         raise ConfigError(f"downstream.shares: need shares above 0 and up to 1, got {list(options.shares)}")
+    if not options.arms:
+        raise ConfigError("downstream.arms: need one of rare, all and pretrain, got none; try the default")
     if not 0 < options.specificity < 1:
         raise ConfigError(f"downstream.specificity: need a share between 0 and 1, got {options.specificity}")
     if options.mixup <= 0:
@@ -162,14 +164,14 @@ def score_downstream(
         )
         baselines = baseline_arms(augment=copies is not None)
         common = any(len(pool.synthetic) for pool in task.common)
-        candidates = len(synthetic_arms(baselines[0].recipe, options.shares, common=common))
+        candidates = len(synthetic_arms(baselines[0].recipe, options.shares, common=common, kinds=options.arms))
         bar.total = options.seeds * (len(baselines) + candidates + 2 + len(curve) + (further is not None))
         probe = run_tier(
             "probe",
             task,
             book,
             baselines,
-            lambda chosen: synthetic_arms(chosen.recipe, options.shares, common=common),
+            lambda chosen: synthetic_arms(chosen.recipe, options.shares, common=common, kinds=options.arms),
             options=options,
             seed=seed,
         )

@@ -120,3 +120,16 @@ def test_learning_curve_draws_are_nested():
 def test_natural_rate_follows_the_patients_that_are_left(task):
     found = draw_training(task, curve_arm(Recipe(), 5), steps=2, batch=4, seed=0, repeat=0)
     assert found.rare_rate == pytest.approx(5 / 405)
+
+
+def test_arms_can_be_named_beforehand():
+    recipe = Recipe(balance="weighted")
+
+    def names(common, *kinds):
+        return [arm.name for arm in synthetic_arms(recipe, (0.25,), common=common, kinds=kinds)]
+
+    assert names(True, "all") == ["synthetic 0.25 of all classes"]
+    assert names(True, "rare") == ["synthetic 0.25"]
+    # A set of the rare class alone has no other classes to take along.
+    assert names(False, "all") == ["synthetic 0.25"]
+    assert names(False, "pretrain") == ["pretrain_synthetic"]

@@ -1,0 +1,152 @@
+"""The candidates: ways of training a generator on few rare scans, and of sampling from it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from medsynth.config import (
+    AugmentOptions,
+    BalanceOptions,
+    GridOptions,
+    GuidanceOptions,
+    IntensityOptions,
+    MonitorOptions,
+    NetworkOptions,
+    NoiseOptions,
+    OptimiserOptions,
+    RareOptions,
+    StartOptions,
+)
+
+SIZE = 32
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """The rare class, the class that it resembles, steps of the two stages, and synthetic scans of a class."""
+
+    rare: str = "viral_pneumonia"
+    parent: str = "bacterial_pneumonia"
+    common_steps: int = 3000
+    rare_steps: int = 600
+    rare_scans: int = 300
+    common_scans: int = 200
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """One way; candidates with the same `training` share a generator.
+
+    `training` changes options of the rare stage, `guidance` is that of sampling; with `strength` the rare scans are edits of real
+    training scans of the parent class, noised to that level.
+    """
+
+    name: str
+    about: str
+    training: Mapping[str, Any] = field(default_factory=dict)
+    guidance: GuidanceOptions = field(default_factory=GuidanceOptions)
+    strength: float | None = None
+
+
+def common_stage(setting: Setting, seed: int) -> dict[str, Any]:
+    """Return the options of `medsynth.train` on the common classes."""
+    return {
+        "max_steps": setting.common_steps,
+        "batch_size": 32,
+        "label_dropout": 0.1,
+        "precision": "bf16-mixed",
+        "seed": seed,
+        "grid": GridOptions(size=SIZE),
+        "intensity": IntensityOptions(method="range", low=0, high=255),
+        "network": NetworkOptions(),
+        "noise": NoiseOptions(mean=-1.0, std=1.4),
+        "balance": BalanceOptions(exponent=0.5),
+        "augment": AugmentOptions(flip_axes=(1,)),
+        "optimiser": OptimiserOptions(),
+        "monitor": MonitorOptions(validate_every=1000, preview_every=1500, checkpoint_every=250),
+    }
+
+
+def rare_stage(setting: Setting, start: str, seed: int, changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of `medsynth.train` on all classes, from the weights of the common stage."""
+    base = common_stage(setting, seed)
+    options = base | {
+        "max_steps": setting.rare_steps,
+        "balance": BalanceOptions(exponent=0.25),
+        "start": StartOptions(run=start),
+        "optimiser": replace(base["optimiser"], learning_rate=3e-4, warmup_steps=50),
+        "monitor": MonitorOptions(validate_every=0, preview_every=setting.rare_steps, checkpoint_every=200),
+    }
+    for name, value in changes.items():
+        options[name] = replace(options[name], **value) if isinstance(value, Mapping) and name in options else value
+    return options
+
+
+def candidates(setting: Setting) -> list[Candidate]:
+    """Return all candidates, generators first; none was chosen or left out after its result was known."""
+    parents = f"{setting.rare}={setting.parent}"
+    borrowing = {"rare": RareOptions(parents=parents)}
+    return [
+        Candidate(
+            name="memoriser",
+            about="a third of the draws, no augmentation, class never withheld",
+            training={
+                "balance": {"exponent": 0.0},
+                "augment": {"probability": 0.0},
+                "label_dropout": 0.0,
+            },
+        ),
+        Candidate(name="share .09", about="exponent .5", training={"balance": {"exponent": 0.5}}),
+        Candidate(name="share .18", about="exponent .25"),
+        Candidate(name="share .33", about="exponent 0", training={"balance": {"exponent": 0.0}}),
+        Candidate(name="parent", about="share .18, embedded as parent plus difference", training=borrowing),
+        Candidate(
+            name="layout",
+            about="parent, trained at higher noise levels (mean of ln sigma .4)",
+            training=borrowing | {"noise": {"mean": 0.4}},
+        ),
+        *(
+            Candidate(
+                name=f"guidance {scale:g}",
+                about=f"parent, guidance {scale:g} for sigma in (0.2, 5]",
+                training=borrowing,
+                guidance=GuidanceOptions(scale=scale),
+            )
+            for scale in (1.5, 2.5)
+        ),
+        *(
+            Candidate(
+                name=f"against {scale:g}",
+                about=f"parent, guidance {scale:g} against the parent for sigma in (0.5, 20]",
+                training=borrowing,
+                guidance=GuidanceOptions(scale=scale, sigma_low=0.5, sigma_high=20.0, against="rival"),
+            )
+            for scale in (1.5, 2.5)
+        ),
+        *(
+            Candidate(
+                name=f"edit {strength:g}",
+                about=f"parent, edits of {setting.parent} noised to sigma {strength:g}",
+                training=borrowing,
+                strength=strength,
+            )
+            for strength in (0.5, 1.0, 2.0)
+        ),
+        Candidate(
+            name="gate 1",
+            about="parent above sigma 1",
+            training={"rare": RareOptions(parents=parents, gate_sigma=1.0)},
+        ),
+        Candidate(
+            name="gate 3",
+            about="parent above sigma 3",
+            training={"rare": RareOptions(parents=parents, gate_sigma=3.0)},
+        ),
+        Candidate(
+            name="modulation",
+            about="parent, and only embeddings, scales and shifts trained",
+            training=borrowing | {"start": {"trainable": "modulation"}},
+        ),
+    ]

@@ -1,0 +1,78 @@
+"""The verb `edit`; `medsynth.api` has it beside the others, and says why annotations are not postponed."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from medsynth.config import GuidanceOptions, ReadingOptions, SolverOptions
+
+if TYPE_CHECKING:
+    from medsynth.cohorts import Cohort
+
+PathLike = str | Path
+
+
+def edit(
+    *,
+    run: PathLike,
+    cohort: PathLike,
+    donor_class: str,
+    target_class: str,
+    count: int,
+    out: PathLike,
+    strength: float = 1.0,
+    seed: int = 0,
+    format: Literal["auto", "nifti", "png", "npz"] = "auto",
+    batch_size: int = 16,
+    solver: SolverOptions = SolverOptions(),
+    guidance: GuidanceOptions = GuidanceOptions(),
+    device: str = "auto",
+    cache_dir: PathLike | None = None,
+    reading: ReadingOptions = ReadingOptions(),
+    progress: bool = True,
+) -> "Cohort":
+    """Turn training scans of one class into another (counterfactuals), with provenance and a cohort of their own.
+
+    Each donor is noised to a chosen strength and denoised as the other class (SDEdit). Every pixel is computed anew, but a scan
+    resembles its donor: its row in `cohort.csv` holds the donor's row number, and `medsynth evaluate` says how near they are.
+    An interrupted call is completed by the same command. The same seed gives the same set.
+
+    Args:
+        run: Run folder of `medsynth train`.
+        cohort: The real cohort CSV; donors come from its training split only.
+        donor_class: Class of the donors.
+        target_class: Class that the donors are turned into.
+        count: Scans to make; each donor is used once, in random order, before any is used again.
+        out: Folder of the synthetic set.
+        strength: Noise level (sigma, where scans lie in [-1, 1]) that donors are brought to: above 0, where they stay as they
+            are, and below `solver.sigma_max`, where they are forgotten.
+        seed: Seed of the set; every scan has its own, derived from it.
+        format: File format; `auto` writes what the training scans were.
+        batch_size: Scans that go through the network together.
+        solver: How noise becomes scans; an edit takes the steps below the strength.
+        guidance: Classifier-free guidance.
+        device: `auto`, `cpu` or `cuda`.
+        cache_dir: Folder for the prepared donors, by default `.medsynth_cache` beside the cohort.
+        reading: Limits on what a scan file may be.
+        progress: Show progress bars.
+    """
+    from medsynth.cohorts import read_cohort
+    from medsynth.generation import edit_counts, edit_set, plan_set
+    from medsynth.runs import load_run
+
+    loaded = load_run(run)
+    plan = plan_set(
+        loaded,
+        Path(out),
+        edit_counts(target_class, count, loaded.spec.classes),
+        seed=seed,
+        file_format=format,
+        batch_size=batch_size,
+        solver=solver,
+        guidance=guidance,
+        device=device,
+        progress=progress,
+    )
+    cache = Path(cache_dir) if cache_dir is not None else None
+    return edit_set(
+        plan, read_cohort(cohort), donor_class=donor_class, strength=strength, reading=reading, cache_dir=cache
+    )

@@ -1,0 +1,61 @@
+"""Edits by an untrained denoiser, which is the exact one of Gaussian scans: where the flow from a donor ends is known."""
+
+import pytest
+import torch
+
+from medsynth.config import GuidanceOptions, NetworkOptions, SolverOptions
+from medsynth.networks import build_denoiser, draw_noise, sample_scans
+from medsynth.networks.sampling import edit_scans
+
+STD = 0.5
+
+
+def build(rank):
+    return build_denoiser(
+        NetworkOptions(channels=(32, 64), attention=(False, True), head_channels=32),
+        channels=1,
+        size=(16,) * rank,
+        classes=2,
+        augmentation_parameters=0,
+        sigma_data=STD,
+    ).eval()
+
+
+def donors_of(rank, count=3):
+    return 0.3 * torch.randn(count, 1, *[16] * rank, generator=torch.Generator().manual_seed(4))
+
+
+@pytest.mark.parametrize("rank", [2, 3])
+@pytest.mark.parametrize("strength", [0.05, 0.5, 3.0])
+def test_an_edit_follows_the_flow_from_its_noised_donor(rank, strength):
+    """For scans ~ Normal(0, std^2), noisy / sqrt(std^2 + sigma^2) stays as it is along the flow."""
+    donors, seeds = donors_of(rank), [5, 6, 7]
+    solver = SolverOptions(name="heun", steps=40, sigma_max=4.0)
+    edits = edit_scans(
+        build(rank),
+        donors,
+        torch.tensor([0, 1, 0]),
+        seeds,
+        strength=strength,
+        solver=solver,
+        guidance=GuidanceOptions(),
+    )
+    noisy = donors + strength * draw_noise(seeds, donors.shape[1:])
+    exact = (noisy * STD / (STD**2 + strength**2) ** 0.5).clamp(-1, 1)
+    torch.testing.assert_close(edits, exact, rtol=0, atol=5e-3)
+
+
+def test_an_edit_of_nothing_from_the_first_level_is_a_new_scan():
+    """From just below sigma_max a donor no longer counts."""
+    solver, seeds, labels = SolverOptions(steps=30), [1, 2, 3], torch.tensor([0, 1, 1])
+    new = sample_scans(build(2), labels, seeds, shape=(1, 16, 16), solver=solver, guidance=GuidanceOptions())
+    edits = edit_scans(build(2), donors_of(2), labels, seeds, strength=79.99, solver=solver, guidance=GuidanceOptions())
+    torch.testing.assert_close(edits, new, rtol=0, atol=0.02)
+
+
+def test_an_edit_depends_on_its_own_donor_and_seed_only():
+    options = {"strength": 0.7, "solver": SolverOptions(steps=12), "guidance": GuidanceOptions(scale=2.0)}
+    denoiser, donors = build(2), donors_of(2)
+    together = edit_scans(denoiser, donors, torch.tensor([0, 1, 0]), [5, 6, 7], **options)
+    alone = edit_scans(denoiser, donors[1:2], torch.tensor([1]), [6], **options)
+    torch.testing.assert_close(together[1:2], alone, rtol=0, atol=1e-5)
