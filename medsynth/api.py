@@ -127,6 +127,7 @@ def train(
     max_steps: int = 6000,
     batch_size: int = 32,
     label_dropout: float = 0.1,
+    leave_out: str = "",
     precision: Literal["32-true", "bf16-mixed"] = "32-true",
     accelerator: str = "auto",
     devices: int = 1,
@@ -159,6 +160,8 @@ def train(
         max_steps: Optimiser steps.
         batch_size: Scans of a step over all processes together.
         label_dropout: Probability with which a scan's class is withheld in training; guidance needs it above 0.
+        leave_out: Classes to train without, separated by commas: a first stage on common classes, from which a second one, with
+            the rare class, begins (`--start.run`).
         precision: `bf16-mixed` computes the network in bfloat16, about twice as fast where the processor supports it.
         accelerator: `auto`, `cpu` or `gpu`.
         devices: Processes (GPUs) on each node.
@@ -187,6 +190,7 @@ def train(
         max_steps=max_steps,
         batch_size=batch_size,
         label_dropout=label_dropout,
+        leave_out=leave_out,
         precision=precision,
         accelerator=accelerator,
         devices=devices,

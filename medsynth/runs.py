@@ -18,6 +18,7 @@ import csv
 import dataclasses
 import hashlib
 import json
+import math
 import secrets
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -84,7 +85,9 @@ class RunSpec:
     def from_dict(cls, content: Mapping[str, Any]) -> RunSpec:
         """Return the spec that `as_dict` described."""
         values = {key: _tuples(value) for key, value in content.items() if key not in ("intensity", "network")}
-        network = NetworkOptions(**{key: _tuples(value) for key, value in content["network"].items()})
+        # Runs from before this was an option.
+        groups = {"norm_groups": math.gcd(32, *content["network"]["channels"])}
+        network = NetworkOptions(**groups | {key: _tuples(value) for key, value in content["network"].items()})
         return cls(**values, network=network, intensity=Intensity.from_dict(content["intensity"]))
 
     def label_index(self, label: str) -> int:

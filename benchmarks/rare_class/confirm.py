@@ -4,8 +4,7 @@
 
 Each set is evaluated whole (`medsynth evaluate`: privacy gate, probe tier, ceiling of all real rare scans), with the one
 synthetic arm that is named here, so that ten validation patients choose the baseline alone. Prints a line a set, and the mean
-over sets with Student's interval over draws: sets of one draw share patients. Test scans are read here only. Finished reports
-are kept.
+over sets with an interval over draws and test patients. Test scans are read here only. Finished reports are kept.
 """
 
 from __future__ import annotations
@@ -16,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy import stats
 
 import medsynth
 from benchmarks.machine import describe_machine
@@ -25,6 +23,9 @@ from benchmarks.rare_class.cohorts import make_draw
 from benchmarks.rare_class.making import make_set, train_common, train_rare
 from medsynth.config import DownstreamOptions, GridOptions, IntensityOptions, ProbeOptions
 from medsynth.files import write_json
+from medsynth.measures.classification import ranking_metrics
+from medsynth.measures.statistics import Resamples
+from medsynth.seeds import numpy_generator
 
 FIGURES = ("auroc", "auprc", "sensitivity")
 
@@ -43,27 +44,52 @@ def read_row(path: Path) -> dict[str, Any]:
         "synthetic": tier["synthetic"],
         "gain_ci": {name: against["strongest cheap baseline"][name] for name in FIGURES},
         "arms": arms,
-        "fidelity": [
-            {name: row["held_out"][name] for name in ("kid", "frechet", "precision", "recall")}
-            | {"label": row["label"]}
-            for row in report["fidelity"]["rows"]
-            if row.get("held_out")
-        ],
     }
 
 
-def over_sets(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Mean difference over draws with Student's 95 % interval; each draw counts with the mean of its sets."""
+def read_scores(trainings: Path, arm: str) -> np.ndarray:
+    """Test scores `(trainings, N)` of an arm of the probe tier, which the evaluation leaves beside its report."""
     found = {}
-    for name in FIGURES:
-        draws = sorted({row["draw"] for row in rows})
-        means = [np.mean([row["gain_ci"][name]["value"] for row in rows if row["draw"] == draw]) for draw in draws]
-        half = float("nan")
-        if len(means) > 1:
-            half = float(stats.t.ppf(0.975, len(means) - 1) * np.std(means, ddof=1) / np.sqrt(len(means)))
-        mean = float(np.mean(means))
-        found[name] = {"value": mean, "low": mean - half, "high": mean + half, "draws": len(means), "sets": len(rows)}
-    return found
+    for file in sorted(trainings.glob("scores-*.npz")):
+        with np.load(file, allow_pickle=False) as stored:
+            if str(stored["arm"]) == f"{arm} (probe)":
+                found[int(file.stem.rsplit("-", 1)[1])] = stored["test"]
+    return np.stack([found[repeat] for repeat in sorted(found)])
+
+
+def over_sets(
+    scores: list[tuple[int, np.ndarray, np.ndarray]], truth: np.ndarray, patients: np.ndarray, *, resamples: int = 2000
+) -> dict[str, Any]:
+    """Mean differences over sets with 95 % intervals of a two-way bootstrap: draws of the rare patients, and test patients.
+
+    `scores` holds, for each set, the number of its draw and the test scores of its synthetic arm and of its baseline
+    `(trainings, N)`. Sets of one draw go together, since they share their rare patients.
+    """
+    numbers = sorted({draw for draw, _, _ in scores})
+    redraws = Resamples.draw(
+        patients, len(numbers), generator=numpy_generator(0, "rare_class", "over sets"), resamples=resamples
+    )
+    parts = []
+    for number in numbers:
+        apart = [
+            _ranked(truth, synthetic, redraws.scans) - _ranked(truth, baseline, redraws.scans)
+            for draw, synthetic, baseline in scores
+            if draw == number
+        ]
+        parts.append(np.mean(apart, axis=0))
+    found = {}
+    for place, name in enumerate(FIGURES[:2]):
+        values = np.array([part[place] for part in parts])
+        redrawn = (redraws.seeds.T * values[:, 1:]).sum(axis=0)
+        low, high = np.quantile(redrawn, [0.025, 0.975])
+        found[name] = {"value": float(values[:, 0].mean()), "low": float(low), "high": float(high)}
+    return found | {"draws": len(numbers), "sets": len(scores)}
+
+
+def _ranked(truth: np.ndarray, scores: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """AUROC and AUPRC, means over trainings, `(2, 1 + resamples)`: of all test scans, then of each resample."""
+    whole = np.asfortranarray(np.concatenate([np.ones((1, len(truth))), weights]))
+    return np.mean([ranking_metrics(truth, one, whole) for one in scores], axis=0)
 
 
 def main() -> None:
@@ -81,7 +107,8 @@ def main() -> None:
     arguments = parser.parse_args()
     setting = Setting()
     candidate = next(each for each in candidates(setting) if each.name == arguments.candidate)
-    rows = []
+    rows: list[dict[str, Any]] = []
+    scores: list[tuple[int, np.ndarray, np.ndarray]] = []
     print(
         "| draw | generator | gate | flagged | baseline | Δ AUROC | Δ AUPRC | Δ sensitivity | ceiling Δ AUROC | verdict |"
     )
@@ -98,11 +125,11 @@ def main() -> None:
                 _evaluate(setting, draw.few, made, report, draw.everything, arguments)
             row = {"draw": number, "generator": seed} | read_row(report / "report.json")
             rows.append(row)
+            trainings = report / "trainings"
+            scores.append((number, read_scores(trainings, row["synthetic"]), read_scores(trainings, row["baseline"])))
             print(_line(row), flush=True)
-    whole = over_sets(rows)
-    print(
-        f"over {whole['auroc']['draws']} draws: " + ", ".join(f"Δ {name} {_interval(whole[name])}" for name in FIGURES)
-    )
+    whole = over_sets(scores, *_test_scans(setting, arguments))
+    print(f"over {whole['sets']} sets: " + ", ".join(f"Δ {name} {_interval(whole[name])}" for name in FIGURES[:2]))
     if arguments.result:
         chosen = {name: getattr(arguments, name) for name in ("candidate", "arm", "share", "patients")}
         write_json(
@@ -111,11 +138,19 @@ def main() -> None:
         )
 
 
+def _test_scans(setting: Setting, arguments: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Which test scans are rare, and whose they are: no draw changes them."""
+    draw = make_draw(arguments.scans, setting.rare, arguments.patients, 0, arguments.out / "cohorts")
+    test = medsynth.read_cohort(draw.few).select(split="test").rows
+    return np.array([row.label == setting.rare for row in test]), np.array([row.patient_id for row in test])
+
+
 def _evaluate(setting: Setting, few: Path, made: Path, report: Path, ceiling: Path, arguments: Any) -> None:
     medsynth.evaluate(
         real=few,
         synthetic=made,
         out=report,
+        parts=("privacy", "downstream"),
         ceiling=ceiling,
         grid=GridOptions(size=SIZE),
         intensity=IntensityOptions(method="range", low=0, high=255),

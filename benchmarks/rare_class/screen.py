@@ -59,7 +59,7 @@ def likeness(setting: Setting, real: PreparedCohort, synthetic: PreparedCohort) 
     rare = real.classes.index(setting.rare)
     train, held_out = (real.indices(split=split, label=rare) for split in ("train", "test"))
     made = synthetic.indices(label=synthetic.classes.index(setting.rare))
-    found = {}
+    found: dict[str, float] = {}
     for name, of, rows in (("synthetic", synthetic, made), ("development", real, held_out)):
         scans = np.asarray(of.scans[rows], dtype=np.float32)
         distances, _ = nearest_distances(scans, real.scans, among=train)

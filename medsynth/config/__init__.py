@@ -13,6 +13,7 @@ from medsynth.config.evaluation import (
     PrivacyOptions,
     ProbeOptions,
 )
+from medsynth.config.labels import parse_pairs
 from medsynth.config.model import (
     AugmentOptions,
     BalanceOptions,
@@ -59,4 +60,5 @@ __all__ = [
     "StartOptions",
     "TrainingPlan",
     "changed_options",
+    "parse_pairs",
 ]

@@ -49,6 +49,8 @@ class NetworkOptions:
         residual_blocks: Residual blocks at each resolution.
         attention: Whether each resolution has self-attention; the middle of the UNet always has.
         head_channels: Channels of one attention head.
+        norm_groups: Groups of the group normalisation. What the network is told of noise and class shifts whole channels, and a
+            group takes the mean shift of its channels away: one channel a group would leave nothing of it.
         dropout: Dropout rate inside the residual blocks while training.
         band_scaling: Measure sigma_data for each Haar band rather than once for all pixels.
     """
@@ -59,6 +61,7 @@ class NetworkOptions:
     residual_blocks: int = 1
     attention: tuple[bool, ...] = (False, False, True)
     head_channels: int = 32
+    norm_groups: int = 8
     dropout: float = 0.1
     band_scaling: bool = True
 
@@ -194,6 +197,7 @@ class TrainingPlan:
     max_steps: int
     batch_size: int
     label_dropout: float
+    leave_out: str
     precision: Literal["32-true", "bf16-mixed"]
     accelerator: str
     devices: int
@@ -241,14 +245,14 @@ class GuidanceOptions:
         scale: 1 switches guidance off; larger values sharpen the class and cost variety.
         sigma_low: Guidance acts above this noise level.
         sigma_high: Guidance acts up to this noise level.
-        against: What a scan is steered away from: `withheld`, the network without a class, or `rival`: a rare class from its
-            parent (`rare.parents` of the training), a parent from its rare class, others from `withheld`.
+        against: Classes with the class that each is steered away from, such as `viral=bacterial,bacterial=viral`; those that are
+            not named, from the network without a class.
     """
 
     scale: float = 1.0
     sigma_low: float = 0.2
     sigma_high: float = 5.0
-    against: Literal["withheld", "rival"] = "withheld"
+    against: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,7 @@ from medsynth.cohorts import Cohort, prepare_cohort
 from medsynth.config import GridOptions, ReadingOptions
 from medsynth.diffusion import edit_sigmas
 from medsynth.errors import ConfigError, DataError
-from medsynth.generation.generate import Chunk, SyntheticScan, describe_provenance, wrap_scans
+from medsynth.generation.generate import Chunk, SyntheticScan, describe_provenance, rival_labels, wrap_scans
 from medsynth.generation.sets import Method, SetPlan, write_set
 from medsynth.networks import Denoiser
 from medsynth.networks.sampling import edit_scans
@@ -157,14 +157,16 @@ def _edit_chunk(
     plan: SetPlan, donors: Donors, chosen: np.ndarray, strength: float, denoiser: Denoiser, chunk: Chunk
 ) -> list[SyntheticScan]:
     seeds = [edit_seed(plan.seed, donors.label, chunk.label, number) for number in chunk.numbers]
+    labels = torch.full((len(seeds),), plan.run.spec.label_index(chunk.label))
     scans = edit_scans(
         denoiser,
         torch.from_numpy(donors.scans[chosen[chunk.start : chunk.stop]].astype(np.float32)),
-        torch.full((len(seeds),), plan.run.spec.label_index(chunk.label)),
+        labels,
         seeds,
         strength=strength,
         solver=plan.solver,
         guidance=plan.guidance,
+        rivals=rival_labels(plan.run, plan.guidance, labels),
     )
     provenance = describe_provenance(plan.run, plan.solver, plan.guidance, method="edit")
     return wrap_scans(

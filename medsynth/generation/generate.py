@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from medsynth.config import GuidanceOptions, SolverOptions
+from medsynth.config import GuidanceOptions, SolverOptions, parse_pairs
 from medsynth.diffusion import check_guidance
 from medsynth.errors import ConfigError
 from medsynth.networks import Denoiser, sample_scans
@@ -112,10 +112,7 @@ def generate(
 def check_guidance_of(run: Run, guidance: GuidanceOptions) -> None:
     """Raise `ConfigError` for guidance that cannot work, or that this run never learnt."""
     check_guidance(guidance)
-    if guidance.against == "rival" and not run.spec.parents:
-        raise ConfigError(
-            "guidance.against: need a run trained with rare.parents for rival, got one without; try withheld"
-        )
+    parse_pairs(guidance.against, run.spec.classes, option="guidance.against")
     if guidance.scale != 1 and not run.options.get("label_dropout"):
         raise ConfigError("guidance.scale: need a run trained with label_dropout above 0, got one without; try scale 1")
 
@@ -126,8 +123,22 @@ def generate_chunk(
     """Return the scans of one chunk."""
     seeds = [scan_seed(seed, chunk.label, number) for number in chunk.numbers]
     labels = torch.full((len(seeds),), run.spec.label_index(chunk.label))
-    scans = sample_scans(denoiser, labels, seeds, shape=run.spec.shape, solver=solver, guidance=guidance)
+    scans = sample_scans(
+        denoiser,
+        labels,
+        seeds,
+        shape=run.spec.shape,
+        solver=solver,
+        guidance=guidance,
+        rivals=rival_labels(run, guidance, labels),
+    )
     return wrap_scans(run, scans, chunk, seeds, describe_provenance(run, solver, guidance, method="sample"))
+
+
+def rival_labels(run: Run, guidance: GuidanceOptions, labels: Tensor) -> Tensor:
+    """Return the class `(N,)` that guidance steers each scan away from; withheld where none is named."""
+    pairs = parse_pairs(guidance.against, run.spec.classes, option="guidance.against")
+    return torch.tensor([pairs.get(label, len(run.spec.classes)) for label in labels.tolist()])
 
 
 def wrap_scans(
@@ -159,7 +170,7 @@ def describe_provenance(run: Run, solver: SolverOptions, guidance: GuidanceOptio
         "run": run.fingerprint[:16],
         "steps_trained": str(run.steps),
         "solver": f"{solver.name}, {solver.steps} steps, sigma {solver.sigma_max:g} to {solver.sigma_min:g}, rho {solver.rho:g}",
-        "guidance": f"{guidance.scale:g} in ({guidance.sigma_low:g}, {guidance.sigma_high:g}] against {guidance.against}",
+        "guidance": f"{guidance.scale:g} in ({guidance.sigma_low:g}, {guidance.sigma_high:g}] {guidance.against}".strip(),
     }
 
 

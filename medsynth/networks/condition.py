@@ -72,18 +72,6 @@ class ConditionEmbedding(nn.Module):
         parameters = self.augmentation.in_features if self.augmentation is not None else 0
         return Condition(label, torch.zeros(len(label), parameters, device=label.device))
 
-    def rival(self, condition: Condition) -> Condition:
-        """Return the condition with each class replaced by its parent, a parent by its child, and others withheld.
-
-        Of a parent's children the first counts.
-        """
-        own = torch.arange(self.classes, device=self.parents.device)
-        rivals = torch.full_like(self.parents, self.classes)
-        for child in reversed(own[self.parents[:-1] != own].tolist()):
-            parent = int(self.parents[child])
-            rivals[child], rivals[parent] = parent, child
-        return condition._replace(label=rivals[condition.label])
-
     def withhold_label(self, condition: Condition, where: Tensor | None = None) -> Condition:
         """Return the condition with the class withheld in the rows where `where` (bool `(N,)`) says so, or in all."""
         nothing = torch.full_like(condition.label, self.classes)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import gcd
 
 import torch
 from monai.networks.nets import DiffusionModelUNet
@@ -72,6 +71,12 @@ def check_network(options: NetworkOptions, size: Sequence[int]) -> None:
         raise ConfigError(
             f"network.channels: need multiples of network.head_channels={options.head_channels}, got {wrong}"
         )
+    groups = options.norm_groups
+    if groups < 1 or any(width % groups or width == groups for width in options.channels):
+        raise ConfigError(
+            f"network.norm_groups: need groups of several channels in each of network.channels={list(options.channels)}, got "
+            f"{groups} groups; try {max(1, min(options.channels) // 8)}"
+        )
     divisor = build_stem(options).factor() * 2 ** (len(options.channels) - 1)
     if any(length % divisor for length in size):
         better = [max(divisor, round(length / divisor) * divisor) for length in size]
@@ -110,7 +115,7 @@ def build_denoiser(
         num_head_channels=[
             options.head_channels if attends or level == last else 0 for level, attends in enumerate(options.attention)
         ],
-        norm_num_groups=gcd(32, *options.channels),
+        norm_num_groups=options.norm_groups,
         num_class_embeds=classes + 1,
         use_flash_attention=True,
     )

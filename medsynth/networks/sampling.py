@@ -27,12 +27,14 @@ def sample_scans(
     shape: Sequence[int],
     solver: SolverOptions,
     guidance: GuidanceOptions,
+    rivals: Tensor | None = None,
 ) -> Tensor:
     """Return `(N, *shape)` new scans in [-1, 1] of the classes `labels`, on the denoiser's device, float32.
 
-    `shape` is `(channel, *spatial)`. The denoiser should be in evaluation mode.
+    `shape` is `(channel, *spatial)`. Guidance steers away from the classes `rivals` `(N,)`, by default from no class. The
+    denoiser should be in evaluation mode.
     """
-    return _solve(denoiser, labels, draw_noise(seeds, shape), karras_sigmas(solver), solver, guidance)
+    return _solve(denoiser, labels, draw_noise(seeds, shape), karras_sigmas(solver), solver, guidance, rivals)
 
 
 @torch.inference_mode()
@@ -45,6 +47,7 @@ def edit_scans(
     strength: float,
     solver: SolverOptions,
     guidance: GuidanceOptions,
+    rivals: Tensor | None = None,
 ) -> Tensor:
     """Return `(N, C, *spatial)` edits of `donors` towards the classes `labels`, in [-1, 1], as `sample_scans` does.
 
@@ -55,16 +58,22 @@ def edit_scans(
     sigmas = edit_sigmas(solver, strength)
     # A solver multiplies by the first level: donor + strength * noise is where it begins.
     start = donors.cpu() / strength + draw_noise(seeds, donors.shape[1:])
-    return _solve(denoiser, labels, start, sigmas, solver, guidance)
+    return _solve(denoiser, labels, start, sigmas, solver, guidance, rivals)
 
 
 def _solve(
-    denoiser: Denoiser, labels: Tensor, noise: Tensor, sigmas: Tensor, solver: SolverOptions, guidance: GuidanceOptions
+    denoiser: Denoiser,
+    labels: Tensor,
+    noise: Tensor,
+    sigmas: Tensor,
+    solver: SolverOptions,
+    guidance: GuidanceOptions,
+    rivals: Tensor | None,
 ) -> Tensor:
     """Return the scans in [-1, 1] that the solver reaches from `sigmas[0] * noise`, on the denoiser's device."""
     device = denoiser.sigma_data.device
     condition = denoiser.embedding.make(labels.to(device))
     embedding = denoiser.embedding
-    other = embedding.rival(condition) if guidance.against == "rival" else embedding.withhold_label(condition)
+    other = embedding.withhold_label(condition) if rivals is None else embedding.make(rivals.to(device))
     denoise = guide(denoiser, condition, other, guidance)
     return SOLVERS[solver.name](denoise, noise.to(device), sigmas).clamp(-1, 1)

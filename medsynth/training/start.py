@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from medsynth.config import RareOptions, StartOptions
+from medsynth.config import RareOptions, StartOptions, parse_pairs
 from medsynth.errors import ConfigError
 from medsynth.networks import Denoiser
 from medsynth.runs import Run, RunSpec
@@ -23,28 +23,14 @@ def parse_parents(options: RareOptions, classes: Sequence[str]) -> tuple[int, ..
     """
     if options.gate_sigma < 0:
         raise ConfigError(f"rare.gate_sigma: need 0 or more, got {options.gate_sigma}")
-    parents = list(range(len(classes)))
-    for part in filter(None, (each.strip() for each in options.parents.split(","))):
-        # Labels may hold "=": where one does, the split that names two classes counts.
-        places = [place for place, letter in enumerate(part) if letter == "="]
-        pairs = [(part[:place].strip(), part[place + 1 :].strip()) for place in places]
-        known = [pair for pair in pairs if pair[0] in classes and pair[1] in classes]
-        if not known:
-            raise ConfigError(
-                f"rare.parents: need rare=parent with classes of {', '.join(classes)}; got {part!r}; "
-                f"try {classes[-1]}={classes[0]}"
-            )
-        rare, parent = (classes.index(name) for name in known[0])
-        if rare == parent or parents[rare] != rare:
-            raise ConfigError(f"rare.parents: need one parent for each rare class and another class, got {part!r}")
-        parents[rare] = parent
-    if any(parents[parent] != parent for parent in parents):
+    pairs = parse_pairs(options.parents, classes, option="rare.parents")
+    if any(parent in pairs for parent in pairs.values()):
         raise ConfigError(f"rare.parents: need parents without parents of their own, got {options.parents!r}")
-    if parents == list(range(len(classes))):
+    if not pairs:
         if options.gate_sigma:
             raise ConfigError("rare.gate_sigma: need rare.parents to fall back on above it, got none; try rare=parent")
         return ()
-    return tuple(parents)
+    return tuple(pairs.get(number, number) for number in range(len(classes)))
 
 
 def check_start(start: Run, spec: RunSpec) -> None:

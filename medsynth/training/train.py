@@ -65,7 +65,7 @@ def train_run(
     """
     check_world(plan)
     check_plan(plan)
-    classes = cohort.select(split="train").classes
+    classes = _classes(cohort, plan)
     # A class without training scans cannot be learnt: leave its val and test scans out.
     cohort = replace(cohort, rows=tuple(row for row in cohort.rows if row.label in classes))
     start = load_run(plan.start.run) if plan.start.run else None
@@ -126,6 +126,17 @@ def train_run(
     if stop.stopped:
         raise KeyboardInterrupt(f"stopped at step {trainer.global_step}; the same command continues from there")
     return load_run(out)
+
+
+def _classes(cohort: Cohort, plan: TrainingPlan) -> tuple[str, ...]:
+    """Classes to train on: those of the training split that are not left out."""
+    known = cohort.select(split="train").classes
+    left_out = {part.strip() for part in plan.leave_out.split(",") if part.strip()}
+    if unknown := sorted(left_out - set(known)):
+        raise ConfigError(f"leave_out: need classes of {', '.join(known)}; got {', '.join(unknown)}")
+    if left_out == set(known):
+        raise ConfigError("leave_out: need a class that stays, got all of them; try the rare class alone")
+    return tuple(label for label in known if label not in left_out)
 
 
 def make_spec(cohort: Cohort, prepared: PreparedCohort, plan: TrainingPlan, *, start: Run | None = None) -> RunSpec:
@@ -263,7 +274,10 @@ def advice(spec: RunSpec) -> list[str]:
                 "varies, expect copies: check the memorisation curve"
             )
         elif scans < 0.05 * total:
-            notes.append(f"{label}: {scans} training scans of {patients} patients; watch its memorisation curve")
+            notes.append(
+                f"{label}: {scans} training scans of {patients} patients; watch its memorisation curve, and see "
+                "docs/rare_classes.md and `medsynth run rare_class_2d` for what helped where 40 patients were known"
+            )
     return notes
 
 

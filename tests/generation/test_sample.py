@@ -147,6 +147,17 @@ def test_guidance_needs_label_dropout(tiny_run):
         next(medsynth.generate(never, count=1, guidance=GuidanceOptions(scale=2.0)))
 
 
+def test_guidance_against_a_class_that_is_named(tiny_run):
+    guidance = GuidanceOptions(scale=3.0, sigma_low=0.1, sigma_high=80.0)
+    rival = dataclasses.replace(guidance, against="bright=dark,dark=bright")
+    made = [next(iter(medsynth.generate(tiny_run, count={"bright": 1}, guidance=each))) for each in (guidance, rival)]
+    assert made[1].scan.provenance["guidance"] == "3 in (0.1, 80] bright=dark,dark=bright"
+    assert not np.array_equal(made[0].scan.array, made[1].scan.array)
+    for wrong in ("bright=grey", "bright=bright", "bright"):
+        with pytest.raises(ConfigError, match=r"guidance\.against"):
+            next(iter(medsynth.generate(tiny_run, count={"bright": 1}, guidance=GuidanceOptions(against=wrong))))
+
+
 def test_generate_in_memory(tiny_run):
     made = list(medsynth.generate(tiny_run.folder, count={"dark": 3}, seed=4, batch_size=2))
     assert [item.number for item in made] == [0, 1, 2]

@@ -117,3 +117,10 @@ def test_contradictions_are_named(change, message):
     options = NetworkOptions(**SMALL | change)
     with pytest.raises(ConfigError, match=message):
         build_denoiser(options, channels=1, size=(24, 24), classes=2, augmentation_parameters=0, sigma_data=0.5)
+
+
+def test_one_channel_a_group_is_refused_since_it_hides_the_condition():
+    """A group takes the mean of its channels away, and with it a shift of its only channel."""
+    options = NetworkOptions(channels=(32,), attention=(False,), norm_groups=32)
+    with pytest.raises(ConfigError, match=r"norm_groups.*try 4"):
+        build_denoiser(options, channels=1, size=(8, 8), classes=2, augmentation_parameters=0, sigma_data=0.5)

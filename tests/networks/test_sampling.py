@@ -59,3 +59,24 @@ def test_an_edit_depends_on_its_own_donor_and_seed_only():
     together = edit_scans(denoiser, donors, torch.tensor([0, 1, 0]), [5, 6, 7], **options)
     alone = edit_scans(denoiser, donors[1:2], torch.tensor([1]), [6], **options)
     torch.testing.assert_close(together[1:2], alone, rtol=0, atol=1e-5)
+
+
+def test_guidance_steers_away_from_the_class_that_is_named():
+    """At scale 2 the first estimate is 2 D(own) - D(rival); with the own class for a rival guidance does nothing."""
+    denoiser = build(2)
+    for parameter in denoiser.parameters():
+        torch.nn.init.normal_(parameter, std=0.3, generator=torch.Generator().manual_seed(1))
+    own, seeds, solver = torch.tensor([0, 1]), [1, 2], SolverOptions(name="euler", steps=1, sigma_max=1.0)
+    guidance = GuidanceOptions(scale=2.0, sigma_low=0.1, sigma_high=2.0)
+
+    def sampled(**options):
+        return sample_scans(denoiser, own, seeds, shape=(1, 16, 16), solver=solver, guidance=guidance, **options)
+
+    noise, level = draw_noise(seeds, (1, 16, 16)), torch.ones(2)
+    embedding = denoiser.embedding
+    estimates = [denoiser(noise, level, embedding.make(label)).detach() for label in (own, own.flip(0))]
+    torch.testing.assert_close(sampled(rivals=own.flip(0)), (2 * estimates[0] - estimates[1]).clamp(-1, 1))
+    torch.testing.assert_close(sampled(rivals=own), estimates[0].clamp(-1, 1))
+    withheld = torch.full((2,), embedding.classes)
+    torch.testing.assert_close(sampled(), sampled(rivals=withheld))
+    assert (sampled() - sampled(rivals=own.flip(0))).abs().max() > 1e-3

@@ -56,11 +56,6 @@ def test_a_new_class_with_a_parent_begins_as_its_parent():
     assert not torch.equal(told[0], told[1])
 
 
-def test_rivals_are_parent_and_child():
-    embedding = denoiser_of((0, 1, 0), 0.0).embedding
-    assert embedding.rival(embedding.make(torch.arange(3))).label.tolist() == [2, 3, 0]
-
-
 @pytest.mark.parametrize(
     ("parents", "gate", "named"),
     [
@@ -119,6 +114,16 @@ def test_training_begins_from_another_run(common_run, tiny_cohort, tiny_config, 
     assert medsynth.load_denoiser(run.folder).embedding.parents.tolist() == [1, 1, 2]
     again = medsynth.train(**options, cohort=tiny_cohort, out=tmp_path / "run", progress=False)
     assert again.fingerprint == run.fingerprint
+
+
+def test_classes_can_be_left_out(tiny_cohort, tiny_config, tmp_path):
+    options = medsynth.load_config(str(tiny_config)) | {"max_steps": 2}
+    run = medsynth.train(**options, leave_out=" bright ", cohort=tiny_cohort, out=tmp_path / "run", progress=False)
+    assert run.spec.classes == ("dark",)
+    assert run.shared_patients(["secret-patient-1", "secret-patient-0"]) == ["secret-patient-1"]
+    for left_out, named in (("brigth", "brigth"), ("bright,dark", "a class that stays")):
+        with pytest.raises(ConfigError, match=named):
+            medsynth.train(**options, leave_out=left_out, cohort=tiny_cohort, out=tmp_path / "no", progress=False)
 
 
 def test_a_start_that_does_not_fit_is_refused(common_run, tiny_cohort, tiny_config, tmp_path):

@@ -18,7 +18,7 @@ from medsynth.config import DownstreamOptions
 from medsynth.errors import ConfigError, DataError
 from medsynth.evaluation.downstream.arms import Arm, Table, draw_training
 from medsynth.evaluation.downstream.perturbation import apply_perturbations, check_classical, draw_perturbations
-from medsynth.evaluation.downstream.probe import loss_slope, rate_factor
+from medsynth.evaluation.downstream.probe import loss_slope, rate_factor, start_bias
 from medsynth.evaluation.downstream.task import Task
 from medsynth.measures.features import EfficientNetLite0, pictures
 from medsynth.seeds import derive_seed, numpy_generator, torch_generator
@@ -103,7 +103,10 @@ class PixelTrainer:
         channels, *spatial = self._real.shape[1:]
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive_seed(self._seed, "downstream", "network", arm.network, repeat))
-            network = build_network(arm.network, channels, len(spatial), self._options).to(self._device).train()
+            network = build_network(arm.network, channels, len(spatial), self._options)
+            head = [module for module in network.modules() if isinstance(module, nn.Linear)][-1]
+            nn.init.constant_(head.bias, start_bias(arm, draws.rare_rate))
+            network.to(self._device).train()
             self._train(network, arm, draws.entries, draws.rare_rate, repeat)
         network.eval()
         scored = [self._score(network, part.rows) for part in (self._task.validation, self._task.test)]

@@ -105,7 +105,8 @@ def train_probe(
     positions = entries * variants
     if arm.recipe.augment:
         positions = positions + torch.from_numpy((chosen * variants).astype(np.int64))
-    weights = torch.from_numpy(np.pad(start, ((0, 0), (0, 1)))).requires_grad_()
+    biases = np.array([[start_bias(arm, each.rare_rate)] for each in draws], dtype=np.float32)
+    weights = torch.from_numpy(np.concatenate([start, biases], axis=1)).requires_grad_()
     optimiser = torch.optim.AdamW([weights], lr=probe.learning_rate, weight_decay=probe.weight_decay, fused=True)
     rates = torch.tensor([each.rare_rate for each in draws])[:, None]
     labels = truth[entries]
@@ -144,6 +145,15 @@ def loss_slope(arm: Arm, logits: torch.Tensor, targets: torch.Tensor, rare_rate:
     if arm.recipe.balance == "weighted":
         slope = slope * (targets / (2 * rare_rate) + (1 - targets) / (2 * (1 - rare_rate)))
     return slope
+
+
+def start_bias(arm: Arm, rare_rate: float) -> float:
+    """Return the bias with which a classifier begins: the log odds of the rare class among what its loss sees.
+
+    From zero, the few steps of a training without balancing would go into making everything unlikely, along whatever tells
+    augmented, duplicated or synthetic scans from the others.
+    """
+    return math.log(rare_rate / (1 - rare_rate)) if arm.recipe.balance == "none" else 0.0
 
 
 def rate_factor(step: int, steps: int) -> float:

@@ -16,7 +16,7 @@ from medsynth.evaluation.downstream.arms import Arm
 from medsynth.evaluation.downstream.judging import Scores
 from medsynth.files import atomic_path
 
-FORMAT = 1  # raise it when the same arm would come out with other scores
+FORMAT = 2  # raise it when the same arm would come out with other scores
 
 _ROWS = 4096
 
@@ -73,7 +73,7 @@ class ScoreBook:
                 for row, repeat in enumerate(batch):
                     if found[repeat] is None:
                         found[repeat] = validation[row], test[row]
-                        self._write(files[repeat], validation[row], test[row])
+                        self._write(files[repeat], arm, validation[row], test[row])
                         self.bar.update(1)
             rows = [each for each in found if each is not None]
             self.scores[arm.name] = Scores(
@@ -99,8 +99,9 @@ class ScoreBook:
         fits = tuple(part.shape for part in found) == tuple((size,) for size in self.sizes)
         return found if fits and all(np.isfinite(part).all() for part in found) else None
 
-    def _write(self, file: Path | None, validation: np.ndarray, test: np.ndarray) -> None:
+    def _write(self, file: Path | None, arm: Arm, validation: np.ndarray, test: np.ndarray) -> None:
         if file is None:
             return
         with atomic_path(file) as temporary:
-            np.savez(temporary, validation=validation, test=test)
+            # The name is for people: no call of ours reads it back.
+            np.savez(temporary, validation=validation, test=test, arm=np.array(f"{arm.name} ({arm.network})"))
