@@ -3,7 +3,8 @@
 from medsynth.training.augmentation import Augmentation
 from medsynth.training.batches import StepSampler, class_shares
 from medsynth.training.module import DiffusionModule
-from medsynth.training.train import advice, measure_sigma_data, train_run
+from medsynth.training.spec import measure_sigma_data
+from medsynth.training.train import advice, train_run
 
 __all__ = [
     "Augmentation",

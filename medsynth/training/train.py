@@ -23,10 +23,9 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch.utils.data import DataLoader
 
 from medsynth.cohorts import Cohort, PreparedCohort, ScanDataset, prepare_cohort
-from medsynth.config import NetworkOptions, TrainingPlan, changed_options
-from medsynth.errors import ConfigError, DataError
+from medsynth.config import TrainingPlan, changed_options
+from medsynth.errors import ConfigError
 from medsynth.files import remove_partial, write_text
-from medsynth.networks import build_stem, check_network
 from medsynth.runs import (
     METRICS_FILE,
     PATIENTS_FILE,
@@ -38,14 +37,13 @@ from medsynth.runs import (
     save_run,
     write_patients,
 )
-from medsynth.scans import read_header, scan_suffix
 from medsynth.seeds import numpy_generator
-from medsynth.training.augmentation import Augmentation
 from medsynth.training.batches import StepSampler, class_shares, make_loader
 from medsynth.training.callbacks import Previews, Progress, RunKeeper, StopOnSignal, Throughput
 from medsynth.training.checkpoints import AtomicCheckpointIO, MetricsLog
 from medsynth.training.module import DiffusionModule
-from medsynth.training.start import check_start, freeze, load_start, parse_parents
+from medsynth.training.spec import make_spec, trained_classes
+from medsynth.training.start import freeze, load_start
 
 CHECKPOINT = Path("checkpoints") / "last.ckpt"
 # Files of a run that was killed before its first run.json.
@@ -65,7 +63,7 @@ def train_run(
     """
     check_world(plan)
     check_plan(plan)
-    classes = _classes(cohort, plan)
+    classes = trained_classes(cohort, plan)
     # A class without training scans cannot be learnt: leave its val and test scans out.
     cohort = replace(cohort, rows=tuple(row for row in cohort.rows if row.label in classes))
     start = load_run(plan.start.run) if plan.start.run else None
@@ -126,73 +124,6 @@ def train_run(
     if stop.stopped:
         raise KeyboardInterrupt(f"stopped at step {trainer.global_step}; the same command continues from there")
     return load_run(out)
-
-
-def _classes(cohort: Cohort, plan: TrainingPlan) -> tuple[str, ...]:
-    """Classes to train on: those of the training split that are not left out."""
-    known = cohort.select(split="train").classes
-    left_out = {part.strip() for part in plan.leave_out.split(",") if part.strip()}
-    if unknown := sorted(left_out - set(known)):
-        raise ConfigError(f"leave_out: need classes of {', '.join(known)}; got {', '.join(unknown)}")
-    if left_out == set(known):
-        raise ConfigError("leave_out: need a class that stays, got all of them; try the rare class alone")
-    return tuple(label for label in known if label not in left_out)
-
-
-def make_spec(cohort: Cohort, prepared: PreparedCohort, plan: TrainingPlan, *, start: Run | None = None) -> RunSpec:
-    """Return the description of a run on this cohort; measures sigma_data over the whole training split.
-
-    A training that begins from the run `start` keeps its sigma_data, to which the weights belong. Raises `ConfigError` for a
-    grid that the network cannot take or a start that does not fit, `DataError` for a cohort without training scans.
-    """
-    shape = tuple(int(length) for length in prepared.scans.shape[1:])
-    check_network(plan.network, shape[1:])
-    train = prepared.indices(split="train")
-    if len(train) == 0:
-        raise DataError("cohort: need scans in the training split, got none; try another split in medsynth index")
-    counts = np.bincount(prepared.labels[train], minlength=len(prepared.classes))
-    patients = [
-        len(np.unique(prepared.patients[prepared.indices(split="train", label=number)]))
-        for number in range(len(prepared.classes))
-    ]
-    first = cohort.file_of(prepared.rows[int(train[0])])
-    spec = RunSpec(
-        classes=prepared.classes,
-        class_counts=tuple(counts.tolist()),
-        class_patients=tuple(patients),
-        shape=shape,
-        affine=tuple(tuple(row) for row in prepared.affine.tolist()),
-        intensity=prepared.intensity,
-        dtype=read_header(first, reading=plan.reading).dtype,
-        suffix=scan_suffix(first) or ".nii.gz",
-        network=plan.network,
-        augmentation_parameters=Augmentation(plan.augment, len(shape) - 1).parameters,
-        sigma_data=(
-            measure_sigma_data(prepared.scans, train, plan.network) if start is None else start.spec.sigma_data
-        ),
-        parents=parse_parents(plan.rare, prepared.classes),
-        gate_sigma=plan.rare.gate_sigma,
-    )
-    if start is not None:
-        check_start(start, spec)
-    return spec
-
-
-def measure_sigma_data(scans: np.ndarray, chosen: np.ndarray, network: NetworkOptions) -> tuple[float, ...]:
-    """Return sigma_data for each band of the stem over the chosen scans, all equal without `band_scaling`.
-
-    It is the root mean square, so that the network's input has unit power also where the mean is not zero. Values below
-    0.01 are raised to it: a band without content must not scale its noise up without bound.
-    """
-    stem = build_stem(network)
-    total: torch.Tensor | float = 0.0
-    for start in range(0, len(chosen), 256):
-        block = torch.from_numpy(np.asarray(scans[chosen[start : start + 256]], dtype=np.float32))
-        total = total + stem(block).double().square().flatten(2).mean(2).sum(0)
-    variance = torch.as_tensor(total) / len(chosen)
-    if not network.band_scaling:
-        variance = variance.mean().expand_as(variance)
-    return tuple(max(value, 1e-2) for value in variance.sqrt().tolist())
 
 
 def check_world(plan: TrainingPlan) -> None:
