@@ -11,29 +11,38 @@ import json
 from pathlib import Path
 from typing import Any
 
-from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 
-def frontier(axes: Axes, rows: list[dict[str, Any]]) -> None:
-    """Gain of the best arm on development scans against distance to the nearest training scan."""
-    for row in rows:
-        near, gain = row["likeness"], row["gain_ci"]
-        ratio = near["synthetic_median"] / near["development_median"]
+def frontier(figure: Figure, rows: list[dict[str, Any]]) -> None:
+    """Gain of the best arm on development scans, and beside it the distance to the nearest training scan, nearest first."""
+
+    def ratio_of(row: dict[str, Any]) -> float:
+        return float(row["likeness"]["synthetic_median"] / row["likeness"]["development_median"])
+
+    ordered = sorted(rows, key=ratio_of, reverse=True)
+    left, right = figure.subplots(1, 2, sharey=True, width_ratios=(3, 2))
+    for place, row in enumerate(ordered):
+        gain = row["gain_ci"]
         guided = row["name"].split()[0] in ("against", "guidance")
-        axes.errorbar(
-            ratio, gain["value"], [[gain["value"] - gain["low"]], [gain["high"] - gain["value"]]],
-            fmt="o" if guided else "s", color="#0072B2" if guided else "#D55E00", markersize=5, linewidth=0.7, capsize=2,
-        )  # fmt: skip
-        axes.annotate(row["name"], (ratio, gain["value"]), xytext=(5, 3), textcoords="offset points", fontsize=7)
-    axes.axvline(1, color="#888888", linewidth=0.8, linestyle="--")
-    axes.set_xlabel("distance to the nearest rare training scan,\nmedian, held-out real scans = 1 (copies: near 0)")
-    axes.set_ylabel("Δ AUROC on development scans")
+        style = {"color": "#0072B2" if guided else "#D55E00", "fmt": "o" if guided else "s", "markersize": 5}
+        spread = [[gain["value"] - gain["low"]], [gain["high"] - gain["value"]]]
+        left.errorbar(gain["value"], place, xerr=spread, linewidth=0.8, capsize=2, **style)
+        right.errorbar(ratio_of(row), place, **style)
+    left.set_yticks(range(len(ordered)), [row["name"] for row in ordered])
+    left.axvline(0, color="#000000", linewidth=0.8)
+    left.set_xlabel("Δ AUROC, development scans")
+    right.axvline(1, color="#888888", linewidth=0.8, linestyle="--")
+    right.set_xlim(0, 1.15)
+    right.set_xlabel("nearest rare training scan\n(held-out = 1, copies = 0)")
+    for axes in (left, right):
+        axes.grid(color="#dddddd", linewidth=0.5)
 
 
-def by_patients(axes: Axes, results: list[dict[str, Any]]) -> None:
+def by_patients(figure: Figure, results: list[dict[str, Any]]) -> None:
     """Gain on test scans against the number of real rare training patients, every set and the mean with its interval."""
+    axes = figure.add_subplot()
     for result in sorted(results, key=lambda one: one["patients"]):
         count, whole = result["patients"], result["gain_ci"]["auroc"]
         sets = [row["gain_ci"]["auroc"]["value"] for row in result["rows"]]
@@ -45,6 +54,8 @@ def by_patients(axes: Axes, results: list[dict[str, Any]]) -> None:
     axes.minorticks_off()
     axes.set_xlabel("real rare training patients")
     axes.set_ylabel("Δ AUROC on test scans")
+    axes.axhline(0, color="#000000", linewidth=0.8)
+    axes.grid(color="#dddddd", linewidth=0.5)
 
 
 def main() -> None:
@@ -60,12 +71,9 @@ def main() -> None:
         ("rare_class_frontier", frontier, screened),
         ("rare_class_patients", by_patients, confirmed),
     ):
-        figure = Figure(figsize=(5.2, 3.6), dpi=160, layout="constrained")
+        figure = Figure(figsize=(6.0, 3.2), dpi=160, layout="constrained")
         FigureCanvasAgg(figure)
-        axes = figure.add_subplot()
-        draw(axes, content)
-        axes.axhline(0, color="#000000", linewidth=0.8)
-        axes.grid(color="#dddddd", linewidth=0.5)
+        draw(figure, content)
         figure.savefig(arguments.out / f"{name}.png")
 
 
