@@ -5,7 +5,7 @@
 `fresh`: real scans of rare patients of the cohort `--all` that the cohort `--few` lacks; should be as close as real scans,
 pass the gate and count as gain. `copies`: real training scans of all classes; should fail the gate. `shuffled`: the same with
 labels permuted; should read `harm` or `no gain`. `noise`: pictures of noise; should be further than real scans. Finished
-reports are kept in --out; prints a Markdown table.
+reports are kept in --out; prints a Markdown table, and writes its figures as JSON with --result.
 """
 
 from __future__ import annotations
@@ -20,8 +20,11 @@ from typing import Any
 import numpy as np
 
 import medsynth
+from benchmarks.downstream_table import shown
+from benchmarks.machine import describe_machine
 from medsynth.cohorts import Cohort, Row, write_cohort
 from medsynth.config import DownstreamOptions, GridOptions, IntensityOptions
+from medsynth.files import write_json
 from medsynth.scans import Scan
 from medsynth.seeds import numpy_generator
 
@@ -78,6 +81,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=300)
     parser.add_argument("--sets", nargs="+", default=["fresh", "shuffled", "noise", "copies"])
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--result", type=Path, help="JSON to write")
     options = parser.parse_args()
     everything, few = medsynth.read_cohort(options.all), medsynth.read_cohort(options.few)
     sets = make_sets(everything, few, options.rare, options.count, options.out)
@@ -86,6 +90,7 @@ def main() -> None:
     downstream = replace(plain, probe=replace(plain.probe, copies=0))
     print("| set | fidelity | privacy gate | flagged | downstream | Δ AUROC to the strongest cheap baseline |")
     print("|---|---|---|---|---|---|")
+    found: dict[str, Any] = {}
     for name in options.sets:
         folder = options.out / f"{name}_report"
         if not (folder / "report.json").exists():
@@ -97,7 +102,18 @@ def main() -> None:
                 intensity=IntensityOptions(method="range", low=0, high=255),
                 downstream=downstream,
             )
-        print(_line(name, json.loads((folder / "report.json").read_text())), flush=True)
+        report = json.loads((folder / "report.json").read_text())
+        found[name] = {
+            "verdict": report["verdict"],
+            "privacy": [
+                {key: row[key] for key in ("label", "judged", "flagged", "power")} for row in report["privacy"]["rows"]
+            ],
+            "differences": report["downstream"]["tiers"][-1]["differences"],
+            "versions": report["versions"],
+        }
+        print(_line(name, report), flush=True)
+    if options.result:
+        write_json(options.result, describe_machine() | {"sets": found})
 
 
 def _line(name: str, report: dict[str, Any]) -> str:
@@ -106,9 +122,8 @@ def _line(name: str, report: dict[str, Any]) -> str:
     rows = report["privacy"]["rows"]
     flagged = f"{sum(row['flagged'] for row in rows)} of {sum(row['judged'] for row in rows)}"
     found = report["downstream"]["tiers"][-1]["differences"][0]["figures"]["auroc"]
-    apart = f"{found['value']:+.3f} ({found['low']:+.3f} to {found['high']:+.3f})"
     gain = verdict["downstream"]["reading"]
-    return f"| {name} | {readings} | {verdict['privacy']['reading']} | {flagged} | {gain} | {apart} |"
+    return f"| {name} | {readings} | {verdict['privacy']['reading']} | {flagged} | {gain} | {shown(found, sign=True)} |"
 
 
 if __name__ == "__main__":

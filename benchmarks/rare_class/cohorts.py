@@ -65,11 +65,3 @@ def write_development(everything: Cohort, few: Cohort, rare: str, path: Path) ->
     path.parent.mkdir(parents=True, exist_ok=True)
     rows = tuple(rooted(row) for row in (*train, *kept, *tested))
     write_cohort(Cohort(folder=path.parent, rows=rows, roots=base), path)
-
-
-def write_common(few: Cohort, rare: str, path: Path) -> None:
-    """Write the cohort without the rare class, from which a model can learn before any rare scan is shown to it."""
-    base = {row.root or "scans": few.base_of(row) for row in few.rows}
-    rows = tuple(replace(row, root=row.root or "scans") for row in few.rows if row.label != rare)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_cohort(Cohort(folder=path.parent, rows=rows, roots=base), path)

@@ -1,6 +1,6 @@
 """The chosen candidates on test scans: several draws of the rare patients, several generators of each.
 
-    python -m benchmarks.rare_class.confirm --scans ../chest_xray --out runs/rare_class --candidate parent --arm all --share 0.25
+    python -m benchmarks.rare_class.confirm --scans ../chest_xray --out runs/rare_class --candidate "against 2.5" --share 0.5
 
 Each set is evaluated whole (`medsynth evaluate`: privacy gate, probe tier, ceiling of all real rare scans), with the one
 synthetic arm that is named here, so that ten validation patients choose the baseline alone. Prints a line a set, and the mean
@@ -17,11 +17,12 @@ from typing import Any
 import numpy as np
 
 import medsynth
+from benchmarks.downstream_table import shown
 from benchmarks.machine import describe_machine
-from benchmarks.rare_class.candidates import SIZE, Setting, candidates
+from benchmarks.rare_class.candidates import OPTIONS, Setting, candidates
 from benchmarks.rare_class.cohorts import make_draw
 from benchmarks.rare_class.making import make_set, train_common, train_rare
-from medsynth.config import DownstreamOptions, GridOptions, IntensityOptions, ProbeOptions
+from medsynth.config import DownstreamOptions, ProbeOptions
 from medsynth.files import write_json
 from medsynth.measures.classification import ranking_metrics
 from medsynth.measures.statistics import Resamples
@@ -129,12 +130,16 @@ def main() -> None:
             scores.append((number, read_scores(trainings, row["synthetic"]), read_scores(trainings, row["baseline"])))
             print(_line(row), flush=True)
     whole = over_sets(scores, *_test_scans(setting, arguments))
-    print(f"over {whole['sets']} sets: " + ", ".join(f"Δ {name} {_interval(whole[name])}" for name in FIGURES[:2]))
+    print(
+        f"over {whole['sets']} sets: " + ", ".join(f"Δ {name} {shown(whole[name], sign=True)}" for name in FIGURES[:2])
+    )
     if arguments.result:
         chosen = {name: getattr(arguments, name) for name in ("candidate", "arm", "share", "patients")}
         write_json(
             arguments.result,
-            describe_machine() | chosen | {"setting": vars(setting), "size": SIZE, "gain_ci": whole, "rows": rows},
+            describe_machine()
+            | chosen
+            | {"setting": vars(setting), "size": OPTIONS["grid"].size, "gain_ci": whole, "rows": rows},
         )
 
 
@@ -152,8 +157,8 @@ def _evaluate(setting: Setting, few: Path, made: Path, report: Path, ceiling: Pa
         out=report,
         parts=("privacy", "downstream"),
         ceiling=ceiling,
-        grid=GridOptions(size=SIZE),
-        intensity=IntensityOptions(method="range", low=0, high=255),
+        grid=OPTIONS["grid"],
+        intensity=OPTIONS["intensity"],
         downstream=DownstreamOptions(
             rare_class=setting.rare,
             shares=(arguments.share,),
@@ -163,12 +168,8 @@ def _evaluate(setting: Setting, few: Path, made: Path, report: Path, ceiling: Pa
     )
 
 
-def _interval(found: dict[str, float]) -> str:
-    return f"{found['value']:+.3f} ({found['low']:+.3f} to {found['high']:+.3f})"
-
-
 def _line(row: dict[str, Any]) -> str:
-    gains = " | ".join(_interval(row["gain_ci"][name]) for name in FIGURES)
+    gains = " | ".join(shown(row["gain_ci"][name], sign=True) for name in FIGURES)
     ceiling = row["arms"].get("ceiling", {}).get("auroc", {}).get("value", float("nan"))
     room = ceiling - row["arms"][row["baseline"]]["auroc"]["value"]
     flagged = "{} of {}".format(*row["flagged"])

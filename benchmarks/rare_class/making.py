@@ -8,7 +8,6 @@ from pathlib import Path
 
 import medsynth
 from benchmarks.rare_class.candidates import Candidate, Setting, common_stage, rare_stage
-from benchmarks.rare_class.cohorts import write_common
 from medsynth.cohorts import Cohort, Row, write_cohort
 from medsynth.evaluation.downstream.scoring import content_key
 from medsynth.runs import Run
@@ -16,10 +15,7 @@ from medsynth.runs import Run
 
 def train_common(setting: Setting, few: Path, seed: int, out: Path) -> Run:
     """Return the run on the common classes, which no draw of the rare patients changes."""
-    cohort = out / "cohorts" / "common" / "cohort.csv"
-    if not cohort.is_file():
-        write_common(medsynth.read_cohort(few), setting.rare, cohort)
-    return medsynth.train(**common_stage(setting, seed), cohort=cohort, out=out / "generators" / f"common_{seed}")
+    return medsynth.train(**common_stage(setting, seed), cohort=few, out=out / "generators" / f"common_{seed}")
 
 
 def train_rare(setting: Setting, candidate: Candidate, few: Path, common: Run, seed: int, out: Path) -> Run:

@@ -23,12 +23,13 @@ from sklearn.metrics import roc_auc_score
 from tqdm import tqdm
 
 import medsynth
+from benchmarks.downstream_table import shown
 from benchmarks.machine import describe_machine
-from benchmarks.rare_class.candidates import SIZE, Candidate, Setting, candidates
+from benchmarks.rare_class.candidates import OPTIONS, Candidate, Setting, candidates
 from benchmarks.rare_class.cohorts import Draw, make_draw
 from benchmarks.rare_class.making import make_set, train_common, train_rare
 from medsynth.cohorts import PreparedCohort, prepare_cohort
-from medsynth.config import DownstreamOptions, GridOptions, IntensityOptions, ProbeOptions
+from medsynth.config import DownstreamOptions, ProbeOptions
 from medsynth.evaluation.downstream.arms import Arm, Table, baseline_arms, duplicate_control, synthetic_arms
 from medsynth.evaluation.downstream.judging import Comparer, estimate_dict
 from medsynth.evaluation.downstream.probe import ProbeData, train_probe
@@ -47,8 +48,8 @@ def prepare(cohort: Path) -> tuple[PreparedCohort, np.ndarray]:
     """Return a cohort on the grid of the experiment and its features."""
     prepared = prepare_cohort(
         medsynth.read_cohort(cohort),
-        grid=GridOptions(size=SIZE),
-        intensity=IntensityOptions(method="range", low=0, high=255),
+        grid=OPTIONS["grid"],
+        intensity=OPTIONS["intensity"],
         progress=False,
     )
     return prepared, cached_features(prepared, EfficientNetLite0(), folder=cohort.parent / ".medsynth_cache")
@@ -155,7 +156,10 @@ def main() -> None:
         rows.append(row)
         print(_line(row), flush=True)
     if arguments.result:
-        write_json(arguments.result, describe_machine() | {"setting": vars(setting), "size": SIZE, "rows": rows})
+        write_json(
+            arguments.result,
+            describe_machine() | {"setting": vars(setting), "size": OPTIONS["grid"].size, "rows": rows},
+        )
 
 
 def _judged(setting: Setting, candidate: Candidate, draw: Draw, common: Any, out: Path) -> dict[str, Any]:
@@ -177,13 +181,10 @@ def _line(row: dict[str, Any]) -> str:
     low = near["synthetic_p5"] / near["development_p5"]
     other = row["differences"][row["best"]]["auprc"]
 
-    def interval(found: dict[str, float]) -> str:
-        return f"{found['value']:+.3f} ({found['low']:+.3f} to {found['high']:+.3f})"
-
     return (
         f"| {row['name']} ({row['about']}) | {ratio:.2f} (p5 {low:.2f}) | {1000 * row['kid']:.0f} | "
         f"{row['class_signal']:.3f} | {row['best']} | "
-        f"{interval(gain)} | {interval(other)} |"
+        f"{shown(gain, sign=True)} | {shown(other, sign=True)} |"
     )
 
 
