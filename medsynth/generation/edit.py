@@ -15,7 +15,14 @@ from medsynth.cohorts import Cohort, prepare_cohort
 from medsynth.config import GridOptions, ReadingOptions
 from medsynth.diffusion import edit_sigmas
 from medsynth.errors import ConfigError, DataError
-from medsynth.generation.generate import Chunk, SyntheticScan, describe_provenance, rival_labels, wrap_scans
+from medsynth.generation.generate import (
+    Chunk,
+    SyntheticScan,
+    check_class,
+    describe_provenance,
+    rival_labels,
+    wrap_scans,
+)
 from medsynth.generation.sets import Method, SetPlan, write_set
 from medsynth.networks import Denoiser
 from medsynth.networks.sampling import edit_scans
@@ -55,7 +62,7 @@ class Donors:
 
 def edit_counts(target_class: str, count: int, classes: tuple[str, ...]) -> dict[str, int]:
     """Return the scans wanted of each class; `ConfigError` for an unknown class or a count below 1."""
-    _check_class("target_class", target_class, classes)
+    check_class("target_class", target_class, classes)
     if count < 1:
         raise ConfigError(f"count: need a whole number from 1, got {count}; try 100")
     return {target_class: count}
@@ -113,7 +120,7 @@ def find_donors(
     progress: bool = True,
 ) -> Donors:
     """Return the training scans of one class on the run's grid and in its range; errors as `edit_set` says."""
-    _check_class("donor_class", label, run.spec.classes)
+    check_class("donor_class", label, run.spec.classes)
     if any(row.attributes.get("synthetic") == "1" for row in cohort.rows):
         raise DataError(
             f"{cohort.folder}: need real scans as donors, got rows that say synthetic=1; try the cohort of medsynth index"
@@ -172,8 +179,3 @@ def _edit_chunk(
     return wrap_scans(
         plan.run, scans, chunk, seeds, provenance | {"donor_class": donors.label, "strength": f"{strength:g}"}
     )
-
-
-def _check_class(option: str, label: str, classes: tuple[str, ...]) -> None:
-    if label not in classes:
-        raise ConfigError(f"{option}: need one of the run's classes {', '.join(classes)}; got {label!r}")

@@ -62,12 +62,17 @@ def parse_counts(wanted: str | int | Mapping[str, int], classes: tuple[str, ...]
         label, separator, number = part.strip().rpartition("=")
         if not separator:
             raise ConfigError(f"count: need label=number, got {part.strip()!r}; try {classes[0]}=100")
-        if label not in classes:
-            raise ConfigError(f"count: need one of the run's classes {', '.join(classes)}; got {label!r}")
+        check_class("count", label, classes)
         if label in counts:
             raise ConfigError(f"count: need each class once, got {label!r} twice; try one number for it")
         counts[label] = _positive(number, part)
     return counts
+
+
+def check_class(option: str, label: str, classes: tuple[str, ...]) -> None:
+    """Raise `ConfigError` that names the option where `label` is none of the run's classes."""
+    if label not in classes:
+        raise ConfigError(f"{option}: need one of the run's classes {', '.join(classes)}; got {label!r}")
 
 
 def plan_chunks(counts: Mapping[str, int], size: int) -> list[Chunk]:

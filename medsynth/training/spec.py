@@ -12,7 +12,7 @@ from medsynth.networks import build_stem, check_network
 from medsynth.runs import Run, RunSpec
 from medsynth.scans import read_header, scan_suffix
 from medsynth.training.augmentation import Augmentation
-from medsynth.training.start import check_start, parse_parents
+from medsynth.training.start import check_start
 
 
 def trained_classes(cohort: Cohort, plan: TrainingPlan) -> tuple[str, ...]:
@@ -26,7 +26,14 @@ def trained_classes(cohort: Cohort, plan: TrainingPlan) -> tuple[str, ...]:
     return tuple(label for label in known if label not in left_out)
 
 
-def make_spec(cohort: Cohort, prepared: PreparedCohort, plan: TrainingPlan, *, start: Run | None = None) -> RunSpec:
+def make_spec(
+    cohort: Cohort,
+    prepared: PreparedCohort,
+    plan: TrainingPlan,
+    *,
+    parents: tuple[int, ...] = (),
+    start: Run | None = None,
+) -> RunSpec:
     """Return the description of a run on this cohort; measures sigma_data over the whole training split.
 
     A training that begins from the run `start` keeps its sigma_data, to which the weights belong. Raises `ConfigError` for a
@@ -57,7 +64,7 @@ def make_spec(cohort: Cohort, prepared: PreparedCohort, plan: TrainingPlan, *, s
         sigma_data=(
             measure_sigma_data(prepared.scans, train, plan.network) if start is None else start.spec.sigma_data
         ),
-        parents=parse_parents(plan.rare, prepared.classes),
+        parents=parents,
         gate_sigma=plan.rare.gate_sigma,
     )
     if start is not None:

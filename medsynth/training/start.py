@@ -78,10 +78,6 @@ def freeze(denoiser: Denoiser, options: StartOptions) -> None:
     """Leave only those weights trainable that the options name."""
     if options.trainable == "all":
         return
-    if not options.run:
-        raise ConfigError(
-            f"start.trainable: need start.run to begin from, got {options.trainable} without it; try --start.run"
-        )
     denoiser.requires_grad_(False)
     for name, module in denoiser.unet.named_modules():
         if isinstance(module, nn.GroupNorm | nn.LayerNorm) or name.endswith("time_emb_proj"):

@@ -43,7 +43,7 @@ from medsynth.training.callbacks import Previews, Progress, RunKeeper, StopOnSig
 from medsynth.training.checkpoints import AtomicCheckpointIO, MetricsLog
 from medsynth.training.module import DiffusionModule
 from medsynth.training.spec import make_spec, trained_classes
-from medsynth.training.start import freeze, load_start
+from medsynth.training.start import freeze, load_start, parse_parents
 
 CHECKPOINT = Path("checkpoints") / "last.ckpt"
 # Files of a run that was killed before its first run.json.
@@ -64,6 +64,7 @@ def train_run(
     check_world(plan)
     check_plan(plan)
     classes = trained_classes(cohort, plan)
+    parents = parse_parents(plan.rare, classes)
     # A class without training scans cannot be learnt: leave its val and test scans out.
     cohort = replace(cohort, rows=tuple(row for row in cohort.rows if row.label in classes))
     start = load_run(plan.start.run) if plan.start.run else None
@@ -77,7 +78,8 @@ def train_run(
         cache_dir=cache_dir,
         progress=progress,
     )
-    options = _options(plan, start) | {"cohort": prepared.key}
+    described = _options(plan, start)
+    options = described | {"cohort": prepared.key}
     checkpoint = out / CHECKPOINT
     resumed = checkpoint.is_file()
     if (out / RUN_FILE).is_file():
@@ -94,13 +96,13 @@ def train_run(
         raise ConfigError(
             f"{out}: need a new folder or a run to continue, got a folder with other files; try another --out"
         )
-    spec = make_spec(cohort, prepared, plan, start=start)
+    spec = make_spec(cohort, prepared, plan, parents=parents, start=start)
 
     trainer, module, stop = _assemble(prepared, spec, out, plan, options, start=start, progress=progress)
     if trainer.is_global_zero:
         out.mkdir(parents=True, exist_ok=True)
         remove_partial(out)
-        write_text(out / "config.yaml", yaml.safe_dump(_options(plan, start), sort_keys=False))
+        write_text(out / "config.yaml", yaml.safe_dump(described, sort_keys=False))
         if not resumed:
             write_patients(
                 out,
@@ -174,6 +176,10 @@ def check_plan(plan: TrainingPlan) -> None:
     for name, value in shares.items():
         if not 0 <= value <= 1:
             raise ConfigError(f"{name}: need a number from 0 to 1, got {value}")
+    if plan.start.trainable != "all" and not plan.start.run:
+        raise ConfigError(
+            f"start.trainable: need start.run to begin from, got {plan.start.trainable} without it; try --start.run"
+        )
 
 
 def describe_training(spec: RunSpec, plan: TrainingPlan) -> str:
@@ -207,7 +213,7 @@ def advice(spec: RunSpec) -> list[str]:
         elif scans < 0.05 * total:
             notes.append(
                 f"{label}: {scans} training scans of {patients} patients; watch its memorisation curve, and see "
-                "docs/rare_classes.md and `medsynth run rare_class_2d` for what helped where 40 patients were known"
+                "docs/rare_classes.md and `medsynth run rare_class_2d` for what to expect where few patients are known"
             )
     return notes
 

@@ -103,5 +103,5 @@ class ScoreBook:
         if file is None:
             return
         with atomic_path(file) as temporary:
-            # The name is for people: no call of ours reads it back.
+            # For whoever compares several sets; a second call knows the file by its key.
             np.savez(temporary, validation=validation, test=test, arm=np.array(f"{arm.name} ({arm.network})"))
