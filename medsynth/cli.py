@@ -56,7 +56,8 @@ def run_command(arguments: list[str]) -> int:
 
 
 def _dispatch(arguments: list[str]) -> int:
-    from medsynth.pipeline import VERBS, parse_verb, verb_parser
+    from medsynth.api import VERBS
+    from medsynth.pipeline import parse_verb, verb_parser
 
     summaries = {verb: _first_line(function.__doc__) for verb, function in VERBS.items()} | {"run": _RUN_SUMMARY}
     if not arguments or arguments[0] in ("-h", "--help", "help"):

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote
 
+PathLike = str | Path
+
 _RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
 _PARTIAL = ".partial-"
 _SEGMENT = 100  # characters of one folder name; file systems allow 255 bytes

@@ -4,27 +4,17 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
 import yaml
 from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser
 
-from medsynth import api
+from medsynth.api import VERBS
 from medsynth.config import CONFIGS, PIPELINES
 from medsynth.errors import ConfigError
 
-VERBS: dict[str, Callable[..., Any]] = {
-    "demo": api.demo,
-    "index": api.index,
-    "train": api.train,
-    "sample": api.sample,
-    "edit": api.edit,
-    "evaluate": api.evaluate,
-    "augment": api.augment,
-    "fetch": api.fetch,
-}
 _PLACEHOLDER = re.compile(r"\{([A-Za-z_]\w*)\}")
 
 

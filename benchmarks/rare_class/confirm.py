@@ -4,7 +4,8 @@
 
 Each set is evaluated whole (`medsynth evaluate`: privacy gate, probe tier, ceiling of all real rare scans), with the one
 synthetic arm that is named here, so that ten validation patients choose the baseline alone. Prints a line a set, and the mean
-over sets with an interval over draws and test patients. Test scans are read here only. Finished reports are kept.
+over sets with an interval over draws and test patients. Test scans are read here only, and not with `--development`, which
+takes development scans instead. `--tier full` trains classifiers on pixels. Finished reports are kept.
 """
 
 from __future__ import annotations
@@ -20,26 +21,28 @@ import medsynth
 from benchmarks.downstream_table import shown
 from benchmarks.machine import describe_machine
 from benchmarks.rare_class.candidates import OPTIONS, Setting, candidates
-from benchmarks.rare_class.cohorts import make_draw
+from benchmarks.rare_class.cohorts import Draw, make_draw
 from benchmarks.rare_class.making import make_set, train_common, train_rare
-from medsynth.config import DownstreamOptions, ProbeOptions
+from medsynth.config import ClassifierOptions, DownstreamOptions, ProbeOptions
 from medsynth.files import write_json
 from medsynth.measures.classification import ranking_metrics
 from medsynth.measures.statistics import Resamples
 from medsynth.seeds import numpy_generator
 
 FIGURES = ("auroc", "auprc", "sensitivity")
+_CHOSEN = ("candidate", "arm", "share", "patients", "tier", "steps", "development")
 
 
 def read_row(path: Path) -> dict[str, Any]:
     """Return what a table needs of a report."""
     report = json.loads(path.read_text())
+    privacy = report["privacy"]
     tier = report["downstream"]["tiers"][-1]
     arms = {arm["name"]: {name: arm["test"][name] for name in FIGURES} for arm in tier["arms"]}
     against = {each["against"]: each["figures"] for each in tier["differences"]}
     return {
-        "privacy": report["verdict"]["privacy"]["reading"],
-        "flagged": [sum(row[name] for row in report["privacy"]["rows"]) for name in ("flagged", "judged")],
+        "privacy": privacy and report["verdict"]["privacy"]["reading"],
+        "flagged": [sum(row[name] for row in privacy["rows"]) for name in ("flagged", "judged")] if privacy else None,
         "reading": report["verdict"]["downstream"]["reading"],
         "baseline": tier["baseline"],
         "synthetic": tier["synthetic"],
@@ -49,11 +52,12 @@ def read_row(path: Path) -> dict[str, Any]:
 
 
 def read_scores(trainings: Path, arm: str) -> np.ndarray:
-    """Test scores `(trainings, N)` of an arm of the probe tier, which the evaluation leaves beside its report."""
+    """Test scores `(trainings, N)` of an arm, which the evaluation leaves beside its report."""
     found = {}
     for file in sorted(trainings.glob("scores-*.npz")):
         with np.load(file, allow_pickle=False) as stored:
-            if str(stored["arm"]) == f"{arm} (probe)":
+            # Arms of the full tier carry their network in their name already.
+            if str(stored["arm"]) in (f"{arm} (probe)", f"{arm} ({arm.rpartition('(')[2]}"):
                 found[int(file.stem.rsplit("-", 1)[1])] = stored["test"]
     return np.stack([found[repeat] for repeat in sorted(found)])
 
@@ -102,6 +106,9 @@ def main() -> None:
     parser.add_argument("--arm", choices=("rare", "all", "pretrain"), default="all")
     parser.add_argument("--share", type=float, default=0.25)
     parser.add_argument("--patients", type=int, default=40)
+    parser.add_argument("--tier", choices=("probe", "full"), default="probe")
+    parser.add_argument("--steps", type=int, default=600, help="of a classifier on pixels")
+    parser.add_argument("--development", action="store_true", help="judge on development scans, not on test scans")
     parser.add_argument("--draws", type=int, default=3)
     parser.add_argument("--generators", type=int, default=2)
     parser.add_argument("--result", type=Path, help="JSON to write")
@@ -121,20 +128,21 @@ def main() -> None:
             common = train_common(setting, draw.few, 0, arguments.out)
             run = train_rare(setting, candidate, draw.few, common, seed, arguments.out)
             made = make_set(setting, candidate, draw.few, run, seed, arguments.out)
-            report = made.parent / f"report_{arguments.arm}_{arguments.share:g}"
+            report = made.parent / _report_name(arguments)
             if not (report / "report.json").is_file():
-                _evaluate(setting, draw.few, made, report, draw.everything, arguments)
+                _evaluate(setting, draw, made, report, arguments)
             row = {"draw": number, "generator": seed} | read_row(report / "report.json")
             rows.append(row)
             trainings = report / "trainings"
             scores.append((number, read_scores(trainings, row["synthetic"]), read_scores(trainings, row["baseline"])))
             print(_line(row), flush=True)
-    whole = over_sets(scores, *_test_scans(setting, arguments))
-    print(
-        f"over {whole['sets']} sets: " + ", ".join(f"Δ {name} {shown(whole[name], sign=True)}" for name in FIGURES[:2])
-    )
+    # Development scans are those that a draw left out, so there is no bootstrap over draws.
+    whole = None if arguments.development else over_sets(scores, *_test_scans(setting, arguments))
+    if whole is not None:
+        figures = ", ".join(f"Δ {name} {shown(whole[name], sign=True)}" for name in FIGURES[:2])
+        print(f"over {whole['sets']} sets: {figures}")
     if arguments.result:
-        chosen = {name: getattr(arguments, name) for name in ("candidate", "arm", "share", "patients")}
+        chosen = {name: getattr(arguments, name) for name in _CHOSEN}
         write_json(
             arguments.result,
             describe_machine()
@@ -150,20 +158,30 @@ def _test_scans(setting: Setting, arguments: Any) -> tuple[np.ndarray, np.ndarra
     return np.array([row.label == setting.rare for row in test]), np.array([row.patient_id for row in test])
 
 
-def _evaluate(setting: Setting, few: Path, made: Path, report: Path, ceiling: Path, arguments: Any) -> None:
+def _report_name(arguments: Any) -> str:
+    name = f"report_{arguments.arm}_{arguments.share:g}"
+    if arguments.tier == "full":
+        name += f"_full_{arguments.steps}"
+    return f"{name}_development" if arguments.development else name
+
+
+def _evaluate(setting: Setting, draw: Draw, made: Path, report: Path, arguments: Any) -> None:
     medsynth.evaluate(
-        real=few,
+        real=draw.development if arguments.development else draw.few,
         synthetic=made,
         out=report,
-        parts=("privacy", "downstream"),
-        ceiling=ceiling,
+        parts=("downstream",) if arguments.development else ("privacy", "downstream"),
+        # All rare scans hold those of the development split.
+        ceiling=None if arguments.development else draw.everything,
         grid=OPTIONS["grid"],
         intensity=OPTIONS["intensity"],
         downstream=DownstreamOptions(
             rare_class=setting.rare,
             shares=(arguments.share,),
             arms=(arguments.arm,),
+            tier=arguments.tier,
             probe=ProbeOptions(copies=1),
+            classifier=ClassifierOptions(networks=("densenet",), steps=arguments.steps, finalists=2),
         ),
     )
 
@@ -172,7 +190,7 @@ def _line(row: dict[str, Any]) -> str:
     gains = " | ".join(shown(row["gain_ci"][name], sign=True) for name in FIGURES)
     ceiling = row["arms"].get("ceiling", {}).get("auroc", {}).get("value", float("nan"))
     room = ceiling - row["arms"][row["baseline"]]["auroc"]["value"]
-    flagged = "{} of {}".format(*row["flagged"])
+    flagged = "{} of {}".format(*row["flagged"]) if row["flagged"] else "not judged"
     return (
         f"| {row['draw']} | {row['generator']} | {row['privacy']} | {flagged} | {row['baseline']} | {gains} | {room:+.3f} | "
         f"{row['reading']} |"

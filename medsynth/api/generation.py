@@ -1,14 +1,62 @@
-"""The verb `edit`; `medsynth.api` has it beside the others, and says why annotations are not postponed."""
+"""The verbs that make a synthetic set. `medsynth.api` says why annotations are not postponed."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from medsynth.config import GuidanceOptions, ReadingOptions, SolverOptions
+from medsynth.files import PathLike
 
 if TYPE_CHECKING:
     from medsynth.cohorts import Cohort
 
-PathLike = str | Path
+
+def sample(
+    *,
+    run: PathLike,
+    count: str | int | dict[str, int],
+    out: PathLike,
+    seed: int = 0,
+    format: Literal["auto", "nifti", "png", "npz"] = "auto",
+    batch_size: int = 16,
+    solver: SolverOptions = SolverOptions(),
+    guidance: GuidanceOptions = GuidanceOptions(),
+    device: str = "auto",
+    progress: bool = True,
+) -> "Cohort":
+    """Generate a synthetic set: new scans of chosen classes, with provenance and a cohort of their own.
+
+    Every file says that it is synthetic. An interrupted call is completed by the same command. The same seed gives the same
+    set.
+
+    Args:
+        run: Run folder of `medsynth train`.
+        count: Scans of each class, such as `viral_pneumonia=400,normal=100`; one number means as many of every class.
+        out: Folder of the synthetic set.
+        seed: Seed of the set; every scan has its own, derived from it.
+        format: File format; `auto` writes what the training scans were.
+        batch_size: Scans that go through the network together.
+        solver: How noise becomes scans.
+        guidance: Classifier-free guidance.
+        device: `auto`, `cpu` or `cuda`.
+        progress: Show a progress bar.
+    """
+    from medsynth.generation import parse_counts, plan_set, sample_set
+    from medsynth.runs import load_run
+
+    loaded = load_run(run)
+    plan = plan_set(
+        loaded,
+        Path(out),
+        parse_counts(count, loaded.spec.classes),
+        seed=seed,
+        file_format=format,
+        batch_size=batch_size,
+        solver=solver,
+        guidance=guidance,
+        device=device,
+        progress=progress,
+    )
+    return sample_set(plan)
 
 
 def edit(

@@ -1,0 +1,21 @@
+"""The verbs: what the command line runs and what a pipeline calls. Signatures and docs here, bodies in the rooms.
+
+Bodies import lazily, so that `import medsynth` and `medsynth --help` load no torch. For the same reason annotations are not
+postponed here: to evaluate postponed ones, the parser would import what the results are made of.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from medsynth.api.cohort import demo, index
+from medsynth.api.evaluation import augment, evaluate
+from medsynth.api.generation import edit, sample
+from medsynth.api.installation import fetch
+from medsynth.api.training import train
+
+# In the order in which they are used.
+VERBS: dict[str, Callable[..., Any]] = {
+    verb.__name__: verb for verb in (demo, index, train, sample, edit, evaluate, augment, fetch)
+}
+
+__all__ = ["VERBS", "augment", "demo", "edit", "evaluate", "fetch", "index", "sample", "train"]

@@ -1,0 +1,137 @@
+"""The verbs that judge a synthetic set and hand it over. `medsynth.api` says why annotations are not postponed."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from medsynth.config import (
+    DownstreamOptions,
+    FeatureOptions,
+    FidelityOptions,
+    GridOptions,
+    IntensityOptions,
+    PrivacyOptions,
+    ReadingOptions,
+)
+from medsynth.files import PathLike
+
+if TYPE_CHECKING:
+    from medsynth.evaluation import Handover
+    from medsynth.reporting import ReportFiles
+
+
+def evaluate(
+    *,
+    real: PathLike,
+    synthetic: PathLike,
+    out: PathLike,
+    parts: Sequence[Literal["fidelity", "privacy", "downstream"]] = ("fidelity", "privacy", "downstream"),
+    run: PathLike | None = None,
+    drop_copies: bool = False,
+    ceiling: PathLike | None = None,
+    seed: int = 0,
+    cache_dir: PathLike | None = None,
+    grid: GridOptions | None = None,
+    intensity: IntensityOptions | None = None,
+    features: FeatureOptions = FeatureOptions(),
+    fidelity: FidelityOptions = FidelityOptions(),
+    privacy: PrivacyOptions = PrivacyOptions(),
+    downstream: DownstreamOptions = DownstreamOptions(),
+    reading: ReadingOptions = ReadingOptions(),
+    progress: bool = True,
+) -> "ReportFiles":
+    """Score a synthetic set against the real cohort, and write `report.json` and `report.html`.
+
+    Works for any synthetic cohort, whoever made it: how faithful it is, whether it copies patients, and what a classifier
+    gains from it, or that it gains nothing. Exit code 4 where the privacy gate fails. A call that was interrupted goes on where
+    it stopped.
+
+    Args:
+        real: The real cohort CSV.
+        synthetic: The synthetic set: its folder, or a cohort CSV, of which `path` and `label` are enough.
+        out: Report folder.
+        parts: What to evaluate.
+        run: Run folder that made the set; gives the intensity range, compares its patients with the test split, adds membership
+            inference, and its training curves to the report.
+        drop_copies: Set aside the scans that the privacy gate finds to be copies, and judge the rest.
+        ceiling: Cohort CSV with more real scans of the rare class than `real` has, for the figures that these would reach.
+        seed: Decides random halves, pairs, pictures and trainings.
+        cache_dir: Folder for prepared scans and features, by default `.medsynth_cache` beside each cohort.
+        grid: Pixel grid for the comparison, by default that of the synthetic scans.
+        intensity: Conversion to [-1, 1] for both sides; by default that of the run, or else percentiles of the real
+            training split.
+        features: What turns scans into features.
+        fidelity: Options of the fidelity table.
+        privacy: Options of the privacy gate.
+        downstream: Options of the downstream gain.
+        reading: Limits on what a scan file may be.
+        progress: Show progress bars.
+    """
+    from medsynth.evaluation import evaluate_cohorts
+    from medsynth.reporting import check_report_folder, training_figures, write_report
+    from medsynth.runs import load_run
+
+    check_report_folder(out)
+    made_by = load_run(run) if run is not None else None
+    evaluation = evaluate_cohorts(
+        Path(real),
+        Path(synthetic),
+        work=Path(out) / "trainings",
+        parts=parts,
+        run=made_by,
+        drop_copies=drop_copies,
+        ceiling=Path(ceiling) if ceiling is not None else None,
+        grid=grid,
+        intensity=intensity,
+        features=features,
+        fidelity=fidelity,
+        privacy=privacy,
+        downstream=downstream,
+        reading=reading,
+        cache_dir=Path(cache_dir) if cache_dir is not None else None,
+        seed=seed,
+        progress=progress,
+    )
+    figures = training_figures(made_by) if made_by is not None else []
+    return write_report(out, evaluation.report, sheets=evaluation.sheets, figures=figures)
+
+
+def augment(
+    *,
+    real: PathLike,
+    synthetic: PathLike,
+    report: PathLike,
+    out: PathLike,
+    run: PathLike | None = None,
+    splits: Sequence[Literal["train", "val", "test"]] = ("train",),
+    cache_dir: PathLike | None = None,
+    progress: bool = True,
+) -> "Handover":
+    """Write the cohort to train a classifier on: real training scans and the accepted synthetic ones.
+
+    Refuses (exit code 4) a set whose privacy gate failed, could not tell, or was not judged, and (exit code 3) a report about
+    other scans, or a generator that saw patients of the test split. Scans stay where they are: the CSV names their folders.
+
+    Args:
+        real: The real cohort CSV.
+        synthetic: The synthetic set: its folder or a cohort CSV.
+        report: Folder of `medsynth evaluate`, or its `report.json`.
+        out: CSV to write.
+        run: Run folder that made the set, needed where the evaluation was not given it.
+        splits: Splits of the real cohort to write; synthetic scans are always `train`.
+        cache_dir: Folder of the prepared scans, as in the evaluation.
+        progress: Show progress bars.
+    """
+    from medsynth.evaluation import augment_cohort
+    from medsynth.runs import load_run
+
+    return augment_cohort(
+        Path(real),
+        Path(synthetic),
+        Path(report),
+        Path(out),
+        run=load_run(run) if run is not None else None,
+        splits=splits,
+        cache_dir=Path(cache_dir) if cache_dir is not None else None,
+        progress=progress,
+    )

@@ -1,0 +1,117 @@
+"""The verb that trains a model. `medsynth.api` says why annotations are not postponed."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from medsynth.config import (
+    AugmentOptions,
+    BalanceOptions,
+    GridOptions,
+    IntensityOptions,
+    MonitorOptions,
+    NetworkOptions,
+    NoiseOptions,
+    OptimiserOptions,
+    RareOptions,
+    ReadingOptions,
+    StartOptions,
+    TrainingPlan,
+)
+from medsynth.files import PathLike
+
+if TYPE_CHECKING:
+    from medsynth.runs import Run
+
+
+def train(
+    *,
+    cohort: PathLike,
+    out: PathLike,
+    max_steps: int = 6000,
+    batch_size: int = 32,
+    label_dropout: float = 0.1,
+    leave_out: str = "",
+    precision: Literal["32-true", "bf16-mixed"] = "32-true",
+    accelerator: str = "auto",
+    devices: int = 1,
+    num_nodes: int = 1,
+    num_workers: int = 0,
+    deterministic: bool = False,
+    seed: int = 0,
+    cache_dir: PathLike | None = None,
+    grid: GridOptions = GridOptions(),
+    intensity: IntensityOptions = IntensityOptions(),
+    network: NetworkOptions = NetworkOptions(),
+    noise: NoiseOptions = NoiseOptions(),
+    balance: BalanceOptions = BalanceOptions(),
+    rare: RareOptions = RareOptions(),
+    start: StartOptions = StartOptions(),
+    augment: AugmentOptions = AugmentOptions(),
+    optimiser: OptimiserOptions = OptimiserOptions(),
+    monitor: MonitorOptions = MonitorOptions(),
+    reading: ReadingOptions = ReadingOptions(),
+    progress: bool = True,
+) -> "Run":
+    """Train a class-conditional diffusion model on the training split of a cohort.
+
+    One joint model learns all classes. Ctrl-C saves; the same command continues. While it trains, the run folder receives
+    previews of every class, losses by noise level and class, and the memorisation curve of the rarest class.
+
+    Args:
+        cohort: The cohort CSV.
+        out: Run folder; a training that was interrupted there is continued.
+        max_steps: Optimiser steps.
+        batch_size: Scans of a step over all processes together.
+        label_dropout: Probability with which a scan's class is withheld in training; guidance needs it above 0.
+        leave_out: Classes to train without, separated by commas: a first stage on common classes, from which a second one, with
+            the rare class, begins (`--start.run`).
+        precision: `bf16-mixed` computes the network in bfloat16, about twice as fast where the processor supports it.
+        accelerator: `auto`, `cpu` or `gpu`.
+        devices: Processes (GPUs) on each node.
+        num_nodes: Nodes.
+        num_workers: Processes that load scans; 0 loads in the training process, which is fast enough in 2D.
+        deterministic: Use deterministic algorithms only (slower on a GPU).
+        seed: Decides initial weights, batches, noise, augmentation and dropout.
+        cache_dir: Folder for the prepared scans, by default `.medsynth_cache` beside the cohort.
+        grid: Pixel grid of the model.
+        intensity: Conversion between physical units and [-1, 1].
+        network: The denoising UNet.
+        noise: Noise levels in training.
+        balance: How often each class is drawn.
+        rare: What a rare class borrows from one that it resembles.
+        start: Begin from the weights of another run.
+        augment: Conditioned augmentation.
+        optimiser: Optimiser and schedule.
+        monitor: Logging, validation, previews, checkpoints.
+        reading: Limits on what a scan file may be.
+        progress: Show a progress bar.
+    """
+    from medsynth.cohorts import read_cohort
+    from medsynth.training import train_run
+
+    plan = TrainingPlan(
+        max_steps=max_steps,
+        batch_size=batch_size,
+        label_dropout=label_dropout,
+        leave_out=leave_out,
+        precision=precision,
+        accelerator=accelerator,
+        devices=devices,
+        num_nodes=num_nodes,
+        num_workers=num_workers,
+        deterministic=deterministic,
+        seed=seed,
+        grid=grid,
+        intensity=intensity,
+        network=network,
+        noise=noise,
+        balance=balance,
+        rare=rare,
+        start=start,
+        augment=augment,
+        optimiser=optimiser,
+        monitor=monitor,
+        reading=reading,
+    )
+    cache = Path(cache_dir) if cache_dir is not None else None
+    return train_run(read_cohort(cohort), Path(out), plan, cache_dir=cache, progress=progress)
