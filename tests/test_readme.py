@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from medsynth.config import CONFIGS
 from medsynth.api import VERBS
+from medsynth.config import CONFIGS
 from medsynth.pipeline import parse_verb, verb_parser
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
