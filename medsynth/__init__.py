@@ -16,6 +16,8 @@ _HOMES = {
     "edit": "medsynth.api",
     "evaluate": "medsynth.api",
     "augment": "medsynth.api",
+    "card": "medsynth.api",
+    "doctor": "medsynth.api",
     "run_recipe": "medsynth.pipeline",
     "load_config": "medsynth.pipeline",
     "generate": "medsynth.generation",

@@ -4,24 +4,33 @@ from __future__ import annotations
 
 import argparse
 import errno
-import inspect
 import os
+import shutil
 import sys
+import textwrap
 from collections import Counter
 from importlib.metadata import version
 from typing import Any
 
-from medsynth.errors import GateError, MedsynthError
+from medsynth.errors import ConfigError, GateError, MedsynthError
 
+# What the verbs are for; `medsynth --help` shows them in this order.
+_JOBS = {
+    "the whole job": ("run",),
+    "scans in": ("demo", "index"),
+    "models and synthetic scans": ("train", "sample", "edit"),
+    "proof and hand-over": ("evaluate", "augment", "card"),
+    "the installation": ("doctor", "fetch"),
+}
 _EPILOG = """\
-example:
+example, on scans of your own:
   medsynth index --scans scans/ --labels labels.csv --out cohort.csv
   medsynth train --config chest_xray_2d --cohort cohort.csv --out run
   medsynth sample --run run --count viral_pneumonia=400,normal=100 --out synthetic
   medsynth evaluate --real cohort.csv --synthetic synthetic --run run --out report
   medsynth augment --real cohort.csv --synthetic synthetic --report report --out augmented/cohort.csv
 
-`medsynth VERB --help` lists the options of a verb. Exit codes: 0 done, 2 usage or configuration, 3 data refused, 4 gate
+`medsynth VERB --help` is the manual page of a verb. Exit codes: 0 done, 2 usage or configuration, 3 data refused, 4 gate
 failed, 130 interrupted. Everything that medsynth generates is synthetic and must not be used for diagnosis."""
 
 _EXAMPLES = {
@@ -33,11 +42,18 @@ _EXAMPLES = {
     "--count 400 --out edited",
     "evaluate": "medsynth evaluate --real cohort.csv --synthetic synthetic --run run --out report",
     "augment": "medsynth augment --real cohort.csv --synthetic synthetic --report report --out augmented/cohort.csv",
+    "card": "medsynth card --synthetic synthetic --report report --source source.yaml",
     "fetch": "medsynth fetch --url https://... --sha256 ... --out inception.pth",
+    "doctor": "medsynth doctor > report.txt",
 }
 _RUN_SUMMARY = (
     "Run a recipe from end to end; `medsynth run quickstart --out quickstart` needs nothing but this command."
 )
+_RUN_DESCRIPTION = """\
+A recipe is a YAML file with verbs in order, each with the options that it has on the command line. It is checked as a
+whole before the first verb runs; run again, it goes on where it stopped."""
+_RUN_EXAMPLE = """\
+example: medsynth run chest_xray_2d --out work --set scans=chest_xray --set labels=chest_xray/labels.csv"""
 
 
 def run_command(arguments: list[str]) -> int:
@@ -57,6 +73,8 @@ def run_command(arguments: list[str]) -> int:
 
 def _dispatch(arguments: list[str]) -> int:
     from medsynth.api import VERBS
+    from medsynth.api.manual import ManualFormatter, arrange_manual
+    from medsynth.config import CONFIGS
     from medsynth.pipeline import parse_verb, verb_parser
 
     summaries = {verb: _first_line(function.__doc__) for verb, function in VERBS.items()} | {"run": _RUN_SUMMARY}
@@ -72,13 +90,9 @@ def _dispatch(arguments: list[str]) -> int:
     if verb not in VERBS:
         print(f"medsynth: {verb}: need one of {', '.join(summaries)}; try medsynth --help", file=sys.stderr)
         return 2
-    parser = verb_parser(
-        verb,
-        exit_on_error=False,
-        prog=f"medsynth {verb}",
-        description=(inspect.getdoc(VERBS[verb]) or "").split("\n\nArgs:")[0],
-        epilog=f"example: {_EXAMPLES[verb]}",
-    )
+    parser = verb_parser(verb, exit_on_error=False, prog=f"medsynth {verb}", formatter_class=ManualFormatter)
+    configurations = CONFIGS.names() if verb == "train" else ()
+    arrange_manual(parser, VERBS[verb], example=_EXAMPLES[verb], configurations=configurations)
     result = VERBS[verb](**parse_verb(parser, rest))
     if os.environ.get("LOCAL_RANK", "0") == "0":
         print(_describe(verb, result))
@@ -86,22 +100,9 @@ def _dispatch(arguments: list[str]) -> int:
 
 
 def _run(arguments: list[str]) -> int:
-    from medsynth.config import PIPELINES
-    from medsynth.errors import ConfigError
     from medsynth.pipeline import run_recipe
 
-    parser = argparse.ArgumentParser(prog="medsynth run", description=_RUN_SUMMARY)
-    parser.add_argument(
-        "recipe", help=f"Name of a shipped recipe ({', '.join(PIPELINES.names())}) or path of a YAML file."
-    )
-    parser.add_argument("--out", required=True, help="Folder for everything that the recipe makes.")
-    parser.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="NAME=VALUE",
-        help="Value of a variable of the recipe; may be repeated.",
-    )
+    parser = _run_parser(with_recipes=bool({"-h", "--help"} & {*arguments}))
     options = parser.parse_args(arguments)
     variables = {}
     for part in options.set:
@@ -114,21 +115,67 @@ def _run(arguments: list[str]) -> int:
     return max(_exit_code(verb, result) for verb, result in results)
 
 
+def _run_parser(*, with_recipes: bool) -> argparse.ArgumentParser:
+    from medsynth.config import PIPELINES
+    from medsynth.pipeline import describe_recipe
+
+    recipes = ""
+    if with_recipes:
+        width = min(110, shutil.get_terminal_size().columns)
+        recipes = "\n\nrecipes:\n" + "\n".join(
+            textwrap.fill(describe_recipe(name), width, initial_indent=f"  {name:<15}", subsequent_indent=" " * 17)
+            for name in PIPELINES.names()
+        )
+    parser = argparse.ArgumentParser(
+        prog="medsynth run",
+        description=f"{_RUN_SUMMARY}\n\n{_RUN_DESCRIPTION}{recipes}",
+        epilog=_RUN_EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("recipe", help="Name of a recipe that ships with medsynth, or path of a YAML file.")
+    parser.add_argument("--out", required=True, help="Folder for everything that the recipe makes. (required)")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="Value of a variable of the recipe; may be repeated.",
+    )
+    return parser
+
+
 def _exit_code(verb: str, result: Any) -> int:
-    """A privacy gate that fails is told by the exit code; the report is written all the same."""
+    """A privacy gate that fails, or an installation that must not be used, is told by the exit code; the report is there."""
+    if verb == "doctor" and result.problems:
+        return ConfigError.exit_code
     return GateError.exit_code if verb == "evaluate" and result.gate_failed else 0
 
 
 def _top_parser(summaries: dict[str, str]) -> argparse.ArgumentParser:
-    verbs = "\n".join(f"  {verb:<10} {summary}" for verb, summary in summaries.items())
     return argparse.ArgumentParser(
         prog="medsynth",
         usage="medsynth VERB [options]",
         description="Train diffusion models on medical scans, generate scans of rare conditions, and measure what they are "
-        f"worth.\n\nverbs:\n{verbs}",
+        f"worth.\n\n{_list_verbs(summaries)}",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+
+
+def _list_verbs(summaries: dict[str, str]) -> str:
+    """The verbs by what they are for, each with its summary."""
+    width = min(110, shutil.get_terminal_size().columns)
+    grouped = {verb for verbs in _JOBS.values() for verb in verbs}
+    jobs = {**_JOBS, "more": tuple(verb for verb in summaries if verb not in grouped)}
+    blocks = []
+    for job, verbs in jobs.items():
+        lines = [
+            textwrap.fill(summaries[verb], width, initial_indent=f"  {verb:<10}", subsequent_indent=" " * 12)
+            for verb in verbs
+            if verb in summaries
+        ]
+        blocks += ["\n".join([f"{job}:", *lines])] if lines else []
+    return "\n\n".join(blocks)
 
 
 def _describe(verb: str, result: Any) -> str:

@@ -5,10 +5,21 @@ ends with the exit code of its class.
 """
 
 
+def printable(text: str) -> str:
+    """Return `text` with every character that cannot be printed as its escape."""
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode("ascii") for char in text)
+
+
 class MedsynthError(Exception):
-    """Base of all expected errors; `exit_code` is what the command line returns."""
+    """Base of all expected errors; `exit_code` is what the command line returns.
+
+    Its message is one line without anything that a terminal would act on: names in it come from files of others.
+    """
 
     exit_code = 1
+
+    def __init__(self, message: object = "") -> None:
+        super().__init__(printable(" ".join(str(message).split())))
 
 
 class ConfigError(MedsynthError):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
 import re
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,11 +15,17 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote
 
+from medsynth.errors import ConfigError
+
 PathLike = str | Path
+
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
 _RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
 _PARTIAL = ".partial-"
 _SEGMENT = 100  # characters of one folder name; file systems allow 255 bytes
+# How torch, safetensors and NumPy report a disk that is full while they write.
+_FULL_DISK = re.compile(r"unexpected pos \d+ vs|\(os error (28|122)\)|\d+ requested and \d+ written")
 
 
 @contextmanager
@@ -25,7 +33,8 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success it is flushed to disk and takes the place of `path`.
 
     The target folder is created. When the block raises, the temporary file goes and `path` stays as it was. The
-    temporary name keeps the suffixes of `path`, since writers choose their format by them.
+    temporary name keeps the suffixes of `path`, since writers choose their format by them. A full disk, in whatever words a
+    library reports it, is an `OSError` with `errno.ENOSPC` and the name of `path`.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -38,6 +47,10 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
             os.fsync(written.fileno())
         os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, path)
+    except Exception as error:
+        if getattr(error, "errno", None) in NO_SPACE or _FULL_DISK.search(str(error)):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -46,6 +59,22 @@ def remove_partial(folder: Path | str) -> None:
     """Remove what `atomic_path` left below `folder` when a process was killed; for the only writer of the folder."""
     for leftover in Path(folder).rglob(f"{_PARTIAL}*"):
         leftover.unlink(missing_ok=True)
+
+
+def check_space(folder: Path | str, needed: int, *, purpose: str, option: str) -> None:
+    """Raise `ConfigError` where fewer than `needed` bytes are free on the disk of `folder`, which need not exist yet.
+
+    `purpose` says in the message what they are for, `option` which option names another place.
+    """
+    place = Path(folder).absolute()
+    while not place.exists():
+        place = place.parent
+    free = shutil.disk_usage(place).free
+    if free < needed:
+        raise ConfigError(
+            f"{folder}: need about {-(-needed // (1 << 20))} MiB free for {purpose}, got {free >> 20} MiB; "
+            f"try freeing some, or {option} on another disk"
+        )
 
 
 def hash_file(path: Path | str) -> str:

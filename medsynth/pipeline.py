@@ -16,6 +16,9 @@ from medsynth.config import CONFIGS, PIPELINES
 from medsynth.errors import ConfigError
 
 _PLACEHOLDER = re.compile(r"\{([A-Za-z_]\w*)\}")
+_MOST_VALUES = 100_000  # of a file of options; a few references to references make more than memory holds
+# The parser would import what these name, and with it run a module: no file may say so.
+_IMPORTS = {"class_path", "init_args", "dict_kwargs"}
 
 
 def verb_parser(verb: str, **settings: Any) -> ArgumentParser:
@@ -49,8 +52,13 @@ def parse_verb(parser: ArgumentParser, arguments: list[str]) -> dict[str, Any]:
 
     Lists may be written with bare commas (`--split 0.7,0.15,0.15`), and a switch without a value is true.
     """
+    resolved = resolve_config(arguments)
+    for argument in resolved:
+        if argument.startswith("--config="):
+            path = Path(argument.removeprefix("--config="))
+            _check_groups(parser, _read_yaml(path), str(path))
     try:
-        namespace = parser.parse_args(_complete(parser, resolve_config(arguments)))
+        namespace = parser.parse_args(_complete(parser, resolved))
         instances = parser.instantiate_classes(namespace)
     except (ArgumentError, TypeError, ValueError, KeyError) as error:
         # The parser's tips follow on lines of their own.
@@ -101,7 +109,7 @@ def load_config(name: str, verb: str = "train") -> dict[str, Any]:
         if _takes(verb, key)
     }
     values = _parse_object(parser, required | given, str(path))
-    return {key: values[key] for key in given}
+    return {key: values[key] for key in dict.fromkeys(name.split(".")[0] for name in given)}
 
 
 def describe_recipe(recipe: str) -> str:
@@ -116,9 +124,25 @@ def describe_recipe(recipe: str) -> str:
 def run_recipe(recipe: str, *, out: Path | str, variables: Mapping[str, str] | None = None) -> list[tuple[str, Any]]:
     """Run a recipe, by name or path, and return its verbs with what they returned.
 
-    `{out}` in the recipe stands for the output folder, other names in braces for its variables. Called again, training and
-    sampling continue where they stopped. Raises `ConfigError` for an unknown recipe, verb or option, a variable without
-    a value, or a training with several processes, whose other processes would repeat the whole recipe.
+    Called again, training and sampling continue where they stopped. Raises `ConfigError` as `plan_recipe` does, before the first
+    verb runs.
+    """
+    prepared = plan_recipe(recipe, out=out, variables=variables)
+    results = []
+    for number, (verb, options) in enumerate(prepared, start=1):
+        print(f"\n[{number}/{len(prepared)}] medsynth {verb}", file=sys.stderr, flush=True)
+        results.append((verb, VERBS[verb](**options)))
+    return results
+
+
+def plan_recipe(
+    recipe: str, *, out: Path | str, variables: Mapping[str, str] | None = None
+) -> list[tuple[str, dict[str, Any]]]:
+    """Return the verbs of a recipe, by name or path, each with its keyword arguments; nothing runs.
+
+    `{out}` in the recipe stands for the output folder, other names in braces for its variables. Raises `ConfigError` for an
+    unknown recipe, verb or option, a variable without a value, or a training with several processes, whose other processes
+    would repeat the whole recipe.
     """
     path = PIPELINES.find(recipe)
     content = _read_yaml(path)
@@ -150,11 +174,7 @@ def run_recipe(recipe: str, *, out: Path | str, variables: Mapping[str, str] | N
                 f"{path.name}: step {number}: need devices: 1 in a recipe, got {options['devices']}; try the verbs"
             )
         prepared.append((verb, _step_options(verb, _fill(options, values, path.name), path.name)))
-    results = []
-    for number, (verb, options) in enumerate(prepared, start=1):
-        print(f"\n[{number}/{len(prepared)}] medsynth {verb}", file=sys.stderr, flush=True)
-        results.append((verb, VERBS[verb](**options)))
-    return results
+    return prepared
 
 
 def _variables(content: Mapping[str, Any], where: str) -> dict[str, Any]:
@@ -171,6 +191,7 @@ def _step_options(verb: str, options: dict[str, Any], where: str) -> dict[str, A
 
 
 def _parse_object(parser: ArgumentParser, options: dict[str, Any], where: str) -> dict[str, Any]:
+    _check_groups(parser, options, where)
     try:
         instances = parser.instantiate_classes(parser.parse_object(options))
     except (ArgumentError, TypeError, ValueError, KeyError) as error:
@@ -179,14 +200,44 @@ def _parse_object(parser: ArgumentParser, options: dict[str, Any], where: str) -
     return {key: value for key, value in instances.as_dict().items() if key != "config"}
 
 
+def _check_groups(parser: ArgumentParser, options: Mapping[Any, Any], where: str, prefix: str = "") -> None:
+    """Raise `ConfigError` where a file gives a group of options as anything but a mapping of just these options.
+
+    The parser takes the name of a class as well, imports it, and only then refuses it.
+    """
+    groups = {action.dest.rsplit(".", 1)[0] for action in parser._actions if "." in action.dest}
+    groups |= {group.rsplit(".", 1)[0] for group in groups}
+    for key, value in options.items():
+        name = f"{prefix}{key}"
+        if not isinstance(key, str) or name == "config" or name.rsplit(".", 1)[-1] in _IMPORTS:
+            raise ConfigError(f"{where}: need options of this verb, got {name!r}; try removing it")
+        if isinstance(value, Mapping):
+            _check_groups(parser, value, where, f"{name}.")
+        elif name in groups:
+            raise ConfigError(f"{where}: {name}: need options as `name: value`, got {str(value)[:100]!r}")
+
+
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: need readable YAML, got {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
         raise ConfigError(f"{path}: need a mapping of options, got {type(content).__name__}")
+    if _extent(content, {}) > _MOST_VALUES:
+        raise ConfigError(f"{path}: need at most {_MOST_VALUES} values, got more by references; try writing them out")
     return content
+
+
+def _extent(value: Any, known: dict[int, float]) -> float:
+    """Return how many values a YAML document has with every reference written out; infinite where one holds itself."""
+    if not isinstance(value, dict | list):
+        return 1
+    if id(value) not in known:
+        known[id(value)] = float("inf")
+        children = [*value.keys(), *value.values()] if isinstance(value, dict) else value
+        known[id(value)] = 1 + sum(_extent(child, known) for child in children)
+    return known[id(value)]
 
 
 def _fill(value: Any, values: Mapping[str, Any], where: str) -> Any:

@@ -16,6 +16,7 @@ FLOORS = [
     {"runs"},
     {"training", "generation", "evaluation"},
     {"reporting"},
+    {"installation"},
     {"api"},
     {"pipeline"},
     {"cli"},

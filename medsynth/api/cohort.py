@@ -60,9 +60,11 @@ def index(
     Args:
         scans: Folder with PNG, NIfTI or NPZ files.
         out: The cohort CSV to write.
-        labels: CSV with a row for each scan.
+        labels: CSV with a row for each scan and the columns `path` and `label`, also `patient_id`, `split` and `mask` where they
+            are known; other names are mapped by `--columns.label finding` and the like.
         columns: Which columns of the labels CSV mean what.
-        patient_pattern: Regular expression with one group that finds the patient in a scan's path, where no column names it.
+        patient_pattern: Regular expression with one group that finds the patient in a scan's path, such as `(IM-[0-9]+)`, where
+            no column names it. With neither, each scan counts as a patient of its own.
         split: Shares of the patients for training, validation and test, where no column says it.
         keep: Keep fewer patients of a class, to simulate a rare one: `viral_pneumonia=40/10` keeps its scans of 40 training
             and 10 validation patients; several are separated by commas. Test patients always stay.

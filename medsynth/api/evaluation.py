@@ -17,7 +17,7 @@ from medsynth.files import PathLike
 
 if TYPE_CHECKING:
     from medsynth.evaluation import Handover
-    from medsynth.reporting import ReportFiles
+    from medsynth.reporting import CardFiles, CheckedCard, ReportFiles
 
 
 def evaluate(
@@ -29,6 +29,9 @@ def evaluate(
     run: PathLike | None = None,
     drop_copies: bool = False,
     ceiling: PathLike | None = None,
+    real_pictures: bool = True,
+    reader_study: int = 0,
+    reader_answers: Sequence[PathLike] = (),
     seed: int = 0,
     cache_dir: PathLike | None = None,
     grid: GridOptions | None = None,
@@ -55,11 +58,18 @@ def evaluate(
             inference, and its training curves to the report.
         drop_copies: Set aside the scans that the privacy gate finds to be copies, and judge the rest.
         ceiling: Cohort CSV with more real scans of the rare class than `real` has, for the figures that these would reach.
+        real_pictures: Show real scans in the report, beside synthetic ones. They are patient data; without them the report shows
+            figures and synthetic scans only.
+        reader_study: Number of scans, half of them real, to show to readers: writes `reader_study.html`, a page that they
+            answer offline, and `reader_study_key.json`, which they must not see. Both belong in the house.
+        reader_answers: CSV files that readers exported from the page of the study in `out`, comma-separated; their accuracy
+            joins the report. Give the other options as before: what was prepared and trained is not done again, the other
+            figures are computed anew.
         seed: Decides random halves, pairs, pictures and trainings.
         cache_dir: Folder for prepared scans and features, by default `.medsynth_cache` beside each cohort.
-        grid: Pixel grid for the comparison, by default that of the synthetic scans.
-        intensity: Conversion to [-1, 1] for both sides; by default that of the run, or else percentiles of the real
-            training split.
+        grid: Pixel grid for the comparison (`--grid.size 64`), by default that of the run, or else that of the synthetic scans.
+        intensity: Conversion to [-1, 1] for both sides (`--intensity.method range --intensity.low 0 --intensity.high 255`), by
+            default that of the run, or else percentiles of the real training split.
         features: What turns scans into features.
         fidelity: Options of the fidelity table.
         privacy: Options of the privacy gate.
@@ -68,10 +78,14 @@ def evaluate(
         progress: Show progress bars.
     """
     from medsynth.evaluation import evaluate_cohorts
+    from medsynth.evaluation.reader import find_key, score_files
     from medsynth.reporting import check_report_folder, training_figures, write_report
+    from medsynth.reporting.reader_page import write_reader_study
     from medsynth.runs import load_run
 
     check_report_folder(out)
+    answers = [reader_answers] if isinstance(reader_answers, str | Path) else reader_answers
+    readers = score_files([Path(file) for file in answers], Path(out), seed=seed) if answers else None
     made_by = load_run(run) if run is not None else None
     evaluation = evaluate_cohorts(
         Path(real),
@@ -89,11 +103,23 @@ def evaluate(
         downstream=downstream,
         reading=reading,
         cache_dir=Path(cache_dir) if cache_dir is not None else None,
+        reader_study=reader_study,
+        known_study=find_key(Path(out)) if reader_study else None,
+        readers=readers,
         seed=seed,
         progress=progress,
     )
+    if evaluation.study is not None:
+        write_reader_study(out, evaluation.study)
     figures = training_figures(made_by) if made_by is not None else []
-    return write_report(out, evaluation.report, sheets=evaluation.sheets, figures=figures)
+    return write_report(
+        out,
+        evaluation.report,
+        sheets=evaluation.sheets,
+        pairs=evaluation.pairs,
+        figures=figures,
+        real_pictures=real_pictures,
+    )
 
 
 def augment(
@@ -132,6 +158,55 @@ def augment(
         Path(out),
         run=load_run(run) if run is not None else None,
         splits=splits,
+        cache_dir=Path(cache_dir) if cache_dir is not None else None,
+        progress=progress,
+    )
+
+
+def card(
+    *,
+    synthetic: PathLike | None = None,
+    report: PathLike | None = None,
+    source: PathLike | None = None,
+    real: PathLike | None = None,
+    out: PathLike | None = None,
+    check: PathLike | None = None,
+    cache_dir: PathLike | None = None,
+    progress: bool = True,
+) -> "CardFiles | CheckedCard":
+    """Write the data card of a synthetic set (Markdown with YAML front matter) and `croissant.json`, or check a card.
+
+    The card says what the set is, where it comes from, what it may not be used for, and what the evaluation found. What
+    nobody stated or measured is marked as a gap; nothing is made up. A report about other scans, and a card that is not valid,
+    are refused (exit code 3).
+
+    Args:
+        synthetic: The synthetic set: its folder or a cohort CSV.
+        report: Folder of `medsynth evaluate`, or its `report.json`; without it the card says that nothing was evaluated.
+        source: What only people know (source, licence, consent, intended use, ...): a YAML file, or the card of the source
+            cohort, by path or by the name of one that ships with medsynth.
+        real: The real cohort CSV, for its shares of subgroups; only counts of it are written.
+        out: Folder for `data_card.md` and `croissant.json`, by default that of the set, where the latter finds the scans.
+        check: A card to validate; nothing is written then.
+        cache_dir: Folder of the prepared scans, as in the evaluation.
+        progress: Show progress bars.
+    """
+    from medsynth.errors import ConfigError
+    from medsynth.reporting import check_card, write_card
+
+    others = {"synthetic": synthetic, "report": report, "source": source, "real": real, "out": out}
+    if check is not None:
+        if given := [name for name, value in others.items() if value is not None]:
+            raise ConfigError(f"check: need no other file beside it, got --{given[0]}; try one of the two")
+        return check_card(Path(check))
+    if synthetic is None:
+        raise ConfigError("synthetic: need a synthetic set, or a card to --check, got neither; try --synthetic FOLDER")
+    return write_card(
+        Path(synthetic),
+        report=Path(report) if report is not None else None,
+        real=Path(real) if real is not None else None,
+        source=source,
+        out=Path(out) if out is not None else None,
         cache_dir=Path(cache_dir) if cache_dir is not None else None,
         progress=progress,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import tempfile
 import time
@@ -15,14 +16,32 @@ from typing import Any
 import numpy as np
 from tqdm.auto import tqdm
 
-from medsynth.cohorts.grid import grid_affine, grid_size, orient_scan, resize_scan, scan_axes
+from medsynth.cohorts.grid import (
+    centre_of_mask,
+    grid_affine,
+    grid_size,
+    grid_spacing,
+    orient_scan,
+    resize_scan,
+    scan_axes,
+)
 from medsynth.cohorts.manifest import SPLITS, Cohort, Row, reason_of
 from medsynth.config import GridOptions, IntensityOptions, ReadingOptions
 from medsynth.errors import ConfigError, DataError
-from medsynth.files import atomic_path, hash_file, stamp_file, write_json
-from medsynth.scans import Intensity, ScanHeader, measure_intensity, read_header, read_scan, split_item
+from medsynth.files import atomic_path, check_space, hash_file, stamp_file, write_json
+from medsynth.scans import (
+    Intensity,
+    Scan,
+    ScanHeader,
+    list_files,
+    measure_intensity,
+    read_header,
+    read_scan,
+    split_item,
+)
 
 FORMAT = 1  # raise it when the pixels of a cache would come out differently
+_VOXEL_BYTES = 2  # float16
 _FRESH_SECONDS = 2.0  # a file changed this recently may change again within one tick of the file system's clock
 
 
@@ -84,7 +103,13 @@ def prepare_cohort(
     files = [cohort.file_of(row) for row in cohort.rows]
     try:
         hashes = _hash_files(files, folder / "hashes.json", progress=progress)
+        if grid.spacing is not None:
+            grid_spacing(grid, len(read_header(files[0], reading=reading).shape) - 1)
         key = _content_key(cohort.rows, files, hashes, grid, intensity, reading, names)
+        if grid.spacing is not None and grid.centre == "mask":
+            masks = [mask for row in cohort.rows if (mask := cohort.mask_of(row)) is not None]
+            known = _hash_files(masks, folder / "hashes.json", progress=progress)
+            key = hashlib.sha256("\n".join([key, *(known[split_item(mask)[0]] for mask in masks)]).encode()).hexdigest()
         stored = _open_cache(folder, key)
         if stored is None:
             _build_cache(folder, key, cohort, files, grid, intensity, reading, progress=progress)
@@ -142,6 +167,8 @@ def _build_cache(
     with tempfile.TemporaryFile(dir=folder):  # an unwritable folder shows now, not after an hour of reading
         pass
     first = _check_headers(files, grid, reading)
+    shape = (len(files), first.shape[0], *grid_size(grid, len(first.shape) - 1))
+    check_space(folder, math.prod(shape) * _VOXEL_BYTES, purpose="the prepared scans", option="--cache_dir")
     if isinstance(intensity, IntensityOptions):
         train = [file for file, row in zip(files, cohort.rows, strict=True) if row.split == "train"]
         if intensity.method in ("percentiles", "minmax") and not train:
@@ -154,18 +181,19 @@ def _build_cache(
     axes: list[str] = []
 
     def prepared() -> Iterator[np.ndarray]:
-        for file in tqdm(files, desc="preparing scans", unit="scan", disable=not progress):
+        bar = tqdm(files, desc="preparing scans", unit="scan", disable=not progress)
+        for file, row in zip(bar, cohort.rows, strict=True):
             scan = orient_scan(read_scan(file, reading=reading))
             axes.append(scan_axes(scan))
             if axes[-1] != axes[0]:
                 raise DataError(
                     f"{file}: need the plane {axes[0]} of the first scan, got {axes[-1]}; try separate cohorts"
                 )
-            array, spacing = resize_scan(scan, grid=grid, intensity=intensity)
+            centre = _centre(cohort.mask_of(row), scan, file, grid, reading)
+            array, spacing = resize_scan(scan, grid=grid, intensity=intensity, centre=centre)
             spacings.append(spacing)
             yield array.astype(np.float16)
 
-    shape = (len(files), first.shape[0], *grid_size(grid, len(first.shape) - 1))
     array_file = folder / f"{key[:32]}.npy"
     digest = _write_array(array_file, shape, prepared())
     facts = {
@@ -178,6 +206,23 @@ def _build_cache(
         "stamp": stamp_file(array_file),
     }
     write_json(folder / f"{key[:32]}.json", facts)
+
+
+def _centre(
+    mask: Path | None, scan: Scan, file: Path, grid: GridOptions, reading: ReadingOptions
+) -> tuple[float, ...] | None:
+    """Return the index that comes to the middle of the grid; None for the middle of the scan, also where its mask is empty."""
+    if grid.centre == "scan" or grid.spacing is None:
+        return None
+    if mask is None:
+        raise DataError(f"{file}: need a mask for its centre, got none; try grid.centre scan")
+    found = orient_scan(read_scan(mask, reading=reading))
+    if found.spatial_shape != scan.spatial_shape or not np.allclose(found.affine, scan.affine, atol=1e-2):
+        raise DataError(
+            f"{mask}: need the geometry of its scan, {scan.spatial_shape}, got {found.spatial_shape} or another place; "
+            "try resampling it"
+        )
+    return centre_of_mask(found)
 
 
 def _open_cache(folder: Path, key: str) -> tuple[np.ndarray, dict[str, Any]] | None:
@@ -251,6 +296,8 @@ def _content_key(
         "nan": reading.nan,
         "classes": list(classes),
     }
+    if reading.tilt != "refuse":  # where it refuses, there is nothing that it could have changed
+        options["tilt"] = reading.tilt
     digest = hashlib.sha256(json.dumps(options, sort_keys=True).encode())
     for row, path in zip(rows, files, strict=True):
         file, item = split_item(path)
@@ -261,7 +308,8 @@ def _content_key(
 def _hash_files(paths: Sequence[Path], store: Path, *, progress: bool) -> dict[Path, str]:
     """Return the sha256 of each file, read again only if its size or time of change differs from `store`.
 
-    The store knows files by a hash of their path, so it names no file.
+    That of a folder is made of those of its files, whatever they are called. The store knows files by a hash of their path, so
+    it names no file.
     """
     try:
         known = json.loads(store.read_text(encoding="utf-8"))
@@ -270,7 +318,8 @@ def _hash_files(paths: Sequence[Path], store: Path, *, progress: bool) -> dict[P
         known = {}
     hashes: dict[Path, str] = {}
     changed = False
-    unique = dict.fromkeys(split_item(path)[0] for path in paths)
+    parts = {path: list_files(path) for path in dict.fromkeys(split_item(path)[0] for path in paths)}
+    unique = dict.fromkeys(file for files in parts.values() for file in files)
     for file in tqdm(unique, desc="checking files", unit="file", disable=not progress):
         stamp = stamp_file(file)
         name = hashlib.sha256(os.path.realpath(file).encode("utf-8", "surrogateescape")).hexdigest()[:32]
@@ -287,4 +336,7 @@ def _hash_files(paths: Sequence[Path], store: Path, *, progress: bool) -> dict[P
             changed = True
     if changed:
         write_json(store, known)
+    for folder, files in parts.items():
+        if files != [folder]:
+            hashes[folder] = hashlib.sha256("\n".join(sorted(hashes[file] for file in files)).encode()).hexdigest()
     return hashes

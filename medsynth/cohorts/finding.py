@@ -10,11 +10,22 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+from tqdm.auto import tqdm
 
 from medsynth.cohorts.manifest import REQUIRED, SPLITS, list_counts, read_columns, resolve_below
 from medsynth.config import ReadingOptions
 from medsynth.errors import ConfigError, DataError
-from medsynth.scans import SUFFIXES, list_items, read_scan, scan_suffix, split_item
+from medsynth.scans import (
+    SUFFIXES,
+    DicomScan,
+    is_dicom,
+    list_dicom,
+    list_items,
+    may_be_dicom,
+    read_scan,
+    scan_suffix,
+    split_item,
+)
 
 SPLIT_WORDS = {
     **dict.fromkeys(("train", "training"), "train"),
@@ -32,7 +43,8 @@ _COMPANIONS = {".csv", ".tsv", ".xlsx", ".json", ".yaml", ".yml", ".txt", ".md",
 class FoundScan:
     """A scan before it is a row; `name` is its POSIX path below the scans folder, with its `#item`.
 
-    `problem` says why the items of its file cannot be listed.
+    `problem` says why it cannot be read, or the items of its file not be listed; `aside` why it is taken only where a labels CSV
+    names it. `dicom` is what its DICOM headers say.
     """
 
     file: Path
@@ -42,13 +54,23 @@ class FoundScan:
     split: str | None = None
     mask: Path | None = None
     problem: str | None = None
+    aside: str | None = None
+    dicom: DicomScan | None = None
     attributes: Mapping[str, str]
 
+    @property
+    def folders(self) -> tuple[str, ...]:
+        """The folders below the scans folder in which the scan lies; a DICOM series lies in that of its files."""
+        parts = split_item(self.name)[0].parts
+        return parts if self.dicom is not None and self.dicom.instances > 1 else parts[:-1]
 
-def list_scans(scans: Path, notes: list[str]) -> list[FoundScan]:
+
+def list_scans(
+    scans: Path, notes: list[str], *, reading: ReadingOptions = ReadingOptions(), progress: bool = False
+) -> list[FoundScan]:
     """Return the scans below a folder, sorted, and note what else lies there; hidden files are left out.
 
-    Raises `DataError` if there are none.
+    DICOM files come last, as series, from their headers alone. Raises `DataError` if there are no scans.
     """
     if scans.is_file():
         raise DataError(f"{scans}: need a folder of scans, got a file; try its folder, {scans.parent}")
@@ -56,6 +78,7 @@ def list_scans(scans: Path, notes: list[str]) -> list[FoundScan]:
         raise DataError(f"{scans}: need a folder of scans, got nothing there; try another --scans")
     found: list[FoundScan] = []
     others: Counter[str] = Counter()
+    dicom: Counter[Path] = Counter()
     linked = 0
     for folder, below, files in os.walk(scans):
         below[:] = sorted(name for name in below if not name.startswith("."))
@@ -63,19 +86,26 @@ def list_scans(scans: Path, notes: list[str]) -> list[FoundScan]:
         for name in sorted(files):
             if name.startswith("."):
                 continue
-            if scan_suffix(name) is None:
+            file = Path(folder, name)
+            of_dicom = scan_suffix(name) is None and may_be_dicom(name) and is_dicom(file)
+            if scan_suffix(name) is None and not of_dicom:
                 others[Path(name).suffix.lower() or "without suffix"] += 1
                 continue
-            file = Path(folder, name)
             relative = file.relative_to(scans).as_posix()
             resolve_below(scans, relative, hint="a copy of the file, or --scans with the folder that it lies in")
-            found += _scans_of(file, relative)
+            if of_dicom:
+                dicom[file.parent] += 1
+            else:
+                found += _scans_of(file, relative)
     if linked:
         notes.append(f"{linked} linked folders below the scans folder are not followed; try --scans with their target")
+    if dicom:
+        found += _list_series(dicom, scans, reading, notes, progress=progress)
     if not found:
-        got = list_counts(others) or "none"
+        got = list_counts(others) or ("DICOM files without images" if dicom else "none")
         raise DataError(
-            f"{scans}: need files ending in {', '.join(SUFFIXES)}, got {got}; try another folder, or converting them"
+            f"{scans}: need files ending in {', '.join(SUFFIXES)}, or DICOM files, got {got}; "
+            "try another folder, or converting them"
             + (f" ({linked} linked folders are not followed)" if linked else "")
         )
     foreign = Counter({suffix: count for suffix, count in others.items() if suffix not in _COMPANIONS})
@@ -102,6 +132,58 @@ def _scans_of(file: Path, relative: str) -> list[FoundScan]:
     ]
 
 
+# DICOM -----------------------------------------------------------------------------------------------------------------
+
+
+def _list_series(
+    folders: Mapping[Path, int], scans: Path, reading: ReadingOptions, notes: list[str], *, progress: bool
+) -> list[FoundScan]:
+    """Return the scans of folders with so many DICOM files each; those that are none to learn from are set aside."""
+    listed: list[DicomScan] = []
+    kinds: Counter[str] = Counter()
+    with tqdm(total=sum(folders.values()), desc="reading DICOM headers", unit="file", disable=not progress) as bar:
+        for folder in folders:
+            found, others = list_dicom(folder, reading=reading, on_file=bar.update)
+            listed += found
+            kinds += others
+    if kinds:
+        notes.append(f"{kinds.total()} DICOM files without scans: {list_counts(kinds, 5)}")
+    problems = _scattered(listed)
+    volumes = {one.study for one in listed if len(one.shape) == 4 and one.study}
+    result = []
+    for one in listed:
+        place = one.folder.relative_to(scans) / (one.file or "")
+        name = place.as_posix() + (f"#{one.item}" if one.item else "")
+        aside = "a localizer" if one.localizer else None
+        if one.derived and one.study in volumes:
+            aside = "a derived picture of a study that holds volumes"
+        result.append(
+            FoundScan(
+                file=scans / name,
+                name=name,
+                problem=problems.get(one.path, one.problem),
+                aside=aside,
+                dicom=one,
+                attributes={},
+            )
+        )
+    return result
+
+
+def _scattered(listed: Sequence[DicomScan]) -> dict[str, str]:
+    """Return the problem of each series of slices of which other folders hold other parts; whole copies are none."""
+    places: dict[str, list[DicomScan]] = {}
+    for one in listed:
+        if one.is_slices and one.series:
+            places.setdefault(one.series, []).append(one)
+    return {
+        one.path: f"{one.path}: need a series in one folder, got parts of it in {len(parts)}; try putting them together"
+        for parts in places.values()
+        if len({frozenset(part.members) for part in parts}) > 1
+        for one in parts
+    }
+
+
 # Labels by folders -----------------------------------------------------------------------------------------------------
 
 
@@ -117,7 +199,7 @@ def label_by_folders(
     hint = f"--labels {tables[0]}" if tables else "--labels with a CSV of paths and labels"
     # Only NPZ files may know their own label; of others the folder must say it.
     silent = [scan_suffix(one.name) != ".npz" for one in listed]
-    folders = [split_item(one.name)[0].parts[:-1] for one in listed]
+    folders = [one.folders for one in listed]
     first = sorted({parts[0] for parts in folders if parts})
     depth = 1 if first and all(name.casefold() in SPLIT_WORDS for name in first) else 0
     if depth:
@@ -177,7 +259,7 @@ def _check_items(listed: Sequence[FoundScan], folders: Sequence[tuple[str, ...]]
     seen: set[Path] = set()
     for one, parts in zip(listed, folders, strict=True):
         file, item = split_item(one.file)
-        if item is None or file in seen:
+        if item is None or file in seen or one.dicom is not None:
             continue
         seen.add(file)
         try:
@@ -219,7 +301,7 @@ def compile_pattern(pattern: str | None) -> re.Pattern[str] | None:
 def find_patients(
     found: Sequence[FoundScan], pattern: re.Pattern[str] | None, notes: list[str], *, columns: Sequence[str] = ()
 ) -> list[FoundScan]:
-    """Return the scans with their patients: from the column, else by the pattern, else each its own.
+    """Return the scans with their patients: from the column, else by the pattern, else by PatientID, else each its own.
 
     `columns` are those of the labels CSV that seem to name patients; the note on scans without patient suggests them.
     """
@@ -227,6 +309,7 @@ def find_patients(
     alone = 0
     for one in found:
         patient = one.patient
+        stated = "" if one.dicom is None else one.dicom.patient
         if patient is None and pattern is not None:
             match = pattern.search(one.name)
             patient = match[1] if match else None
@@ -234,6 +317,8 @@ def find_patients(
                 raise DataError(
                     f"{one.name}: need a patient that {pattern.pattern!r} finds, got none; try another --patient_pattern"
                 )
+        elif patient is None and stated:
+            patient = stated
         elif patient is None:
             patient = one.name
             alone += 1
@@ -243,6 +328,12 @@ def find_patients(
         notes.append(
             f"{alone} scans have no patient, so each counts as one: if patients have several, splits leak; "
             + (f"try {names}" if names else "give a patient column or --patient_pattern")
+        )
+    studies = {one.dicom.study for one in result if one.dicom is not None and one.patient == one.dicom.patient}
+    if len(studies) > 1 and len({one.patient for one in result}) == 1:
+        notes.append(
+            f"{len(studies)} studies have one PatientID, {result[0].patient!r}, so all count as one patient; if it stands for "
+            "several, try --patient_pattern or a labels CSV with a patient column"
         )
     return result
 

@@ -45,18 +45,17 @@ def scan_axes(scan: Scan) -> str:
     return "".join(orientations.aff2axcodes(scan.affine))
 
 
-def resize_scan(scan: Scan, *, grid: GridOptions, intensity: Intensity) -> tuple[np.ndarray, tuple[float, ...]]:
+def resize_scan(
+    scan: Scan, *, grid: GridOptions, intensity: Intensity, centre: Sequence[float] | None = None
+) -> tuple[np.ndarray, tuple[float, ...]]:
     """Return a scan on the grid, float32 `(C, *grid)` in [-1, 1], and its new voxel size in millimetres.
 
-    `pad` and `crop` keep the aspect ratio in millimetres, so unequal voxels come out equal. Raises `ConfigError` if the
-    grid has another number of axes.
+    `pad` and `crop` keep the aspect ratio in millimetres, so unequal voxels come out equal; with `grid.spacing` voxels come
+    out as that says, to within half a voxel over the whole scan. `centre` is the index, along the scan's spatial axes, of
+    what comes to the middle of the grid, to half a voxel; by default the middle of the scan. Raises `ConfigError` if the
+    grid has another number of axes, or the centre lies so far out that nothing is left.
     """
-    size = grid_size(grid, len(scan.spatial_shape))
-    extent = np.array(scan.spatial_shape) * np.array(scan.spacing)
-    voxel = extent / np.array(size)
-    if grid.fit != "stretch":
-        voxel = np.full(len(size), voxel.max() if grid.fit == "pad" else voxel.min())
-    inner = tuple(int(length) for length in np.maximum(1, np.rint(extent / voxel)))
+    inner = _inner_shape(scan, grid)
     pixels = torch.from_numpy(np.ascontiguousarray(scan.array, dtype=np.float32))[None]
     smaller = tuple(min(now, then) for now, then in zip(scan.spatial_shape, inner, strict=True))
     if smaller != scan.spatial_shape:
@@ -66,14 +65,71 @@ def resize_scan(scan: Scan, *, grid: GridOptions, intensity: Intensity) -> tuple
         pixels = functional.interpolate(pixels, size=inner, mode=linear, align_corners=False)
     values = np.asarray(intensity.to_model(pixels[0].numpy()), dtype=np.float32)
     # -1 is the lowest intensity: the background that pads.
-    result = np.full((values.shape[0], *size), -1.0, dtype=np.float32)
-    source, target = [slice(None)], [slice(None)]
-    for have, want in zip(inner, size, strict=True):
-        kept = min(have, want)
-        source.append(slice((have - kept) // 2, (have - kept) // 2 + kept))
-        target.append(slice((want - kept) // 2, (want - kept) // 2 + kept))
-    result[tuple(target)] = values[tuple(source)]
+    result = _place(values, scan, grid, centre, background=-1.0)
+    extent = np.array(scan.spatial_shape) * np.array(scan.spacing)
     return result, tuple(float(length) for length in extent / np.array(inner))
+
+
+def resize_mask(mask: Scan, *, grid: GridOptions, centre: Sequence[float] | None = None) -> np.ndarray:
+    """Return a mask `(C, *grid)` of the type it had, by nearest neighbours and with 0 as background.
+
+    It lies where `resize_scan` puts a scan of the same geometry with the same `centre`. `ConfigError` as there.
+    """
+    array = np.asarray(mask.array)
+    for axis, (have, want) in enumerate(zip(mask.spatial_shape, _inner_shape(mask, grid), strict=True), 1):
+        # The voxel in which the middle of each new voxel lies.
+        array = np.take(array, np.floor((np.arange(want) + 0.5) * have / want).astype(np.int64), axis=axis)
+    return _place(array, mask, grid, centre, background=0)
+
+
+def centre_of_mask(mask: Scan) -> tuple[float, ...] | None:
+    """Return the middle, as an index along the spatial axes, of the box around all that is not 0; None of an empty mask."""
+    inside = np.nonzero(np.asarray(mask.array).any(axis=0))
+    if inside[0].size == 0:
+        return None
+    return tuple(float(axis.min() + axis.max()) / 2 for axis in inside)
+
+
+def _inner_shape(scan: Scan, grid: GridOptions) -> tuple[int, ...]:
+    """Return the voxels of a whole scan along each axis after resampling, before it is cut and padded to the grid."""
+    size = grid_size(grid, len(scan.spatial_shape))
+    extent = np.array(scan.spatial_shape) * np.array(scan.spacing)
+    voxel = extent / np.array(size)
+    if grid.spacing is not None:
+        voxel = np.array(grid_spacing(grid, len(size)))
+    elif grid.fit != "stretch":
+        voxel = np.full(len(size), voxel.max() if grid.fit == "pad" else voxel.min())
+    return tuple(int(length) for length in np.maximum(1, np.rint(extent / voxel)))
+
+
+def _place(
+    values: np.ndarray, scan: Scan, grid: GridOptions, centre: Sequence[float] | None, *, background: float
+) -> np.ndarray:
+    """Cut and pad resampled values `(C, *inner)` to the grid, with the scan's `centre` in its middle."""
+    cut, padding = [slice(None)], [(0, 0)]
+    size = grid_size(grid, len(scan.spatial_shape))
+    for axis, (have, want) in enumerate(zip(values.shape[1:], size, strict=True)):
+        first = int((have - want) / 2)
+        if centre is not None:
+            off = (centre[axis] + 0.5) / scan.spatial_shape[axis] - 0.5
+            first = int(np.rint((have - want) / 2 + off * have))
+        cut.append(slice(max(0, first), max(0, min(have, first + want))))
+        padding.append((max(0, -first), max(0, first + want - have)))
+    kept = values[tuple(cut)]
+    if 0 in kept.shape:
+        raise ConfigError(f"grid.centre: need a centre inside the scan, got {centre}; try grid.centre scan")
+    if grid.padding == "edge":
+        return np.pad(kept, padding, mode="edge")
+    return np.pad(kept, padding, constant_values=background)
+
+
+def grid_spacing(grid: GridOptions, axes: int) -> tuple[float, ...]:
+    """Return `grid.spacing` along each of `axes` spatial axes; `ConfigError` for another number of them, or none above 0."""
+    given = grid.spacing
+    spacing = (given,) * axes if isinstance(given, int | float) else tuple(given or ())
+    if len(spacing) != axes or not all(np.isfinite(spacing)) or min(spacing) <= 0:
+        raise ConfigError(f"grid.spacing: need 1 or {axes} lengths above 0 mm for {axes}D scans, got {given}; try 1.0")
+    return tuple(float(length) for length in spacing)
 
 
 def grid_size(grid: GridOptions, axes: int) -> tuple[int, ...]:

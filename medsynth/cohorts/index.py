@@ -62,9 +62,12 @@ class IndexResult:
         """Return a text table of scans (patients) by class and split, sizes, pixel types, flags, notes and where it all is."""
         shapes = Counter("x".join(map(str, quality.shape[1:])) for quality in self.quality if quality.shape)
         types = Counter(quality.dtype for quality in self.quality if quality.dtype)
+        modalities = Counter(quality.modality for quality in self.quality if quality.modality)
         flags = Counter(flag for quality in self.quality for flag in quality.flags)
         lines = [self.cohort.summary()]
         lines.append(f"sizes: {list_counts(shapes, 3)}; pixel types: {list_counts(types, 3)}")
+        if modalities:
+            lines.append(f"modalities: {list_counts(modalities)}")
         lines.append("flags: " + (", ".join(f"{flag} ({count})" for flag, count in sorted(flags.items())) or "none"))
         lines += [f"note: {note}" for note in self.notes]
         lines += [f"cohort: {self.path}", f"quality table: {self.quality_path}"]
@@ -89,17 +92,19 @@ def index_scans(
     """Find the scans below a folder and write them as a cohort, with a quality table beside it.
 
     Args:
-        scans: Folder of PNG, NIfTI and NPZ files at any depth; hidden files are left out, an NPZ in MedMNIST's layout is
-            taken as its items with their own labels and splits.
+        scans: Folder of PNG, NIfTI, NPZ and DICOM files at any depth; hidden files are left out, an NPZ in MedMNIST's layout is
+            taken as its items with their own labels and splits, and DICOM files, of any name, as their series. Localizers,
+            and derived pictures beside volumes, are set aside.
         out: The cohort CSV to write, new or in place of another cohort; `<name>_quality.csv`, and `cohort.yaml` where the
             scans lie elsewhere, come beside it.
         labels: CSV with a row for each scan, paths relative to `scans` or to the CSV's folder; without it, the first folder
-            below `scans` is the label, or the second where the first are `train`, `val`, `test`.
+            below `scans` is the label, or the second where the first are `train`, `val`, `test`. DICOM scans may be named by
+            SeriesInstanceUID, and several at once by a folder above them, StudyInstanceUID or PatientID.
         columns: Names of the columns of `labels`.
         split: Parts for train, val and test, by patient and stratified by label; not used where a split is given.
         keep: Texts like `viral_pneumonia=40/10`: keep that label's scans of 40 training and 10 validation patients only.
         patient_pattern: Regular expression with one group that finds the patient in a scan's path below `scans`, where no
-            column names the patient; without either, each scan counts as a patient of its own.
+            column names the patient; without either, the PatientID of DICOM counts, and each other scan is a patient of its own.
         seed: Seed of the split and of `keep`.
         reading: What a scan file may be.
         skip_bad: Leave out, and list, scans that are missing or unreadable, or that lie under another patient in another split.
@@ -118,9 +123,14 @@ def index_scans(
     notes: list[str] = []
     missing: Sequence[ScanQuality] = ()
     patient_columns: Sequence[str] = ()
-    listed = list_scans(scans, notes)
+    listed = list_scans(scans, notes, reading=reading, progress=progress)
     if labels is None:
-        found = label_by_folders(listed, scans, own=(out, _quality_path(out)), reading=reading, notes=notes)
+        usable = [one for one in listed if one.aside is None]
+        if not usable:
+            raise DataError(
+                f"{listed[0].file}: need a scan to learn from, got {listed[0].aside}; try --labels with a CSV that names it"
+            )
+        found = label_by_folders(usable, scans, own=(out, _quality_path(out)), reading=reading, notes=notes)
     else:
         joined = join_labels(listed, scans, labels, columns, notes, skip_bad=skip_bad)
         found, missing, patient_columns = list(joined.found), joined.missing, joined.patient_columns
@@ -129,12 +139,8 @@ def index_scans(
     found = find_patients(found, pattern, notes, columns=patient_columns)
     check_given_splits(found)
 
-    quality = examine_scans(
-        [one.file for one in found], [one.name for one in found], reading=reading, progress=progress
-    )
-    quality = [
-        replace(facts, reason=one.problem) if one.problem else facts for one, facts in zip(found, quality, strict=True)
-    ]
+    aside = _set_aside(listed, found, notes)
+    quality = _examine(found, reading, progress=progress)
     bad = [facts for facts in quality if "unreadable" in facts.flags]
     if bad and not skip_bad:
         advice = "; `--skip_bad true` leaves them out" if len(bad) < len(found) else ""
@@ -168,7 +174,7 @@ def index_scans(
     note_flags(flagged, notes)
     note_like_labels((row.label for row in cohort.rows), notes)
 
-    table = (*flagged, *dropped, *bad, *missing)
+    table = (*flagged, *dropped, *bad, *missing, *aside)
     try:
         write_quality(table, _quality_path(out))
         write_cohort(cohort, out)
@@ -197,6 +203,49 @@ def _check_out(out: Path, labels: Path | None) -> None:
             raise ConfigError(
                 f"{file}: need a new file or a {kind} to replace, got a file with other content; try another --out"
             )
+
+
+def _examine(found: Sequence[FoundScan], reading: ReadingOptions, *, progress: bool) -> list[ScanQuality]:
+    """Return the facts of every scan, in order; those with a problem are not read."""
+    sound = [one for one in found if one.problem is None]
+    facts = iter(
+        examine_scans([one.file for one in sound], [one.name for one in sound], reading=reading, progress=progress)
+    )
+    return [
+        _with_header(
+            next(facts)
+            if one.problem is None
+            else ScanQuality(path=one.name, flags=("unreadable",), reason=one.problem),
+            one,
+        )
+        for one in found
+    ]
+
+
+def _set_aside(listed: Sequence[FoundScan], found: Sequence[FoundScan], notes: list[str]) -> list[ScanQuality]:
+    """Return, and note, the scans that are set aside and that no labels CSV named."""
+    taken = {one.name for one in found}
+    aside = [one for one in listed if one.aside is not None and one.name not in taken]
+    if aside:
+        reasons = Counter(one.aside or "" for one in aside)
+        notes.append(
+            f"{len(aside)} scans are set aside, since each is {list_counts(reasons)}; a labels CSV can name them"
+        )
+    return [_with_header(ScanQuality(path=one.name, flags=("aside",), reason=one.aside or ""), one) for one in aside]
+
+
+def _with_header(facts: ScanQuality, one: FoundScan) -> ScanQuality:
+    """Return facts with what the headers of DICOM files add to those of the pixels."""
+    if one.dicom is None:
+        return facts
+    return replace(
+        facts,
+        modality=one.dicom.modality,
+        instances=one.dicom.instances,
+        shape=facts.shape or one.dicom.shape,
+        spacing=facts.spacing or one.dicom.spacing,
+        flags=(*facts.flags, "burned_in") if one.dicom.burned_in else facts.flags,
+    )
 
 
 def _as_cohort(

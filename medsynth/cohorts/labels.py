@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,6 +19,13 @@ from medsynth.scans import SUFFIXES, scan_suffix, split_item
 _LABEL_WORDS = re.compile("label|class|finding|diagnos|categor|target|disease", re.IGNORECASE)
 _PATIENT_WORDS = re.compile("patient|subject|case", re.IGNORECASE)
 _SHOWN_COLUMNS = 12
+# By what a CSV may name DICOM scans, the most exact first.
+_KEYS = {"SeriesInstanceUID": "series", "StudyInstanceUID": "study", "PatientID": "patient"}
+# What must never become an attribute, which a synthetic scan may bear; folded.
+_IDENTITIES = {
+    *("seriesinstanceuid", "studyinstanceuid", "sopinstanceuid", "accessionnumber"),
+    *("patientname", "patientbirthdate"),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,13 +42,12 @@ class Joined:
 
 @dataclass(frozen=True, kw_only=True)
 class _Place:
-    """Where a row's scan lies: `scan` if it was listed below the scans folder, else whether its file `exists`."""
+    """What a row names: those `scans` that were listed below the scans folder, else whether a file of its name `exists`."""
 
     cells: Mapping[str, str]
     path: str
-    real: str
     exists: bool
-    scan: FoundScan | None
+    scans: tuple[FoundScan, ...] = ()
 
 
 def join_labels(
@@ -56,53 +62,60 @@ def join_labels(
     """Join the listed scans with the rows of the labels CSV; what was taken otherwise than written is noted.
 
     Paths are relative to the scans folder or to that of the CSV, or absolute below the scans folder. Bare file names are
-    found in any folder if that finds every scan, each once. Rows equal in every column count once.
+    found in any folder if that finds every scan, each once. DICOM scans may also be named by SeriesInstanceUID, and all that
+    are not set aside by StudyInstanceUID, PatientID or a folder. Rows equal in every column count once.
 
     Raises `DataError` for missing columns, empty cells, unknown splits, scans listed twice with other facts, and scans in
     vain unless `skip_bad`.
     """
     names, table = read_table(labels)
+    columns = _choose_key(names, columns, listed, notes)
     chosen = {key: getattr(columns, key) for key in ("path", "label", "patient", "split", "mask")}
     _check_columns(labels, names, table, chosen, columns.attributes)
-    attributes = columns.attributes or tuple(name for name in names if name not in chosen.values())
+    attributes = columns.attributes or _free_columns(names, chosen.values(), notes)
     rows = list({tuple(cells.items()): cells for cells in table}.values())
     if repeats := len(table) - len(rows):
         notes.append(f"{repeats} rows of the labels CSV repeat another one in every column and count once")
     splits = _read_splits(labels, rows, columns.split, notes)
     places = _find_places(rows, listed, scans, labels, columns.path, notes)
-    missing = [place for place in places if place.scan is None and not place.exists]
+    missing = [place for place in places if not place.exists]
     _check_missing(labels, scans, listed, [place.path for place in missing], len(rows), skip_bad=skip_bad)
 
     found: list[FoundScan] = []
     seen: set[str] = set()
     for place, split in zip(places, splits, strict=True):
-        if place.scan is None:
-            continue
-        if place.real in seen:
-            raise DataError(f"{labels}: need each scan once, got {place.path!r} twice; try removing one of the rows")
-        seen.add(place.real)
-        cells = place.cells
-        found.append(
-            replace(
-                place.scan,
-                label=cells[columns.label].strip(),
-                patient=cells[columns.patient].strip() if columns.patient in cells else None,
-                split=place.scan.split if split is None else split,
-                mask=_mask(cells.get(columns.mask, ""), scans, labels),
-                # A column that was not chosen may bear a name that a cohort reserves.
-                attributes={
-                    f"original_{name}" if name in (*REQUIRED, "mask", "root") else name: cells[name]
-                    for name in attributes
-                    if cells[name]
-                },
+        for scan in place.scans:
+            if scan.name in seen:
+                raise DataError(
+                    f"{labels}: need each scan once, got {place.path!r} twice"
+                    + (f" ({scan.name})" if scan.name != place.path else "")
+                    + "; try removing one of the rows"
+                )
+            seen.add(scan.name)
+            cells = place.cells
+            found.append(
+                replace(
+                    scan,
+                    label=cells[columns.label].strip(),
+                    patient=cells[columns.patient].strip() if columns.patient in cells else None,
+                    split=scan.split if split is None else split,
+                    mask=_mask(cells.get(columns.mask, ""), scans, labels),
+                    # A column that was not chosen may bear a name that a cohort reserves.
+                    attributes={
+                        f"original_{name}" if name in (*REQUIRED, "mask", "root") else name: cells[name]
+                        for name in attributes
+                        if cells[name]
+                    },
+                )
             )
-        )
-        for key, value in (("label", found[-1].label), ("patient", found[-1].patient)):
-            if value == "":
-                raise DataError(f"{labels}: need a {key} in every row, got none for {place.path!r}; try filling it in")
+            for key, value in (("label", found[-1].label), ("patient", found[-1].patient)):
+                if value == "":
+                    raise DataError(
+                        f"{labels}: need a {key} in every row, got none for {place.path!r}; try filling it in"
+                    )
     if not found:
         raise DataError(f"{labels}: need rows for the scans below {scans}, got none; try another --columns.path")
-    if outside := len(places) - len(found) - len(missing):
+    if outside := sum(place.exists and not place.scans for place in places):
         notes.append(
             f"{outside} rows of the labels CSV name files that are no scans below the scans folder and are left out"
         )
@@ -197,28 +210,83 @@ def _find_places(
     column: str,
     notes: list[str],
 ) -> list[_Place]:
+    if (key := _key_of(column)) and (keyed := _by_key(rows, column, listed, [key])):
+        return keyed
     by_path = {resolve_below(scans, one.name): one for one in listed}
+    series = [
+        (os.path.realpath(one.dicom.folder), one) for one in listed if one.dicom is not None and one.aside is None
+    ]
     places: list[_Place] = []
     for cells in rows:
+        found: tuple[FoundScan, ...] = ()
         for base in (scans, labels.parent):
             real = resolve_below(base, _relative(cells[column], scans), hint="paths relative to --scans")
-            scan = by_path.get(real)
-            exists = scan is not None or os.path.exists(split_item(real)[0])
+            if real in by_path:
+                found = (by_path[real],)
+            elif os.path.isdir(real):
+                found = tuple(one for folder, one in series if Path(folder).is_relative_to(real))
+            exists = bool(found) or os.path.exists(split_item(real)[0])
             if exists:
                 break
-        places.append(_Place(cells=cells, path=cells[column], real=real, exists=exists, scan=scan))
+        places.append(_Place(cells=cells, path=cells[column], exists=exists, scans=found))
     lost = [place.path for place in places if not place.exists]
+    if len(lost) == len(places) and (keyed := _by_key(rows, column, listed, list(_KEYS.values()))):
+        return keyed
     by_name = _by_bare_name(listed)
     if not lost or any(len(by_name.get(path, ())) != 1 for path in lost):
         return places
     notes.append(f"{len(lost)} rows of the labels CSV hold bare file names, found in folders below the scans folder")
-    real_of = {one.name: real for real, one in by_path.items()}
-    return [
-        place
-        if place.exists
-        else replace(place, scan=by_name[place.path][0], real=real_of[by_name[place.path][0].name], exists=True)
-        for place in places
-    ]
+    return [place if place.exists else replace(place, scans=(by_name[place.path][0],), exists=True) for place in places]
+
+
+def _by_key(
+    rows: Sequence[Mapping[str, str]], column: str, listed: Sequence[FoundScan], keys: Sequence[str]
+) -> list[_Place] | None:
+    """Return rows with the DICOM scans that they name by the first of `keys` by which any does; None where none does."""
+    for key in keys:
+        by_key: dict[str, list[FoundScan]] = {}
+        for one in listed:
+            if one.dicom is not None and (one.aside is None or key == "series") and getattr(one.dicom, key):
+                by_key.setdefault(getattr(one.dicom, key), []).append(one)
+        named = [tuple(by_key.get(cells[column].strip(), ())) for cells in rows]
+        if any(named):
+            return [
+                _Place(cells=cells, path=cells[column], exists=bool(found), scans=found)
+                for cells, found in zip(rows, named, strict=True)
+            ]
+    return None
+
+
+def _choose_key(
+    names: Sequence[str], columns: ColumnOptions, listed: Sequence[FoundScan], notes: list[str]
+) -> ColumnOptions:
+    """Return the columns with one that identifies DICOM scans in the place of that of paths, where there is none of these."""
+    if columns.path in names or columns.path != ColumnOptions().path or all(one.dicom is None for one in listed):
+        return columns
+    found = {_key_of(name): name for name in reversed(names)}
+    for key in _KEYS.values():
+        if key in found:
+            notes.append(f"the labels CSV has no column {columns.path!r}, so {found[key]!r} names the scans")
+            return replace(columns, path=found[key])
+    return columns
+
+
+def _key_of(column: str) -> str | None:
+    """Return what a column of this name identifies: `series`, `study`, `patient` or nothing of these."""
+    return {_squeezed(name): key for name, key in _KEYS.items()}.get(_squeezed(column))
+
+
+def _free_columns(names: Sequence[str], chosen: Collection[str], notes: list[str]) -> tuple[str, ...]:
+    """Return the columns that have no meaning yet; those that say whose scan it is become no attributes."""
+    free = [name for name in names if name not in chosen]
+    telling = [name for name in free if _squeezed(name) in _IDENTITIES]
+    if telling:
+        notes.append(f"columns that identify are left out: {', '.join(telling)}")
+    return tuple(name for name in free if name not in telling)
+
+
+def _squeezed(text: str) -> str:
+    return re.sub(r"[\W_]+", "", text).casefold()
 
 
 def _by_bare_name(listed: Sequence[FoundScan]) -> dict[str, list[FoundScan]]:
@@ -255,6 +323,8 @@ def _check_missing(
     if len(paths) == rows:
         if scan_suffix(paths[0]) is None:
             got, advice = f"{paths[0]!r}", f"--columns.path with the column of paths ending in {', '.join(SUFFIXES)}"
+            if any(one.dicom for one in listed):
+                advice = f"--columns.path with a column of paths, {', '.join(_KEYS)}"
         else:
             got, advice = f"none for all {rows} rows, such as {paths[0]!r}", "another --scans or --columns.path"
         raise DataError(f"{labels}: need rows that name scans below {scans}, got {got}; try {advice}")

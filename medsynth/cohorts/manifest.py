@@ -28,7 +28,9 @@ class Row:
     """One scan of a cohort.
 
     `path` and `mask` are POSIX paths relative to the cohort's folder, or to the folder that `root` names; a path may end in
-    `#item` for one scan of an NPZ of several. `attributes` holds every further column as text, without empty cells.
+    `#item` for one scan of an NPZ of several. A DICOM scan in one file is that file, a series of several files their folder,
+    or `folder#series/SeriesInstanceUID` where the folder holds several scans. `attributes` holds every further column as
+    text, without empty cells.
     """
 
     path: str
@@ -56,7 +58,8 @@ class Cohort:
     def file_of(self, row: Row) -> Path:
         """Return the scan's path, ending in `#item` if the row's does.
 
-        Raises `DataError` if the file is missing or lies outside its root (also through a symbolic link).
+        Raises `DataError` if the file or folder is missing or lies outside its root (also through a symbolic link, of a
+        DICOM folder any in it).
         """
         return self._existing(row, row.path)
 
@@ -107,22 +110,28 @@ class Cohort:
         return self.roots[row.root]
 
     def _existing(self, row: Row, relative: str) -> Path:
-        file, _ = split_item(resolve_below(self.base_of(row), relative))
-        path = self.base_of(row) / relative
-        if not os.path.isfile(file):
+        base = self.base_of(row)
+        file, _ = split_item(resolve_below(base, relative))
+        path = base / relative
+        if os.path.isdir(file):
+            with os.scandir(file) as entries:
+                for link in (entry.name for entry in entries if entry.is_symlink()):
+                    resolve_below(base, f"{split_item(relative)[0].as_posix()}/{link}")
+        elif not os.path.isfile(file):
             raise DataError(f"{path}: need an existing file, got none; try correcting the cohort CSV or its roots")
         return path
 
 
 def resolve_below(base: Path, relative: str, *, hint: str = "a root in cohort.yaml") -> str:
-    """Return the real path of `relative` below `base`, with its `#item`; it need not exist.
+    """Return the real path of `relative` below `base` (`.` is `base` itself), with its `#item`; it need not exist.
 
     Raises `DataError`, with `hint` as what to try, for an absolute path, for `..`, and for a symbolic link that leaves `base`.
     """
     named, item = split_item(relative)
     file = str(named)
     parts = PurePosixPath(file.replace("\\", "/")).parts
-    if not parts or "\0" in file or parts[0] == "/" or re.match(r"[A-Za-z]:", parts[0]) or ".." in parts:
+    drive = re.match(r"[A-Za-z]:", file)
+    if not relative or "\0" in file or parts[:1] == ("/",) or drive or ".." in parts:
         raise DataError(
             f"{relative!r}: need a relative path without '..', got one that could leave its root; try {hint}"
         )
@@ -315,7 +324,7 @@ def _load_yaml(file: Path) -> dict[str, Any]:
         content = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         return {}
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
         reason = " ".join(str(error).split())
         raise DataError(f"{file}: need a YAML file, got {reason}; try `roots: {{name: folder}}`") from error
     content = {} if content is None else content

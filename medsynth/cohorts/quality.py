@@ -19,6 +19,8 @@ from medsynth.scans import Scan, read_header, read_scan, scan_suffix, split_item
 
 _COLUMNS = (
     "path",
+    "modality",
+    "instances",
     "shape",
     "spacing",
     "dtype",
@@ -37,18 +39,23 @@ _COLUMNS = (
 class ScanQuality:
     """Facts of one scan.
 
-    `shape` is `(channel, *spatial)`, `spacing` in millimetres, `dtype` that of the file, the four statistics are in
-    physical units. `sha256` is that of shape and pixels; `reason` says why a scan was left out. `flags` are any of
+    `modality` and `instances` (files) are those of DICOM. `shape` is `(channel, *spatial)`, `spacing` in millimetres, `dtype`
+    that of the file, the four statistics are in physical units. `sha256` is that of shape and pixels; `reason` says why a
+    scan was left out. `flags` are any of
 
     - `constant`;
     - `near_empty`: 99 % of the pixels lie within 1 % of the scan's own range around its median;
     - `nan_zeroed`: some voxels were no numbers;
+    - `tilt_resampled`: the gantry was tilted, and the slices were resampled upright;
+    - `burned_in`: the header says that pixels hold text (BurnedInAnnotation), which may name the patient;
     - `duplicate`: pixels equal to an earlier scan of the same patient, named in `duplicate_of`;
     - `duplicate_patients`: equal to one of another patient;
-    - `dropped`, `unreadable`: left out of the cohort.
+    - `dropped`, `unreadable`, `aside` (no scan to learn from, such as a localizer): left out of the cohort.
     """
 
     path: str
+    modality: str = ""
+    instances: int | None = None
     shape: tuple[int, ...] = ()
     spacing: tuple[float, ...] = ()
     dtype: str = ""
@@ -93,6 +100,8 @@ def measure_quality(scan: Scan, *, name: str, dtype: str = "") -> ScanQuality:
         flags = ("near_empty",)
     if "nan_voxels" in scan.attributes:
         flags = (*flags, "nan_zeroed")
+    if "tilt_degrees" in scan.attributes:
+        flags = (*flags, "tilt_resampled")
     return ScanQuality(
         path=name,
         shape=array.shape,
@@ -143,11 +152,13 @@ def check_one_kind(qualities: Sequence[ScanQuality]) -> None:
 
 
 def note_mixture(qualities: Sequence[ScanQuality], notes: list[str]) -> None:
-    """Note pixel types and file formats where there are several."""
+    """Note pixel types, modalities and file formats where there are several."""
     types = Counter(one.dtype for one in qualities)
     if len(types) > 1:
         notes.append(f"mixed pixel types: {list_counts(types)}: one intensity range may not suit both")
-    formats = Counter(scan_suffix(one.path) or "" for one in qualities)
+    if len(modalities := Counter(one.modality or "none" for one in qualities)) > 1:
+        notes.append(f"mixed modalities: {list_counts(modalities)}: see that their intensities mean the same")
+    formats = Counter(scan_suffix(one.path) or "DICOM" for one in qualities)
     if len(formats) > 1:
         notes.append(f"mixed file formats: {list_counts(formats)}: see that their intensities mean the same")
 
@@ -157,6 +168,8 @@ def note_flags(quality: Sequence[ScanQuality], notes: list[str]) -> None:
     meanings = {
         "constant": "are constant",
         "near_empty": "are nearly empty",
+        "tilt_resampled": "were taken with a tilted gantry and are resampled",
+        "burned_in": "say that text is burned into their pixels: look at them, it may name the patient",
         "duplicate": "repeat another scan of the same patient",
         "duplicate_patients": "have the pixels of another patient of the same split (one person under two IDs?)",
     }

@@ -12,12 +12,20 @@ class GridOptions:
 
     Args:
         size: Pixels along each spatial axis; one number means the same along all axes.
-        fit: `pad` keeps the aspect ratio and pads with background, `crop` keeps it and cuts the overhang at the centre,
-            `stretch` does not keep it.
+        fit: `pad` keeps the aspect ratio and pads, `crop` keeps it and cuts the overhang at the centre, `stretch` does not
+            keep it. With `spacing` it has no say: what is missing is padded, the overhang is cut.
+        spacing: Voxel size in millimetres along each spatial axis (one number for all, slices first), for scans whose size in
+            millimetres means something; by default each scan is scaled to fill the grid.
+        centre: What comes to the centre of the grid where `spacing` is given: the middle of the `scan`, or that of its `mask`.
+        padding: What is padded: `background`, the lowest intensity, or `edge`, the outermost voxels again, as suits pieces that
+            were cut out of larger scans.
     """
 
     size: int | tuple[int, ...] = 64
     fit: Literal["pad", "crop", "stretch"] = "pad"
+    spacing: float | tuple[float, ...] | None = None
+    centre: Literal["scan", "mask"] = "scan"
+    padding: Literal["background", "edge"] = "background"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -260,7 +268,8 @@ class ColumnOptions:
     """Columns of the labels CSV.
 
     Args:
-        path: Column with the path of each scan, relative to the scans folder.
+        path: Column with the path of each scan, relative to the scans folder; of DICOM, also with folders, SeriesInstanceUID,
+            StudyInstanceUID or PatientID.
         label: Column with the class.
         patient: Column with the patient's ID.
         split: Column with `train`, `val` or `test`; used where it is present.
@@ -283,7 +292,10 @@ class ReadingOptions:
     Args:
         max_mib: Largest decoded size of one scan in MiB, checked from the header before pixels are read.
         nan: `refuse` a scan with NaN or infinite values, or set them to `zero` and count them.
+        tilt: `refuse` a DICOM series taken with a tilted gantry, whose slices are shifted against each other, or `resample` it
+            upright, linearly within each slice.
     """
 
     max_mib: int = 512
     nan: Literal["refuse", "zero"] = "refuse"
+    tilt: Literal["refuse", "resample"] = "refuse"

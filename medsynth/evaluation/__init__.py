@@ -1,6 +1,6 @@
 """Evaluation: the protocols that say what a synthetic set is worth."""
 
-from medsynth.evaluation.evaluate import Evaluation, evaluate_cohorts
+from medsynth.evaluation.evaluate import Evaluation, Pair, evaluate_cohorts
 from medsynth.evaluation.fidelity import FidelityResult, score_fidelity
 from medsynth.evaluation.handover import Handover, augment_cohort
 from medsynth.evaluation.verdict import build_report
@@ -9,6 +9,7 @@ __all__ = [
     "Evaluation",
     "FidelityResult",
     "Handover",
+    "Pair",
     "augment_cohort",
     "build_report",
     "evaluate_cohorts",

@@ -22,11 +22,13 @@ from medsynth.config import (
     ReadingOptions,
 )
 from medsynth.errors import ConfigError, DataError
+from medsynth.evaluation.cost import Clock
 from medsynth.evaluation.downstream import DownstreamResult, check_downstream, make_task, score_downstream
 from medsynth.evaluation.features import cached_features
 from medsynth.evaluation.fidelity import FidelityResult, Sheet, check_options, score_fidelity
 from medsynth.evaluation.inputs import check_patients, check_run, clipping_notes, open_real, open_synthetic
-from medsynth.evaluation.privacy import PrivacyResult, check_privacy_options, score_privacy
+from medsynth.evaluation.privacy import Copy, PrivacyResult, check_privacy_options, score_privacy
+from medsynth.evaluation.reader import ReaderResult, ReaderStudy, StudyKey, check_reader_study, plan_study
 from medsynth.evaluation.verdict import build_report
 from medsynth.measures.extractors import open_extractor
 from medsynth.measures.features import Extractor
@@ -38,10 +40,21 @@ Part = Literal["fidelity", "privacy", "downstream"]
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Evaluation:
-    """What an evaluation found: the content of `report.json`, and the scans for its contact sheets."""
+    """What an evaluation found: the content of `report.json`, the scans for its contact sheets, and the suspicious pairs."""
 
     report: dict[str, Any]
     sheets: tuple[Sheet, ...]
+    pairs: tuple[Pair, ...]
+    study: ReaderStudy | None = None
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Pair:
+    """A synthetic scan and the real training scan that it may copy, `(C, *spatial)` each, in [-1, 1]; `copy` tells more."""
+
+    copy: Copy
+    synthetic: np.ndarray
+    real: np.ndarray
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -70,24 +83,32 @@ def evaluate_cohorts(
     downstream: DownstreamOptions = DownstreamOptions(),
     reading: ReadingOptions = ReadingOptions(),
     cache_dir: Path | None = None,
+    reader_study: int = 0,
+    known_study: StudyKey | None = None,
+    readers: ReaderResult | None = None,
     seed: int = 0,
     progress: bool = True,
 ) -> Evaluation:
     """Return the evaluation of a synthetic set against a real cohort; both may be a cohort CSV or its folder.
 
-    Without `grid` the real scans are brought to the grid of the synthetic ones; without `intensity` both take the range of
-    the run, or else percentiles of the real training split. A CSV of synthetic scans may have the columns `path` and
-    `label` only. Classifiers are trained in the folder `work`, where a second call goes on. With `drop_copies` the scans that
-    the privacy gate finds to be copies are set aside first, and everything is about the rest. `ceiling` is a cohort with
-    more real scans, for the figures that these would reach.
+    Without `grid` both sides are brought to the grid of the run, or else of the synthetic scans; without `intensity` both take
+    the range of the run, or else percentiles of the real training split. A CSV of synthetic scans may have the columns `path`
+    and `label` only. Classifiers are trained in the folder `work`, where a second call goes on. With `drop_copies` the scans
+    that the privacy gate finds to be copies are set aside first, and everything is about the rest. `ceiling` is a cohort
+    with more real scans, for the figures that these would reach. `reader_study` is how many scans to select for readers,
+    `known_study` the key of the study that the report folder holds, `readers` what was answered to it.
 
     Raises `ConfigError` for options that leave nothing to tell, and `DataError` for cohorts that cannot be compared, a set
     that another run made, or a run that saw patients of the test split; all before any scan is read.
+    Before a classifier is trained, `ConfigError` for a reader study other than the known one, and `DataError` for answers
+    about other scans.
     """
+    clock = Clock()
     _check_parts(parts, drop_copies=drop_copies)
     check_options(fidelity)
     check_privacy_options(privacy)
     check_downstream(downstream)
+    check_reader_study(reader_study)
     real_cohort = open_real(real)
     made = open_synthetic(synthetic, real_cohort)
     more = _beyond(open_real(ceiling), real_cohort, ceiling) if ceiling is not None else None
@@ -96,43 +117,58 @@ def evaluate_cohorts(
         check_patients(real_cohort, run)
     extractor = open_extractor(features)
     chosen: IntensityOptions | Intensity = intensity or (run.spec.intensity if run else IntensityOptions())
+    shared = grid or (run.grid if run else _grid_of(made, reading))
     prepare = partial(
-        _prepared, grid=grid or _grid_of(made, reading), extractor=extractor, reading=reading, cache_dir=cache_dir,
+        _prepared, extractor=extractor, reading=reading, cache_dir=cache_dir,
         progress=progress,
     )  # fmt: skip
-    one = prepare(real_cohort, "real", intensity=chosen)
+    one = prepare(real_cohort, "real", grid=shared, intensity=chosen)
     sets = {
         name: hash_cohort(cohort, cache_dir=cache_dir, progress=False)
         for name, cohort in (("real", real_cohort), ("synthetic", made))
     }
-    other = prepare(made, "synthetic", intensity=one.prepared.intensity)
+    if readers is not None:
+        readers.check_sets(sets)
+    # Synthetic scans lie as the real ones were laid, and have no masks to lay them by.
+    laid = replace(shared, centre="scan")
+    other = prepare(made, "synthetic", grid=laid, intensity=one.prepared.intensity)
 
+    clock.lap("prepare")
     gate: PrivacyResult | None = None
+    pairs: tuple[Pair, ...] = ()
     if "privacy" in parts:
         gate = score_privacy(
             one.prepared, other.prepared, real_features=one.features, synthetic_features=other.features,
             options=replace(privacy, drop_copies=privacy.drop_copies or drop_copies), run=run, seed=seed, progress=progress,
         )  # fmt: skip
+        pairs = tuple(
+            Pair(copy=copy, synthetic=other.prepared.scans[copy.synthetic_row], real=one.prepared.scans[copy.donor_row])
+            for copy in gate.suspects
+        )
         if gate.options.drop_copies and gate.copies:
             kept = _without(made, [copy.synthetic_row for copy in gate.copies])
-            other = prepare(kept, "accepted synthetic", intensity=one.prepared.intensity)
+            other = prepare(kept, "accepted synthetic", grid=laid, intensity=one.prepared.intensity)
+        clock.lap("privacy")
+    study = plan_study(one.prepared, other.prepared, count=reader_study, known=known_study, sets=sets, seed=seed)
     table: FidelityResult | None = None
     if "fidelity" in parts:
         table = score_fidelity(
             one.prepared, other.prepared, real_features=one.features, synthetic_features=other.features,
             options=fidelity, extractor=extractor, seed=seed, progress=progress,
         )  # fmt: skip
+        clock.lap("fidelity")
     gain: DownstreamResult | None = None
     without_task = _why_no_task(one.prepared, other.prepared, downstream) if "downstream" in parts else None
     if without_task is not None and len(parts) == 1:
         raise without_task
     if "downstream" in parts and without_task is None:
-        further = prepare(more, "ceiling", intensity=one.prepared.intensity) if more is not None else None
+        further = prepare(more, "ceiling", grid=shared, intensity=one.prepared.intensity) if more is not None else None
         gain = score_downstream(
             one.prepared, other.prepared, real_features=one.features, synthetic_features=other.features,
             extractor=extractor, options=downstream, folder=work, seed=seed, progress=progress,
             further=further.prepared if further else None, further_features=further.features if further else None,
         )  # fmt: skip
+        clock.lap("downstream")
     settings: dict[str, str | int | float | None] = {
         "real_scans": len(one.prepared.scans),
         "synthetic_scans": len(other.prepared.scans),
@@ -146,8 +182,14 @@ def evaluate_cohorts(
     notes = clipping_notes(real_cohort, one.prepared.intensity, reading) if run and intensity is None else []
     if without_task is not None:
         notes.append(f"The downstream gain was not measured: {without_task}.")
-    report = build_report(fidelity=table, privacy=gate, downstream=gain, sets=sets, settings=settings, notes=notes)
-    return Evaluation(report=report, sheets=table.sheets if table else ())
+    if study is not None:
+        notes += [f"A reader study of {reader_study} scans lies beside this report.", *study.key.notes()]
+    report = build_report(
+        fidelity=table, privacy=gate, downstream=gain, sets=sets, settings=settings, notes=notes,
+        cost=clock.cost(run),
+    )  # fmt: skip
+    report["reader_study"] = readers.as_dict() if readers is not None else None
+    return Evaluation(report=report, sheets=table.sheets if table else (), pairs=pairs, study=study)
 
 
 def _check_parts(parts: Sequence[str], *, drop_copies: bool) -> None:

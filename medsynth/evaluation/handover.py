@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -10,13 +9,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from medsynth.cohorts import Cohort, Row, hash_cohort, write_cohort
+from medsynth.cohorts import Cohort, Row, write_cohort
 from medsynth.errors import ConfigError, DataError, GateError
 from medsynth.evaluation.inputs import check_patients, check_run, generator_of, open_real, open_synthetic
-from medsynth.evaluation.verdict import SCHEMA
+from medsynth.evaluation.reports import check_sets, read_report
 from medsynth.runs import Run
-
-REPORT_FILE = "report.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,10 +57,13 @@ def augment_cohort(
     Raises `GateError` if the privacy gate did not pass, or was not judged; `DataError` if the report is about other scans, or
     if the generator saw patients of the test split; `ConfigError` if that cannot be told without `run`.
     """
-    content = _read_report(report)
+    try:
+        content = read_report(report)
+    except DataError as error:
+        raise GateError(str(error)) from error  # without a report there is no gate that passed
     real_cohort = open_real(real)
     made = open_synthetic(synthetic, real_cohort)
-    _check_sets(content, report, {"real": real_cohort, "synthetic": made}, cache_dir, progress)
+    check_sets(content, report, {"real": real_cohort, "synthetic": made}, cache_dir=cache_dir, progress=progress)
     _check_gate(content, report)
     if run is not None:
         check_run(made, run)
@@ -85,29 +85,6 @@ def augment_cohort(
     cohort = Cohort(folder=out.absolute().parent, rows=tuple(rows), roots=roots)
     write_cohort(cohort, out)
     return Handover(cohort=cohort, file=out, dropped=len(dropped), notes=tuple(_notes(content)))
-
-
-def _read_report(path: Path) -> Mapping[str, Any]:
-    file = path / REPORT_FILE if path.is_dir() else path
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise GateError(
-            f"{file}: need the report of an evaluation, got none; try medsynth evaluate --real ... --synthetic ... --out ..."
-        ) from error
-    if not isinstance(content, dict) or content.get("schema") != SCHEMA:
-        raise GateError(f"{file}: need a report of schema {SCHEMA}, got another; try medsynth evaluate again")
-    return content
-
-
-def _check_sets(
-    content: Mapping[str, Any], report: Path, cohorts: Mapping[str, Cohort], cache_dir: Path | None, progress: bool
-) -> None:
-    for name, cohort in cohorts.items():
-        if content["sets"][name] != hash_cohort(cohort, cache_dir=cache_dir, progress=progress):
-            raise DataError(
-                f"{report}: need a report about these {name} scans, got one about others; try medsynth evaluate again"
-            )
 
 
 def _check_gate(content: Mapping[str, Any], report: Path) -> None:

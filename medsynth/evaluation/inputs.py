@@ -30,8 +30,8 @@ def open_real(path: Path) -> Cohort:
     return cohort
 
 
-def open_synthetic(path: Path, real: Cohort) -> Cohort:
-    """Return the cohort of a synthetic set, from a CSV or its folder, whose classes are among those of `real`.
+def open_synthetic(path: Path, real: Cohort | None = None) -> Cohort:
+    """Return the cohort of a synthetic set, from a CSV or its folder, whose classes are among those of `real`, if given.
 
     Who made the set may know no patients and no splits: without a column `patient_id` each scan is a patient of its own
     (`SYNTH-` and its number), without a column `split` all are `train`. Raises `DataError` as `read_cohort` does, and for
@@ -56,7 +56,7 @@ def open_synthetic(path: Path, real: Cohort) -> Cohort:
         )
         cohort = Cohort(folder=folder, rows=rows, roots=declared_roots(folder))
         check_cohort(cohort, source=file)
-    if unknown := sorted(set(cohort.classes) - set(real.classes)):
+    if real is not None and (unknown := sorted(set(cohort.classes) - set(real.classes))):
         raise DataError(
             f"{file}: need classes of the real cohort ({', '.join(real.classes)}), got {', '.join(unknown)}; "
             "try renaming labels"
@@ -69,12 +69,12 @@ def generator_of(synthetic: Cohort) -> str | None:
 
     `DataError` for a provenance that cannot be read.
     """
-    return _made_by(_read_provenance(synthetic.folder / _PROVENANCE_FILE))
+    return _made_by(read_provenance(synthetic))
 
 
 def check_run(synthetic: Cohort, run: Run) -> None:
     """Refuse (`DataError`) a synthetic set whose `provenance.json` names another run; sets without one pass."""
-    provenance = _read_provenance(synthetic.folder / _PROVENANCE_FILE)
+    provenance = read_provenance(synthetic)
     made_by = _made_by(provenance)
     if made_by is None or made_by == run.fingerprint:
         return
@@ -100,7 +100,9 @@ def check_patients(real: Cohort, run: Run) -> None:
         )
 
 
-def _read_provenance(path: Path) -> dict[str, Any]:
+def read_provenance(synthetic: Cohort) -> dict[str, Any]:
+    """Return the `provenance.json` of a synthetic set; empty for sets without. `DataError` for one that cannot be read."""
+    path = synthetic.folder / _PROVENANCE_FILE
     try:
         provenance = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):

@@ -23,30 +23,80 @@ def build_report(
     sets: Mapping[str, str] | None = None,
     settings: Mapping[str, str | int | float | None] | None = None,
     notes: Sequence[str] = (),
+    cost: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Return the content of `report.json`: figures, verdicts, versions and settings, without any path, file name or ID.
 
     Parts that were not evaluated are None. `sets` are the hashes of the real and the synthetic scans that were evaluated;
     `settings` are further facts about them (a run's fingerprint, solver, steps); the caller answers for them
-    naming no file and no patient, and likewise for further `notes`, sentences on what bears on all figures.
+    naming no file and no patient, and likewise for further `notes`, sentences on what bears on all figures. `cost` says how
+    long what took, and on which machine.
     """
     # Privacy and downstream keep their options with their figures.
     options = {} if fidelity is None else {"fidelity": asdict(fidelity.options)}
+    verdict: dict[str, Any] = {
+        "fidelity": None if fidelity is None else [fidelity_verdict(row, fidelity) for row in fidelity.rows],
+        "privacy": None if privacy is None else privacy.verdict(),
+        "downstream": None if downstream is None else downstream.verdict(),
+    }
+    rare = None if downstream is None else downstream.as_dict()["task"]["rare_class"]
     return {
         "schema": SCHEMA,
         "fidelity": None if fidelity is None else fidelity.as_dict(),
         "privacy": None if privacy is None else privacy.as_dict(),
         "downstream": None if downstream is None else downstream.as_dict(),
-        "verdict": {
-            "fidelity": None if fidelity is None else [fidelity_verdict(row, fidelity) for row in fidelity.rows],
-            "privacy": None if privacy is None else privacy.verdict(),
-            "downstream": None if downstream is None else downstream.verdict(),
-        },
+        "verdict": {"headline": headline(verdict, rare), **verdict},
         "notes": [*([] if fidelity is None else _absent_notes(fidelity.absent)), *notes],
         "versions": installed_versions(),
+        "cost": dict(cost or {}),
         "sets": dict(sets or {}),
         "settings": {**(settings or {}), **options},
     }
+
+
+def headline(verdict: Mapping[str, Any], rare: str | None) -> dict[str, str]:
+    """Return the verdicts as one sentence for who has no time for more, and its `tone`: `good`, `bad` or `plain`.
+
+    `verdict` has the verdicts of the parts, None where one was not judged; `rare` names the class of the downstream gain.
+    """
+    copying, gain = (None if verdict[part] is None else verdict[part]["reading"] for part in ("privacy", "downstream"))
+    if copying == "fail":
+        return {"tone": "bad", "sentence": "Do not use this set: it gives away real patients' scans."}
+    if gain == "harm":
+        return {"tone": "bad", "sentence": f"Do not train with this set: classifiers find {rare} less well with it."}
+    safe = {
+        "pass": "there is no sign that it copies patients",
+        "cannot tell": "whether it copies patients cannot be told",
+        None: "whether it copies patients was not judged",
+    }[copying]
+    if gain == "gain":
+        text = f"Classifiers find {rare} better with this set"
+        if copying == "pass":
+            return {"tone": "good", "sentence": f"{text}, and {safe}: it may be used for training in the house."}
+        return {"tone": "plain", "sentence": f"{text}, but {safe}: do not hand it over."}
+    if gain == "no gain":
+        return {
+            "tone": "plain",
+            "sentence": f"There is no reason to use this set: classifiers find {rare} no better with it; {safe}.",
+        }
+    if gain == "cannot tell":
+        return {
+            "tone": "plain",
+            "sentence": f"Whether classifiers find {rare} better with this set cannot be told; {safe}.",
+        }
+    likeness = ""
+    if verdict["fidelity"]:
+        readings = {row["reading"] for row in verdict["fidelity"] if row["label"] is not None}
+        further = "further" in readings
+        likeness = (
+            "its scans differ from real ones more than these do among themselves; "
+            if further
+            else "its scans are as close to real ones as these are among themselves; "
+            if readings == {"as close"}
+            else "whether its scans are lifelike cannot be told for every class; "
+        )
+    text = f"What this set is worth for training was not judged; {likeness}{safe}."
+    return {"tone": "plain", "sentence": text}
 
 
 def fidelity_verdict(row: FidelityRow, fidelity: FidelityResult) -> dict[str, str | None]:

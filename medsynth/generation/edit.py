@@ -12,13 +12,14 @@ import numpy as np
 import torch
 
 from medsynth.cohorts import Cohort, prepare_cohort
-from medsynth.config import GridOptions, ReadingOptions
+from medsynth.config import ReadingOptions
 from medsynth.diffusion import edit_sigmas
-from medsynth.errors import ConfigError, DataError
+from medsynth.errors import DataError
 from medsynth.generation.generate import (
     Chunk,
     SyntheticScan,
     check_class,
+    check_count,
     describe_provenance,
     rival_labels,
     wrap_scans,
@@ -61,11 +62,9 @@ class Donors:
 
 
 def edit_counts(target_class: str, count: int, classes: tuple[str, ...]) -> dict[str, int]:
-    """Return the scans wanted of each class; `ConfigError` for an unknown class or a count below 1."""
+    """Return the scans wanted of each class; `ConfigError` for an unknown class or a count that is none."""
     check_class("target_class", target_class, classes)
-    if count < 1:
-        raise ConfigError(f"count: need a whole number from 1, got {count}; try 100")
-    return {target_class: count}
+    return {target_class: check_count(count, count)}
 
 
 def edit_set(
@@ -139,7 +138,7 @@ def find_donors(
         )
     prepared = prepare_cohort(
         real,
-        grid=GridOptions(size=run.spec.shape[1:], fit=run.options["grid"]["fit"]),
+        grid=run.grid,
         intensity=run.spec.intensity,
         reading=reading,
         classes=run.spec.classes,

@@ -19,6 +19,8 @@ from medsynth.scans import Scan
 from medsynth.seeds import derive_seed
 from medsynth.versions import installed_versions
 
+MOST_SCANS = 10_000_000  # of a class
+
 
 @dataclass(frozen=True, kw_only=True)
 class SyntheticScan:
@@ -204,7 +206,16 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
+def check_count(number: int, part: str | int) -> int:
+    """Return a number of scans; `ConfigError` that names the part of the options where it is none or beyond all use."""
+    if number < 1:
+        raise ConfigError(f"count: need a whole number from 1, got {part!r}; try 100")
+    if number > MOST_SCANS:
+        raise ConfigError(f"count: need at most {MOST_SCANS} scans of a class, got {part!r}; try several sets")
+    return number
+
+
 def _positive(text: str, part: str) -> int:
-    if not text.strip().isdecimal() or int(text) < 1:
-        raise ConfigError(f"count: need a whole number from 1, got {part.strip()!r}; try label=100")
-    return int(text)
+    text = text.strip()
+    # Python refuses to read numbers of thousands of digits.
+    return check_count(int(text[:20]) if text.isdecimal() else 0, part.strip()[:100])

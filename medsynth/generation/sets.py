@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from tqdm.auto import tqdm
 
@@ -16,7 +18,7 @@ from medsynth.cohorts import Cohort, Row, write_cohort
 from medsynth.config import GuidanceOptions, SolverOptions, changed_options
 from medsynth.diffusion import karras_sigmas
 from medsynth.errors import ConfigError, DataError
-from medsynth.files import label_folder, remove_partial, write_json
+from medsynth.files import check_space, label_folder, remove_partial, write_json
 from medsynth.generation.generate import Chunk, SyntheticScan, check_guidance_of, choose_device, plan_chunks
 from medsynth.networks import Denoiser
 from medsynth.runs import Run
@@ -27,6 +29,7 @@ from medsynth.versions import installed_versions
 FORMAT = "medsynth-set/1"
 PROVENANCE_FILE, COHORT_FILE = "provenance.json", "cohort.csv"
 SUFFIXES = {"nifti": ".nii.gz", "png": ".png", "npz": ".npz"}
+_HEAD = 4096  # bytes of a scan file beside its voxels: header, provenance, and the rest of a block on the disk
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,16 +102,19 @@ def write_set(plan: SetPlan, method: Method) -> Cohort:
     """Write the synthetic set and return its cohort; what an interrupted call left is kept, the rest is made.
 
     Every scan file is whole or absent, `cohort.csv` is written last. Raises `ConfigError` if the folder holds a set of another
-    run or with other settings (it names them).
+    run or with other settings (it names them), or if the disk has no room for what is missing.
     """
     settings = _settings(plan, method)
     sessions = _refuse_other_set(plan.out, settings)
-    remove_partial(plan.out)
     missing = [
         chunk
         for chunk in plan_chunks(plan.counts, plan.batch_size)
         if not all(_file(plan, chunk.label, number).is_file() for number in chunk.numbers)
     ]
+    still = sum(len(chunk.numbers) for chunk in missing)
+    check_space(plan.out, still * scan_bytes(plan), purpose=f"{still} scans", option="--out")
+    denoiser = plan.run.load_denoiser(plan.device) if missing else None
+    remove_partial(plan.out)
     if missing:
         session = {
             "device": str(plan.device),
@@ -118,9 +124,7 @@ def write_set(plan: SetPlan, method: Method) -> Cohort:
         sessions = sessions if session in sessions else [*sessions, session]
         write_json(plan.out / PROVENANCE_FILE, settings | {"sessions": sessions})
     total = sum(plan.counts.values())
-    done = total - sum(len(chunk.numbers) for chunk in missing)
-    denoiser = plan.run.load_denoiser(plan.device) if missing else None
-    with tqdm(total=total, initial=done, unit="scan", desc=method.name, disable=not plan.progress) as bar:
+    with tqdm(total=total, initial=total - still, unit="scan", desc=method.name, disable=not plan.progress) as bar:
         for chunk in missing:
             assert denoiser is not None
             for made in method.make(denoiser, chunk):
@@ -130,6 +134,13 @@ def write_set(plan: SetPlan, method: Method) -> Cohort:
     cohort = Cohort(folder=plan.out, rows=tuple(rows), roots={})
     write_cohort(cohort, plan.out / COHORT_FILE)
     return cohort
+
+
+def scan_bytes(plan: SetPlan) -> int:
+    """Return about how many bytes a scan of the set takes on the disk, as if it were not compressed."""
+    dtype = np.dtype(plan.run.spec.dtype)
+    stored = dtype.itemsize if dtype.kind in "iu" else 4
+    return math.prod(plan.run.spec.shape) * stored + _HEAD
 
 
 def _settings(plan: SetPlan, method: Method) -> dict[str, Any]:

@@ -1,6 +1,17 @@
 """Reporting: the results of an evaluation as files that people read."""
 
+from medsynth.reporting.card import CardFiles, write_card
+from medsynth.reporting.card_schema import CheckedCard, check_card
 from medsynth.reporting.curves import training_figures
 from medsynth.reporting.report import ReportFiles, check_report_folder, write_report
 
-__all__ = ["ReportFiles", "check_report_folder", "training_figures", "write_report"]
+__all__ = [
+    "CardFiles",
+    "CheckedCard",
+    "ReportFiles",
+    "check_card",
+    "check_report_folder",
+    "training_figures",
+    "write_card",
+    "write_report",
+]

@@ -11,15 +11,29 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+import numpy as np
+from jinja2 import Environment
 
 from medsynth.errors import ConfigError
+from medsynth.evaluation import Pair
 from medsynth.evaluation.fidelity import Sheet
 from medsynth.files import write_json, write_text
+from medsynth.reporting.charts import distance_figure, downstream_figures
 from medsynth.reporting.figures import Figure
 from medsynth.reporting.sheets import contact_sheet
+from medsynth.reporting.templates import open_templates
 
 _TEMPLATE = "report.html.j2"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Picture:
+    """A picture for the report: `png` holds the file, `alt` says what it shows to who cannot see it."""
+
+    title: str
+    png: bytes
+    alt: str
+    caption: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,8 +61,12 @@ class ReportFiles:
         for part in ("privacy", "downstream"):
             if verdicts[part] is not None:
                 lines.append(f"{part}: {verdicts[part]['reading']}. {verdicts[part]['sentence']}")
+        if self.report.get("reader_study"):
+            lines.append(
+                f"readers: {self.report['reader_study']['reading']}. {self.report['reader_study']['sentence']}"
+            )
         notes = [f"note: {note}" for note in self.report["notes"]]
-        return "\n".join([*lines, *notes, f"report: {self.html}"])
+        return "\n".join([*lines, *notes, verdicts["headline"]["sentence"], f"report: {self.html}"])
 
 
 def check_report_folder(out: Path | str) -> None:
@@ -76,17 +94,20 @@ def write_report(
     report: Mapping[str, Any],
     *,
     sheets: Sequence[Sheet] = (),
+    pairs: Sequence[Pair] = (),
     figures: Sequence[Figure] = (),
+    real_pictures: bool = True,
     title: str = "Evaluation of a synthetic set",
 ) -> ReportFiles:
     """Write `report.json` and `report.html` into the folder `out`, atomically, and return their paths.
 
-    `report` is what `build_report` returned; `sheets` become one contact sheet a class, `figures` a section on the training.
+    `report` is what `build_report` returned; `sheets` become one contact sheet a class, `pairs` stand in the section on privacy,
+    `figures` make one on the training. Without `real_pictures` no real scan is shown.
     The page is one file without scripts or requests. Both files hold pictures or figures of real scans: they name no patient,
     but belong in the house. `ConfigError` if they cannot be written.
     """
     files = ReportFiles(json=Path(out) / "report.json", html=Path(out) / "report.html", report=report)
-    page = render_page(report, sheets=sheets, figures=figures, title=title)
+    page = render_page(report, sheets=sheets, pairs=pairs, figures=figures, real_pictures=real_pictures, title=title)
     try:
         write_json(files.json, report)
         write_text(files.html, page)
@@ -96,23 +117,39 @@ def write_report(
 
 
 def render_page(
-    report: Mapping[str, Any], *, sheets: Sequence[Sheet] = (), figures: Sequence[Figure] = (), title: str
+    report: Mapping[str, Any],
+    *,
+    sheets: Sequence[Sheet] = (),
+    pairs: Sequence[Pair] = (),
+    figures: Sequence[Figure] = (),
+    real_pictures: bool = True,
+    title: str,
 ) -> str:
     """Return `report.html` as text."""
-    environment = Environment(
-        loader=PackageLoader("medsynth.reporting", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
+    return (
+        report_templates()
+        .get_template(_TEMPLATE)
+        .render(
+            title=title,
+            report=report,
+            sheets=[_shown(sheet, real_pictures) for sheet in sheets],
+            pairs=[_side_by_side(pair) for pair in pairs] if real_pictures else [],
+            real_pictures=real_pictures,
+            figures=figures,
+            settings=_flattened(report["settings"]),
+        )
     )
-    environment.filters |= {"aligned": _aligned, "strip": _strip, "png": _data_uri}
-    return environment.get_template(_TEMPLATE).render(
-        title=title,
-        report=report,
-        sheets=[_shown(sheet) for sheet in sheets],
-        figures=figures,
-        settings=_flattened(report["settings"]),
+
+
+def report_templates() -> Environment:
+    """Return the templates of the report with the filters that they use."""
+    return open_templates(
+        aligned=_aligned,
+        strip=_strip,
+        png=_data_uri,
+        duration=_duration,
+        downstream_figures=downstream_figures,
+        distance_figure=distance_figure,
     )
 
 
@@ -136,13 +173,31 @@ def _figures_line(comparison: Mapping[str, Any] | None, extractor: str) -> list[
     return ["  " + ", ".join(parts).replace("−", "-")] if parts else []
 
 
-def _shown(sheet: Sheet) -> Figure:
+def _shown(sheet: Sheet, real_pictures: bool) -> Picture:
+    if not real_pictures:
+        halves = np.array_split(np.asarray(sheet.synthetic), 2)
+        png = contact_sheet([("synthetic", half) for half in halves if len(half)])
+        return Picture(
+            title=sheet.label, png=png, alt=f"Contact sheet of {len(sheet.synthetic)} synthetic scans of {sheet.label}."
+        )
     png = contact_sheet([("real", sheet.real), ("nearest real", sheet.nearest), ("synthetic", sheet.synthetic)])
     alt = (
         f"Contact sheet of {sheet.label}, {len(sheet.synthetic)} rows, three columns: random real scans; the real training "
         "scan nearest to the synthetic one; synthetic scans."
     )
-    return Figure(title=sheet.label, png=png, alt=alt)
+    return Picture(title=sheet.label, png=png, alt=alt)
+
+
+def _side_by_side(pair: Pair) -> Picture:
+    copy = pair.copy
+    found = f"flagged: {copy.reason}" if copy.reason else "not flagged"
+    return Picture(
+        title=copy.label,
+        png=contact_sheet([("synthetic", pair.synthetic[None]), ("real", pair.real[None])]),
+        alt=f"Synthetic scan of {copy.label} on the left, the nearest real training scan on the right; {found}.",
+        caption=f"{copy.label}, synthetic row {copy.synthetic_row}, real row {copy.donor_row}: distance {copy.pixels:.2f}, "
+        f"next patient {copy.second:.2f}; {found}",
+    )
 
 
 def _aligned(values: Sequence[float | None]) -> list[str]:
@@ -162,6 +217,13 @@ def _strip(values: Sequence[float | None], width: float = 100.0) -> list[float] 
         return None
     low, high = min(known), max(known)
     return [round((value - low) / (high - low) * width, 2) for value in known]
+
+
+def _duration(seconds: float) -> str:
+    """Return seconds as `12 s`, `3 min` or `2.5 h`."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def _data_uri(png: bytes) -> str:

@@ -1,16 +1,31 @@
-"""Scans in memory and on disk: PNG, NPZ and NIfTI, with exact values, bounded memory and one intensity conversion."""
+"""Scans in memory and on disk: PNG, NPZ, NIfTI and DICOM, with exact values, bounded memory and one intensity conversion."""
 
-from medsynth.scans.formats import SUFFIXES, list_items, read_header, read_scan, scan_suffix, split_item, write_scan
+from medsynth.scans.dicom import DicomScan, is_dicom, list_dicom, may_be_dicom
+from medsynth.scans.formats import (
+    SUFFIXES,
+    list_files,
+    list_items,
+    read_header,
+    read_scan,
+    scan_suffix,
+    split_item,
+    write_scan,
+)
 from medsynth.scans.intensity import Intensity, measure_intensity
 from medsynth.scans.scan import PICTURE_AFFINE, Scan, ScanHeader
 
 __all__ = [
     "PICTURE_AFFINE",
     "SUFFIXES",
+    "DicomScan",
     "Intensity",
     "Scan",
     "ScanHeader",
+    "is_dicom",
+    "list_dicom",
+    "list_files",
     "list_items",
+    "may_be_dicom",
     "measure_intensity",
     "read_header",
     "read_scan",

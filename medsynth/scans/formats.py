@@ -1,61 +1,48 @@
-"""One way in and one way out for scans of every format, chosen by the suffix of the file."""
+"""One way in and one way out for scans of every format, chosen by the suffix of the file; DICOM by its content."""
 
 from __future__ import annotations
 
+import os
 import re
-import struct
-import zipfile
-import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from nibabel.spatialimages import HeaderDataError
 
 from medsynth.config import ReadingOptions
 from medsynth.errors import ConfigError, DataError
 from medsynth.files import atomic_path
-from medsynth.scans import nifti, npz, png
-from medsynth.scans.limits import check_affine, check_exists, one_line
+from medsynth.scans import dicom, nifti, npz, png
+from medsynth.scans.limits import check_affine, check_exists, damage_as_data_error, one_line
 from medsynth.scans.scan import Scan, ScanHeader
 
 SUFFIXES = (".png", ".npz", ".nii", ".nii.gz")
 
-_READERS = {".png": png, ".npz": npz, ".nii": nifti, ".nii.gz": nifti}
-_ITEM = re.compile(r"(?P<file>.*\.npz)#(?P<item>.+)", re.IGNORECASE | re.DOTALL)
+_FORMATS = {".png": png, ".npz": npz, ".nii": nifti, ".nii.gz": nifti}
+# An item of an NPZ, or a series of a folder.
+_ITEM = re.compile(
+    rf"(?P<file>.*\.npz)#(?P<item>.+)|(?P<folder>.+)#(?P<series>{dicom.SERIES}[^/#]+)", re.IGNORECASE | re.DOTALL
+)
 # Path("http://host") is "http:/host", and a scheme of one letter is a Windows drive.
 _URL = re.compile(r"[a-z][a-z0-9+.\-]+:/", re.IGNORECASE)
-# What the parsers of damaged files raise; anything else is a bug of ours and keeps its traceback.
-_DAMAGE = (
-    OSError,
-    EOFError,
-    ValueError,
-    TypeError,
-    AttributeError,
-    KeyError,
-    IndexError,
-    OverflowError,
-    SyntaxError,
-    RecursionError,
-    NotImplementedError,
-    RuntimeError,
-    MemoryError,
-    struct.error,
-    zlib.error,
-    zipfile.BadZipFile,
-    HeaderDataError,
-)
 
 
 def split_item(path: Path | str) -> tuple[Path, str | None]:
-    """Return the file and the item of a path such as `set.npz#train/17`; the item is None where the path names none."""
+    """Return file and item of a path such as `set.npz#train/17`, or folder and item of `folder#series/1.2.3`.
+
+    The item is None where the path names none.
+    """
     found = _ITEM.fullmatch(str(path))
-    return (Path(found["file"]), found["item"]) if found else (Path(path), None)
+    if found is None:
+        return Path(path), None
+    return Path(found["file"] or found["folder"]), found["item"] or found["series"]
 
 
 def scan_suffix(path: Path | str) -> str | None:
-    """Return the suffix out of `SUFFIXES` that `path` has (without its item, in any case of letters), else None."""
+    """Return the suffix out of `SUFFIXES` that `path` has (without its item, in any case of letters), else None.
+
+    DICOM has none: its files may be called anything, and a folder of them is a scan, too.
+    """
     name = split_item(path)[0].name.lower()
     return next((suffix for suffix in reversed(SUFFIXES) if name.endswith(suffix)), None)
 
@@ -65,22 +52,24 @@ def read_header(path: Path | str, *, reading: ReadingOptions = ReadingOptions())
 
     Raises `DataError` for a scan above the size budget and for whatever the header shows cannot be read.
     """
-    file, item, name, suffix = _locate(path)
-    with _one_line_errors(name, suffix):
-        return _READERS[suffix].read_header(file, item, name, reading)
+    file, item, name, reader, kind = _locate(path)
+    with damage_as_data_error(name, kind):
+        return reader.read_header(file, item, name, reading)
 
 
 def read_scan(path: Path | str, *, reading: ReadingOptions = ReadingOptions()) -> Scan:
-    """Return the scan in `path`, or the item that follows `#` in an NPZ of several scans (`set.npz#train/17`).
+    """Return the scan in a file; in a folder that holds one DICOM series; in the item that follows `#`.
 
-    Values are exact: integers keep their type, scaled integers become floats wide enough for them, or their original
-    type where we wrote the file. Under `reading.nan == "zero"` the number of replaced voxels is
-    `attributes["nan_voxels"]`. Raises `DataError` for a file that is damaged, over the size budget (checked before
-    pixels are decoded) or not a scan of one channel; the message names the file.
+    Items are those of an NPZ of several scans (`set.npz#train/17`) and the series of a folder of several
+    (`folder#series/1.2.3`, with its SeriesInstanceUID). Values are exact: integers keep their type, scaled integers become
+    floats wide enough for them, or their original type where we wrote the file. Under `reading.nan == "zero"` the number of
+    replaced voxels is `attributes["nan_voxels"]`. Raises `DataError` for a file that is damaged, over the size budget
+    (checked before pixels are decoded) or not a scan of one channel, and for DICOM files that make no whole volume; the
+    message names the file.
     """
-    file, item, name, suffix = _locate(path)
-    with _one_line_errors(name, suffix):
-        return _READERS[suffix].read(file, item, name, reading)
+    file, item, name, reader, kind = _locate(path)
+    with damage_as_data_error(name, kind):
+        return reader.read(file, item, name, reading)
 
 
 def list_items(path: Path | str) -> list[str]:
@@ -88,11 +77,19 @@ def list_items(path: Path | str) -> list[str]:
 
     Raises `DataError` as `read_header` does.
     """
-    file, _, name, suffix = _locate(path)
-    if suffix != ".npz":
+    file, _, name, reader, kind = _locate(path)
+    if reader is not npz:
         return []
-    with _one_line_errors(name, suffix):
+    with damage_as_data_error(name, kind):
         return npz.list_items(file, name)
+
+
+def list_files(path: Path | str) -> list[Path]:
+    """Return the files that what `read_scan` returns may depend on: one, or those of a DICOM folder (not sorted)."""
+    file, _ = split_item(path)
+    if not file.is_dir():
+        return [file]
+    return [below for below in file.iterdir() if dicom.may_be_dicom(below.name) and below.is_file()]
 
 
 def write_scan(scan: Scan, path: Path | str) -> None:
@@ -115,7 +112,7 @@ def write_scan(scan: Scan, path: Path | str) -> None:
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         raise DataError(f"{name}: need finite voxels to write, got NaN or infinite ones")
     check_affine(name, scan.affine)
-    content = _READERS[suffix].encode(scan, name)
+    content = _FORMATS[suffix].encode(scan, name)
     with atomic_path(file) as temporary, temporary.open("wb") as stream:
         if suffix == ".nii.gz":
             nifti.write_gzip(stream, content)
@@ -123,28 +120,22 @@ def write_scan(scan: Scan, path: Path | str) -> None:
             stream.write(content)
 
 
-def _locate(path: Path | str) -> tuple[Path, str | None, str, str]:
-    """Return file, item, printable name and suffix of an existing file of a known format."""
+def _locate(path: Path | str) -> tuple[Path, str | None, str, Any, str]:
+    """Return file or folder, item, printable name, reader and kind of what exists at `path`."""
     name = one_line(path)
     if _URL.match(str(path)):
         raise DataError(f"{name}: need a local file, got a URL; try downloading it first")
     file, item = split_item(path)
-    suffix = scan_suffix(path)
-    if suffix is None:
-        raise DataError(f"{name}: need a file ending in {', '.join(SUFFIXES)}, got another suffix; try converting it")
     if "\0" in str(file):
         raise DataError(f"{name}: need a file name, got one with a NUL character")
-    check_exists(name, file)
-    return file, item, name, suffix
-
-
-@contextmanager
-def _one_line_errors(name: str, suffix: str) -> Iterator[None]:
-    """Turn what a parser raises over a damaged file into a `DataError` of one line."""
-    try:
-        yield
-    except _DAMAGE as error:
-        reason = one_line(" ".join(str(error).split()))[:200] or type(error).__name__
+    suffix = scan_suffix(path)
+    if os.path.isdir(file) or (suffix is None and (item is not None or dicom.is_dicom(file))):
+        return file, item, name, dicom, "DICOM"
+    if suffix is None:
+        check_exists(name, file)
         raise DataError(
-            f"{name}: need a readable {suffix} file, got a damaged one ({reason}); try another copy"
-        ) from error
+            f"{name}: need a file ending in {', '.join(SUFFIXES)}, a DICOM file or a folder of them, got another one; "
+            "try converting it"
+        )
+    check_exists(name, file)
+    return file, item, name, _FORMATS[suffix], suffix

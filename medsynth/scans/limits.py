@@ -3,16 +3,58 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import os
+import struct
+import zipfile
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from tokenize import TokenError
 
 import numpy as np
+from nibabel.spatialimages import HeaderDataError
+from pydicom.errors import BytesLengthException, InvalidDicomError
 
 from medsynth.config import ReadingOptions
 from medsynth.errors import DataError
 
 MAX_TEXT = 1 << 16  # bytes of one piece of text (provenance, attributes) inside a scan file
 _MIB = 1 << 20
+# What the parsers of damaged files raise; anything else is a bug of ours and keeps its traceback.
+_DAMAGE = (
+    OSError,
+    EOFError,
+    ValueError,
+    TypeError,
+    AttributeError,
+    LookupError,
+    ArithmeticError,
+    SyntaxError,
+    RecursionError,
+    NotImplementedError,
+    RuntimeError,
+    MemoryError,
+    TokenError,  # NumPy reads the header of an array as Python text
+    struct.error,
+    zlib.error,
+    zipfile.BadZipFile,
+    HeaderDataError,
+    BytesLengthException,
+    InvalidDicomError,
+)
+
+
+@contextmanager
+def damage_as_data_error(name: str, kind: str) -> Iterator[None]:
+    """Turn what a parser raises over a damaged file of a `kind` into a `DataError` of one line."""
+    try:
+        yield
+    except _DAMAGE as error:
+        reason = one_line(" ".join(str(error).split()))[:200] or type(error).__name__
+        raise DataError(
+            f"{name}: need a readable {kind} file, got a damaged one ({reason}); try another copy"
+        ) from error
 
 
 def one_line(text: object) -> str:
@@ -82,8 +124,9 @@ def clean_voxels(name: str, array: np.ndarray, reading: ReadingOptions) -> tuple
 
 def check_exists(name: str, path: Path) -> None:
     """Raise `DataError` unless `path` is a regular file."""
-    if not path.is_file():
-        found = "a folder" if path.is_dir() else "none"
+    # Of a name that no file system takes, these say no where those of `Path` raise.
+    if not os.path.isfile(path):
+        found = "a folder" if os.path.isdir(path) else "none"
         raise DataError(f"{name}: need an existing file, got {found}; try another path")
 
 

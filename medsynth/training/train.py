@@ -40,8 +40,9 @@ from medsynth.runs import (
 from medsynth.seeds import numpy_generator
 from medsynth.training.batches import StepSampler, class_shares, make_loader
 from medsynth.training.callbacks import Previews, Progress, RunKeeper, StopOnSignal, Throughput
-from medsynth.training.checkpoints import AtomicCheckpointIO, MetricsLog
+from medsynth.training.checkpoints import AtomicCheckpointIO, MetricsLog, check_checkpoint
 from medsynth.training.module import DiffusionModule
+from medsynth.training.space import check_training_space
 from medsynth.training.spec import make_spec, trained_classes
 from medsynth.training.start import freeze, load_start, parse_parents
 
@@ -68,6 +69,11 @@ def train_run(
     # A class without training scans cannot be learnt: leave its val and test scans out.
     cohort = replace(cohort, rows=tuple(row for row in cohort.rows if row.label in classes))
     start = load_run(plan.start.run) if plan.start.run else None
+    checkpoint = out / CHECKPOINT
+    resumed = checkpoint.is_file()
+    if resumed:
+        check_checkpoint(checkpoint, checkpoint.parent)
+    check_training_space(cohort, out, plan, classes)
     prepared = prepare_cohort(
         cohort,
         grid=plan.grid,
@@ -80,8 +86,6 @@ def train_run(
     )
     described = _options(plan, start)
     options = described | {"cohort": prepared.key}
-    checkpoint = out / CHECKPOINT
-    resumed = checkpoint.is_file()
     if (out / RUN_FILE).is_file():
         previous = load_run(out)
         if changed := changed_options(previous.options, options, free=_FREE):
@@ -281,7 +285,7 @@ def _assemble(
             enable_progress_bar=False,
             enable_model_summary=False,
             use_distributed_sampler=False,
-            plugins=[AtomicCheckpointIO(), *_environment()],
+            plugins=[AtomicCheckpointIO(out / CHECKPOINT.parent), *_environment()],
             callbacks=callbacks,
             logger=[log, *_tensorboard(out, plan)],
             default_root_dir=out,

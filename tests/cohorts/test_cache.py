@@ -12,7 +12,7 @@ from PIL import Image
 from medsynth.cohorts import Cohort, Row, ScanDataset, cache, prepare_cohort
 from medsynth.config import GridOptions, IntensityOptions, ReadingOptions
 from medsynth.errors import ConfigError, DataError
-from medsynth.scans import Intensity, Scan, write_scan
+from medsynth.scans import Intensity, Scan, read_scan, write_scan
 
 RANGE = IntensityOptions(method="range", low=0, high=255)
 GRID = GridOptions(size=8)
@@ -187,6 +187,64 @@ def test_volumes_of_mixed_orientation_and_spacing_come_to_one_geometry(tmp_path)
     assert np.array_equal(prepared.scans[0], prepared.scans[1])
     assert np.linalg.norm(prepared.affine[:3, :3], axis=0) == pytest.approx([3, 3, 3])
     assert np.allclose(prepared.affine @ [3.5, 3.5, 3.5, 1], [0, 0, 0, 1])
+
+
+def masked_volumes(folder):
+    """Two volumes with a bright ball off their middle and its mask, one turned and with thick slices."""
+    scans, masks = [], []
+    for spacing, shape, at, turn in (
+        ((1, 1, 1), (30, 30, 30), (8, 20, 14), 1),
+        ((2.5, 1, 1), (12, 30, 30), (4, 9, 21), -1),
+    ):
+        place = [np.arange(count) * size for count, size in zip(shape, spacing, strict=True)]
+        middle = [index * size for index, size in zip(at, spacing, strict=True)]
+        far = sum((axis - centre) ** 2 for axis, centre in zip(np.meshgrid(*place, indexing="ij"), middle, strict=True))
+        ball = (far <= 16).astype(np.float32)
+        affine = np.diag([spacing[0] * turn, spacing[1], spacing[2], 1.0])
+        scans.append(Scan(array=ball[None] * 100, affine=affine))
+        masks.append(Scan(array=ball[None].astype(np.uint8), affine=affine))
+    cohort = volume_cohort(folder, scans)
+    for number, mask in enumerate(masks):
+        write_scan(mask, folder / f"mask{number}.nii.gz")
+    rows = tuple(replace(row, mask=f"mask{number}.nii.gz") for number, row in enumerate(cohort.rows))
+    return replace(cohort, rows=rows)
+
+
+def test_lesions_come_to_the_middle_at_their_size_in_millimetres(tmp_path):
+    cohort = masked_volumes(tmp_path)
+    grid = GridOptions(size=12, spacing=1.0, centre="mask")
+    prepared = prepare(cohort, grid=grid, intensity=IntensityOptions(method="range", low=0, high=100))
+    balls = prepared.scans[:, 0] > 0
+    for ball in balls:
+        # A ball of radius 4 mm holds 268 cubic millimetres, and sticks out of no side.
+        assert ball.sum() == pytest.approx(268, rel=0.2)
+        assert np.abs(np.argwhere(ball).mean(axis=0) - 5.5).max() <= 1
+    assert np.allclose(np.abs(np.linalg.det(prepared.affine[:3, :3])), 1)
+    elsewhere = prepare(
+        cohort, grid=replace(grid, centre="scan"), intensity=IntensityOptions(method="range", low=0, high=100)
+    )
+    assert np.abs(np.argwhere(elsewhere.scans[0, 0] > 0).mean(axis=0) - 5.5).max() > 2
+    assert elsewhere.key != prepared.key
+
+
+def test_masks_that_are_missing_or_elsewhere_are_refused(tmp_path):
+    cohort = masked_volumes(tmp_path)
+    grid = GridOptions(size=12, spacing=1.0, centre="mask")
+    bare = replace(cohort, rows=(cohort.rows[0], replace(cohort.rows[1], mask=None)))
+    with pytest.raises(DataError, match="need a mask for its centre"):
+        prepare(bare, grid=grid)
+    swapped = replace(cohort, rows=(cohort.rows[0], replace(cohort.rows[1], mask="mask0.nii.gz")))
+    with pytest.raises(DataError, match="need the geometry of its scan"):
+        prepare(swapped, grid=grid)
+
+
+def test_another_mask_is_another_content(tmp_path):
+    cohort = masked_volumes(tmp_path)
+    grid = GridOptions(size=12, spacing=1.0, centre="mask")
+    before = prepare(cohort, grid=grid).key
+    mask = read_scan(tmp_path / "mask0.nii.gz")
+    write_scan(replace(mask, array=np.roll(mask.array, 3, axis=2)), tmp_path / "mask0.nii.gz")
+    assert prepare(cohort, grid=grid).key != before
 
 
 def test_mixed_channels_and_axes_are_refused_naming_the_file(tmp_path):

@@ -101,9 +101,9 @@ def test_scans_in_no_folder_name_the_csv_beside_them(tmp_path, unread):
 
 def test_files_of_other_formats_are_counted(tmp_path):
     scans = write_folders(tmp_path / "scans", {"a": 6})
-    for name in ("x.jpg", "y.JPG", "z.dcm", "IM0001", ".hidden.jpg", "notes.txt", "labels.csv"):
+    for name in ("x.jpg", "y.JPG", "z.tif", "IM0001", ".hidden.jpg", "notes.txt", "labels.csv"):
         (scans / "a" / name).touch()
-    note = "4 files of no format that medsynth reads: .jpg (2), without suffix (1), .dcm (1)"
+    note = "4 files of no format that medsynth reads: .jpg (2), without suffix (1), .tif (1)"
     assert note in run(scans).notes
     for file in scans.rglob("*.png"):
         file.unlink()

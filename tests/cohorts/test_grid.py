@@ -4,8 +4,18 @@ import itertools
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from medsynth.cohorts.grid import grid_affine, grid_size, orient_scan, resize_scan, scan_axes
+from medsynth.cohorts.grid import (
+    centre_of_mask,
+    grid_affine,
+    grid_size,
+    orient_scan,
+    resize_mask,
+    resize_scan,
+    scan_axes,
+)
 from medsynth.config import GridOptions
 from medsynth.errors import ConfigError
 from medsynth.scans import Intensity, Scan
@@ -111,3 +121,106 @@ def test_grid_affine_is_centred():
     affine = grid_affine("SPL", (2.0, 0.5, 0.25), (5, 4, 3))
     assert np.allclose(affine @ [2, 1.5, 1, 1], [0, 0, 0, 1])
     assert np.allclose(affine[:3, :3], [[0, 0, -0.25], [0, -0.5, 0], [2, 0, 0]])
+
+
+def box(shape, spacing, low, high):
+    """A bright box, given in millimetres from the middle of the scan, in voxels that lie on its borders."""
+    centres = np.meshgrid(
+        *[(np.arange(count) - (count - 1) / 2) * size for count, size in zip(shape, spacing, strict=True)],
+        indexing="ij",
+    )
+    inside = np.all([(low <= axis) & (axis < high) for axis in centres], axis=0)
+    return Scan(array=np.where(inside, 10.0, 0.0)[None], affine=np.diag([*spacing, 1.0]))
+
+
+def test_spacing_makes_millimetres_the_same_in_every_scan():
+    grid = GridOptions(size=16, spacing=1.0)
+    for shape, spacing in (((24, 24, 24), (1, 1, 1)), ((48, 48, 12), (0.5, 0.5, 2)), ((10, 48, 96), (2, 0.5, 0.25))):
+        array, found = resize_scan(box(shape, spacing, -4, 4), grid=grid, intensity=RANGE)
+        assert found == (1, 1, 1)
+        expected = np.full((16, 16, 16), -1.0)
+        expected[4:12, 4:12, 4:12] = 1
+        # Thick slices are interpolated to thinner ones, so borders are soft by up to half a thick slice.
+        apart = np.abs(array[0] - expected)
+        assert apart.mean() < 0.06
+        assert np.allclose(array[0, 6:10, 6:10, 6:10], 1)
+
+
+def test_short_scans_are_padded_with_background_or_edges():
+    scan = Scan(array=np.arange(4.0).reshape(1, 4, 1).repeat(4, axis=2))
+    cut, _ = resize_scan(scan, grid=GridOptions(size=(8, 4), spacing=1.0), intensity=RANGE)
+    assert np.allclose(RANGE.to_physical(cut)[0, :, 0], [0, 0, 0, 1, 2, 3, 0, 0])
+    grid = GridOptions(size=(8, 4), spacing=1.0, padding="edge")
+    edge, _ = resize_scan(scan, grid=grid, intensity=RANGE)
+    assert np.allclose(RANGE.to_physical(edge)[0, :, 0], [0, 0, 0, 1, 2, 3, 3, 3])
+
+
+def test_a_mask_lies_where_its_scan_lies_and_keeps_its_values():
+    shape = (20, 30, 12)
+    mask = np.zeros((1, *shape), dtype=np.uint8)
+    mask[0, 12:18, 3:11, 5:9] = 7
+    affine = np.diag([1.0, 0.5, 2.0, 1.0])
+    scan = Scan(array=np.where(mask, 10.0, 0.0), affine=affine)
+    centre = centre_of_mask(Scan(array=mask, affine=affine))
+    assert centre == (14.5, 6.5, 6.5)
+    for grid in (
+        GridOptions(size=12, spacing=1.0),
+        GridOptions(size=24, spacing=0.5),
+        GridOptions(size=(6, 4, 8), spacing=1),
+    ):
+        array, _ = resize_scan(scan, grid=grid, intensity=RANGE, centre=centre)
+        found = resize_mask(Scan(array=mask, affine=affine), grid=grid, centre=centre)
+        assert found.dtype == np.uint8
+        assert set(np.unique(found)) <= {0, 7}
+        # Bright where the mask is, but for borders that fall between voxels.
+        assert ((array > 0) == (found > 0)).mean() > 0.95
+        middle = tuple(length // 2 for length in found.shape[1:])
+        assert found[(0, *middle)] == 7
+        held = np.argwhere(found[0])
+        assert (
+            np.abs(held.mean(axis=0) - (np.array(found.shape[1:]) - 1) / 2).max() <= 1
+        )  # half a voxel, and half where a border falls on a middle
+
+
+def test_masks_without_a_lesion_have_no_centre():
+    assert centre_of_mask(Scan(array=np.zeros((1, 3, 3)))) is None
+
+
+@pytest.mark.parametrize("spacing", [0, -1.0, (1.0, 2.0), float("nan"), ()])
+def test_spacing_must_be_lengths(spacing):
+    with pytest.raises(ConfigError, match=r"grid\.spacing"):
+        resize_scan(Scan(array=np.zeros((1, 4, 4, 4))), grid=GridOptions(size=4, spacing=spacing), intensity=RANGE)
+
+
+def test_a_centre_outside_the_scan_is_refused():
+    with pytest.raises(ConfigError, match=r"grid\.centre"):
+        resize_scan(
+            Scan(array=np.zeros((1, 4, 4))), grid=GridOptions(size=2, spacing=1.0), intensity=RANGE, centre=(40, 2)
+        )
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    order=st.permutations(range(3)),
+    flips=st.tuples(*[st.sampled_from([1, -1])] * 3),
+    spacing=st.sampled_from([None, 1.5, (2.0, 1.0, 0.7)]),
+)
+def test_every_orientation_of_a_volume_gives_the_same_input(order, flips, spacing):
+    """All 48 ways in which a scanner may store one volume: bit for bit one model input."""
+    world = np.random.default_rng(0).random((9, 7, 5)) * 10
+    affine = np.diag([1.0, 1.5, 2.5, 1.0])
+    stored = world.transpose(order)
+    turned = np.zeros((4, 4))
+    turned[3, 3] = 1
+    for axis, from_axis in enumerate(order):
+        turned[:, axis] = affine[:, from_axis]
+        if flips[axis] < 0:
+            stored = np.flip(stored, axis)
+            turned[:, 3] += turned[:, axis] * (stored.shape[axis] - 1)
+            turned[:, axis] *= -1
+    turned[:, 3] += affine[:, 3] - [0, 0, 0, 1]
+    turned[3, 3] = 1
+    grid = GridOptions(size=8, spacing=spacing)
+    reference, _ = resize_scan(orient_scan(Scan(array=world[None], affine=affine)), grid=grid, intensity=RANGE)
+    found, _ = resize_scan(orient_scan(Scan(array=stored[None], affine=turned)), grid=grid, intensity=RANGE)
+    np.testing.assert_array_equal(found, reference)

@@ -11,10 +11,11 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
-from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from benchmarks import downstream_table
 from medsynth.evaluation.downstream.gain import score_downstream
+from medsynth.reporting.charts import downstream_figures
+from medsynth.reporting.report import report_templates
 from tests.evaluation.downstream.made_task import QUICK, real_cohort, synthetic_set
 
 HOSTILE = "<script>alert(1)</script>"
@@ -44,14 +45,7 @@ def report(tmp_path_factory) -> dict[str, Any]:
 
 
 def render(part: dict[str, Any]) -> str:
-    environment = Environment(
-        loader=PackageLoader("medsynth.reporting", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("downstream.html.j2").render(report={"downstream": part})
+    return report_templates().get_template("downstream.html.j2").render(report={"downstream": part})
 
 
 def elements(page: str) -> ElementTree.Element:
@@ -75,8 +69,10 @@ def test_section_says_the_verdict_and_every_arm(report):
 
 def test_pictures_have_texts_and_lie_inside_their_frames(report):
     page = render(report)
-    pictures = list(elements(page).iter("svg"))
+    pictures = [each for each in elements(page).iter("svg") if each.get("class") != "chart"]
     assert len(pictures) == 3 + 1 + 1
+    titles = [each.text for each in elements(page).iter("figcaption")]
+    assert titles == ["All arms", "ROC curves", "Calibration"]
     for picture in pictures:
         assert len(picture.get("aria-label", "")) > 30
         width, height = (float(number) for number in picture.get("viewBox", "").split()[2:])
@@ -89,7 +85,7 @@ def test_pictures_have_texts_and_lie_inside_their_frames(report):
 
 
 def test_the_forest_shows_the_adjusted_interval_of_the_baseline(report):
-    first = next(elements(render(report)).iter("svg"))
+    first = next(each for each in elements(render(report)).iter("svg") if each.get("class") != "chart")
     found = report["tiers"][0]["differences"][0]["figures"]["auroc"]
     shown = f"AUROC {found['value']:+.3f}, interval {found['adjusted_low']:+.3f} to {found['adjusted_high']:+.3f}"
     assert shown.replace("-", "−") in first.get("aria-label", "")
@@ -112,7 +108,31 @@ def test_what_cannot_be_told_is_a_dash(report):
                 figure[name] = None
     for point in part["learning_curve"]["points"]:
         point["auroc"].update(low=None, high=None)
-    assert "– to –" in "".join(elements(render(part)).itertext())
+    for curve in part["tiers"][0]["curves"]:
+        curve["roc"]["y"] = [None] * len(curve["roc"]["x"])
+    root = elements(render(part))
+    rows = [[cell.text for cell in row] for row in root.iter("tr")]
+    value = part["tiers"][0]["differences"][0]["figures"]["auroc"]["value"]
+    assert ["AUROC", f"{value:+.3f}", "–", "–"] in rows
+    assert "None" not in "".join(root.itertext())
+    # A forest without an interval would be an empty picture.
+    assert len([each for each in root.iter("svg") if each.get("class") != "chart"]) == 2 + 1 + 1
+
+
+def test_charts_show_the_chosen_arms(report):
+    tier = report["tiers"][0]
+    forest, roc, calibration = downstream_figures(report)
+    of_arm = {arm["name"]: arm["test"] for arm in tier["arms"]}
+    for name in (tier["baseline"], tier["synthetic"]):
+        assert f"{name} {of_arm[name]['auroc']['value']:.3f}" in forest.alt
+        assert f"{name} finds {of_arm[name]['sensitivity']['value']:.0%}" in roc.alt
+        assert f"{name} {of_arm[name]['ece']['value']:.3f}" in calibration.alt
+        assert name in forest.svg
+    for curve in tier["curves"]:
+        found = dict(zip(curve["roc"]["x"], curve["roc"]["y"], strict=True))
+        assert found[1.0] == 1
+        area = np.trapezoid(curve["roc"]["y"], curve["roc"]["x"])
+        assert area == pytest.approx(of_arm[curve["arm"]]["auroc"]["value"], abs=0.03)
 
 
 def test_tables_as_markdown(report, tmp_path: Path, monkeypatch, capsys):

@@ -12,9 +12,18 @@ import pytest
 from medsynth.config import FidelityOptions
 from medsynth.errors import ConfigError
 from medsynth.evaluation.fidelity import FidelityResult, score_fidelity
-from medsynth.evaluation.verdict import build_report
+from medsynth.evaluation.verdict import build_report, headline
 from medsynth.reporting.figures import loss_figure
-from medsynth.reporting.report import ReportFiles, _aligned, _strip, check_report_folder, render_page, write_report
+from medsynth.reporting.report import (
+    ReportFiles,
+    _aligned,
+    _duration,
+    _strip,
+    check_report_folder,
+    render_page,
+    write_report,
+)
+from medsynth.reporting.sheets import contact_sheet
 from tests.evaluation.made import Pixels, made_cohort
 
 HOSTILE = "<script>alert(1)</script>"
@@ -58,8 +67,12 @@ def test_page_needs_nothing_from_outside_and_runs_nothing(html):
     page = Page(html)
     policies = [about["content"] for tag, about in page.elements if tag == "meta" and "http-equiv" in about]
     assert policies == ["default-src 'none'; img-src data:; style-src 'unsafe-inline'"]
-    assert not {tag for tag, _ in page.elements} & {"script", "link", "iframe", "object", "a", "form"}
-    assert "url(" not in html
+    assert not {tag for tag, _ in page.elements} & {"script", "link", "iframe", "object", "form"}
+    names = {about["id"] for _, about in page.elements if "id" in about}
+    for _, about in page.elements:
+        assert (about.get("href") or about.get("xlink:href") or "#")[0] == "#"
+    assert {about["href"].removeprefix("#") for tag, about in page.elements if tag == "a"} <= names
+    assert not re.search(r"url\((?!#)", html)
     assert not [about for _, about in page.elements if any(name.startswith("on") for name in about)]
 
 
@@ -70,7 +83,12 @@ def test_labels_cannot_become_markup(html):
 
 def test_pictures_are_inlined_with_alt_texts(html, result):
     pictures = [about for tag, about in Page(html).elements if tag == "img"]
-    assert len(pictures) == len(result.sheets) + 1
+    assert len(pictures) == len(result.sheets)
+    assert [
+        about
+        for tag, about in Page(html).elements
+        if tag == "svg" and "Line chart of the loss" in about.get("aria-label", "")
+    ]
     for picture in pictures:
         assert len(picture["alt"]) > 40
         content = base64.b64decode(picture["src"].removeprefix("data:image/png;base64,"))
@@ -90,7 +108,7 @@ def test_table_shows_every_figure_beside_real_against_real(html, result):
 
 def test_the_other_comparisons_are_folded_away(html, result):
     page = Page(html)
-    assert [tag for tag, _ in page.elements].count("details") == len(result.rows)
+    assert [tag for tag, _ in page.elements].count("details") == len(result.rows) + 1
     assert "open" not in {name for tag, about in page.elements if tag == "details" for name in about}
     tables = [about for tag, about in page.elements if tag == "table"]
     assert len(tables) == sum(
@@ -128,7 +146,7 @@ def test_parts_that_were_not_evaluated_are_left_out_of_the_page(result):
         page = render_page({**whole, "fidelity": None, "verdict": verdict}, title="Trial")
         assert f'<span class="reading {badge}">{reading}</span> {sentence}' in page
         assert re.search("Not evaluated, so nothing is said about it: .*fidelity", page)
-        assert "<h2>Fidelity</h2>" not in page
+        assert ">Fidelity</h2>" not in page
     assert not re.search("nothing is said about it: .*fidelity", render_page(whole, title="Trial"))
 
 
@@ -143,7 +161,7 @@ def test_both_files_are_written(tmp_path, result):
 def test_summary_has_the_figures_also_where_they_cannot_tell(tmp_path, result):
     report = build_report(result, notes=["Something else."])
     lines = ReportFiles(json=tmp_path / "a.json", html=tmp_path / "a.html", report=report).summary().splitlines()
-    assert len(lines) == 7
+    assert len(lines) == 8
     shown = re.fullmatch(
         r"  KID-Pixels (\S+) \(real against real (\S+) to (\S+)\), "
         r"FD-Pixels (\S+) \(real against real (\S+) to (\S+)\)",
@@ -156,7 +174,11 @@ def test_summary_has_the_figures_also_where_they_cannot_tell(tmp_path, result):
     # Three held-out scans make halves of one: there is no figure to show.
     assert lines[2].startswith(f"{HOSTILE}: Cannot tell: 3 held-out real scans")
     assert lines[3] == f"all classes: {report['verdict']['fidelity'][2]['sentence']}"
-    assert lines[5:7] == ["note: Something else.", f"report: {tmp_path / 'a.html'}"]
+    assert lines[5:] == [
+        "note: Something else.",
+        report["verdict"]["headline"]["sentence"],
+        f"report: {tmp_path / 'a.html'}",
+    ]
 
 
 def test_notes_are_on_the_page_and_cannot_become_markup(result):
@@ -214,3 +236,43 @@ def test_readings_of_too_few_scans_are_not_coloured(result):
         ]
         assert badges
         assert ("reading plain" not in badges) if coloured else (set(badges) == {"reading plain"})
+
+
+def test_real_scans_may_be_left_out_of_the_pictures(result):
+    page = render_page(build_report(result), sheets=result.sheets, real_pictures=False, title="Trial")
+    pictures = [about for tag, about in Page(page).elements if tag == "img"]
+    assert [picture["alt"].split(" scans of ")[0] for picture in pictures] == ["Contact sheet of 2 synthetic"] * 2
+    sheet = result.sheets[0]
+    alone = contact_sheet([("synthetic", sheet.synthetic[:1]), ("synthetic", sheet.synthetic[1:])])
+    assert base64.b64decode(pictures[0]["src"].removeprefix("data:image/png;base64,")) == alone
+    assert "All scans shown on this page are synthetic" in page
+    assert "shows real and synthetic" not in page
+
+
+@pytest.mark.parametrize(
+    ("privacy", "downstream", "tone", "says"),
+    [
+        ("fail", "gain", "bad", "Do not use this set"),
+        ("pass", "harm", "bad", "Do not train with this set"),
+        ("pass", "gain", "good", "it may be used for training in the house"),
+        ("cannot tell", "gain", "plain", "do not hand it over"),
+        (None, "gain", "plain", "was not judged: do not hand it over"),
+        ("pass", "no gain", "plain", "There is no reason to use this set"),
+        ("pass", "cannot tell", "plain", "cannot be told; there is no sign that it copies patients"),
+        ("pass", None, "plain", "its scans differ from real ones more"),
+    ],
+)
+def test_the_headline_is_one_plain_sentence(privacy, downstream, tone, says):
+    verdict = {
+        "privacy": privacy and {"reading": privacy},
+        "downstream": downstream and {"reading": downstream},
+        "fidelity": [{"label": "a", "reading": "further"}, {"label": "b", "reading": "as close"}],
+    }
+    found = headline(verdict, "viral")
+    assert found["tone"] == tone
+    assert says in found["sentence"]
+    assert found["sentence"].count(".") == 1
+
+
+def test_durations_are_said_in_the_unit_that_fits():
+    assert [_duration(seconds) for seconds in (0.4, 89, 90, 600, 9000)] == ["0 s", "89 s", "2 min", "10 min", "2.5 h"]

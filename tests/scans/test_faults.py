@@ -6,8 +6,6 @@ import gzip
 import io
 import pickle
 import struct
-import subprocess
-import sys
 import warnings
 import zipfile
 import zlib
@@ -19,47 +17,8 @@ import numpy as np
 import pytest
 
 from medsynth.config import IntensityOptions, ReadingOptions
-from medsynth.errors import DataError
 from medsynth.scans import Intensity, Scan, measure_intensity, read_header, read_scan, write_scan
-
-_PEAK = """
-import sys
-from medsynth.config import ReadingOptions
-from medsynth.errors import DataError
-from medsynth.scans import read_header, read_scan
-def peak():  # of this process image alone; ru_maxrss would begin with that of the process that started it
-    with open("/proc/self/status") as status:
-        return next(int(line.split()[1]) for line in status if line.startswith("VmHWM"))
-before = peak()
-try:
-    (read_header if sys.argv[2] == "header" else read_scan)(sys.argv[1], reading=ReadingOptions(max_mib=int(sys.argv[3])))
-except DataError as error:
-    print(error)
-else:
-    print("read")
-print((peak() - before) // 1024)
-"""
-
-
-def refused(path: Path | str, *, reading: ReadingOptions = ReadingOptions(), header: bool = False) -> str:
-    """Return the message of the refusal, after checking its form and that the folder holds nothing new."""
-    folder = Path(str(path).split("#")[0]).parent
-    before = {each: each.stat().st_mtime_ns for each in folder.iterdir()}
-    with pytest.raises(DataError) as caught:
-        (read_header if header else read_scan)(path, reading=reading)
-    message = str(caught.value)
-    assert message.startswith((f"{path}: ", f"{path} [")), message
-    assert "need" in message
-    assert "\n" not in message
-    assert {each: each.stat().st_mtime_ns for each in folder.iterdir()} == before
-    return message
-
-
-def peak_of(path: Path | str, *, max_mib: int = 512, header: bool = False) -> tuple[str, int]:
-    """Read in a process of its own; return what it said and by how many MiB its peak memory rose."""
-    command = [sys.executable, "-c", _PEAK, str(path), "header" if header else "scan", str(max_mib)]
-    said, peak = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip().split("\n")
-    return said, int(peak)
+from tests.scans.refusing import peak_of, refused
 
 
 def nifti_bytes(array: np.ndarray, change: Callable[[nibabel.Nifti1Header], object] = lambda header: None) -> bytes:

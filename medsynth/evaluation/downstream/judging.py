@@ -16,6 +16,7 @@ from sklearn.linear_model import LogisticRegression
 from medsynth.config import DownstreamOptions
 from medsynth.evaluation.downstream.task import HeldOut, Task
 from medsynth.measures.classification import brier_score, calibration_error, ranking_metrics
+from medsynth.measures.curves import Curve, resample_reliability, resample_roc
 from medsynth.measures.operating import resample_operating_point
 from medsynth.measures.statistics import (
     Estimate,
@@ -134,6 +135,15 @@ class Comparer:
     def difference(self, first: str, second: str, *, secondary: bool = True) -> Difference:
         """Return how much arm `first` exceeds arm `second`."""
         return compare(self.figures(first, secondary=secondary), self.figures(second, secondary=secondary))
+
+    def curves(self, name: str) -> dict[str, Curve]:
+        """Return the ROC curve of an arm on the test split and, of its calibrated probabilities, the reliability curve."""
+        truth, scores = self._task.test.truth, self._scores[name]
+        probabilities = calibrated(self._task.validation.truth, scores)
+        return {
+            "roc": resample_roc(truth, scores.test, self._draws),
+            "reliability": resample_reliability(truth, probabilities, self._draws),
+        }
 
     def _primary(self, scores: Scores, part: HeldOut, draws: Resamples) -> dict[str, Resampled]:
         auroc, auprc = resample_ranking(part.truth, scores.test, draws)

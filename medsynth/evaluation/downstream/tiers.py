@@ -183,6 +183,10 @@ def tier_dict(tier: Tier, task: Task) -> dict[str, Any]:
             {"against": role, "arm": name, "figures": tier.comparer.difference(tier.synthetic, name).as_dict()}
             for role, name in against.items()
         ],
+        "curves": [
+            {"arm": arm, "role": role, **{kind: curve.as_dict() for kind, curve in tier.comparer.curves(arm).items()}}
+            for role, arm in (("strongest cheap baseline", tier.baseline), ("with the synthetic set", tier.synthetic))
+        ],
         "reading": tier.verdict.reading,
     }
 

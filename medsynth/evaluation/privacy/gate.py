@@ -44,6 +44,7 @@ from medsynth.runs import Run
 from medsynth.seeds import numpy_generator
 
 _TARGET = 1 / 3  # share of the permitted false alarms for which thresholds are set
+_SUSPECTS = 8  # scans shown beside their likely donors
 _REASONS = ("nearer than held-out scans", "stands out", "stands out in features")
 
 
@@ -141,6 +142,7 @@ def score_privacy(
     return PrivacyResult(
         rows=tuple(_row(evidence, real, label, options, seed) for label in present),
         copies=tuple(_copy(evidence, real, int(row), options) for row in np.flatnonzero(found)),
+        suspects=tuple(_copy(evidence, real, row, options) for row in _most_suspicious(evidence)),
         repeated=repeated,
         edits=_edits(real, synthetic, donors, options),
         membership=membership,
@@ -255,8 +257,16 @@ def _nearest_of_both(near_seen: Nearness, near_test: Nearness | None) -> dict[st
     }
 
 
+def _most_suspicious(evidence: _Evidence) -> list[int]:
+    """Return the synthetic rows that look most like copies, the worst first: identical ones, then by their scores."""
+    made, thresholds = evidence.made, evidence.thresholds
+    scores = made.stands_out if thresholds is None else thresholds.scores(made.values(), evidence.labels)
+    scores = np.where(evidence.identical >= 0, -np.inf, np.nan_to_num(scores, nan=np.inf))
+    return [int(row) for row in np.argsort(scores, kind="stable")[:_SUSPECTS]]
+
+
 def _copy(evidence: _Evidence, real: PreparedCohort, row: int, options: PrivacyOptions) -> Copy:
-    """Return what is known of a flagged synthetic scan."""
+    """Return what is known of a suspicious synthetic scan."""
     made, label = evidence.made, int(evidence.labels[row])
     reasons: list[str] = []
     donor = made.rows[row]
@@ -279,7 +289,7 @@ def _copy(evidence: _Evidence, real: PreparedCohort, row: int, options: PrivacyO
         second=float(made.second[row]),
         stands_out=float(made.stands_out[row]),
         features_stand_out=float(made.features_stand_out[row]),
-        dropped=options.drop_copies,
+        dropped=options.drop_copies and bool(evidence.found[row]),
     )
 
 

@@ -44,9 +44,9 @@ class Share(NamedTuple):
 
 
 class Copy(NamedTuple):
-    """A flagged synthetic scan and its likely donor, by row numbers of the synthetic set and of the real cohort.
+    """A suspicious synthetic scan and its likely donor, by row numbers of the synthetic set and of the real cohort.
 
-    Distances as of `nearness.Nearness`; `dropped`: set aside on request.
+    Distances as of `nearness.Nearness`; `reason` is empty where it is not flagged; `dropped`: set aside on request.
     """
 
     synthetic_row: int
@@ -211,10 +211,14 @@ class PrivacyRow:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class PrivacyResult:
-    """The gate: one row a class, the flagged scans, groups of equal synthetic rows, edits beside their donors, membership."""
+    """The gate: one row a class, the flagged scans, groups of equal synthetic rows, edits beside their donors, membership.
+
+    `suspects` are the scans that look most like copies, flagged or not, the worst first.
+    """
 
     rows: tuple[PrivacyRow, ...]
     copies: tuple[Copy, ...]
+    suspects: tuple[Copy, ...]
     repeated: tuple[tuple[int, ...], ...]
     edits: dict[str, float | int] | None
     membership: MembershipResult | None
@@ -248,6 +252,7 @@ class PrivacyResult:
             **self.verdict(),
             "rows": [row.as_dict(self.options, len(self.rows)) for row in self.rows],
             "copies": [copy._asdict() for copy in self.copies],
+            "suspects": [copy._asdict() for copy in self.suspects],
             "dropped": sum(row.dropped for row in self.rows),
             "repeated": [list(rows) for rows in self.repeated],
             "edits": self.edits,

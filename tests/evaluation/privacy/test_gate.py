@@ -1,6 +1,7 @@
 """The privacy gate on cohorts whose truth is known: fresh scans pass, copies fail, few patients tell nothing."""
 
 import json
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -11,6 +12,7 @@ from medsynth.cohorts import PreparedCohort, Row
 from medsynth.cohorts.phantom import FRESH_PATIENTS, phantom_scan
 from medsynth.config import PrivacyOptions
 from medsynth.errors import ConfigError, DataError
+from medsynth.evaluation import Pair
 from medsynth.evaluation.privacy import score_privacy
 from medsynth.evaluation.privacy.controls import PLANTED, SEEN, draw_held_out, plant_copies
 from medsynth.evaluation.privacy.result import Share
@@ -166,6 +168,22 @@ def test_one_identical_scan_fails_a_set_also_if_it_is_a_test_scan(real, fresh):
     ]
 
 
+def test_the_most_suspicious_scans_come_first(real, fresh):
+    scans = np.array(fresh.scans)
+    scans[5], scans[9] = real.scans[3], real.scans[8] * 0.98
+    found = judge(real, replace(fresh, scans=scans))
+    first, second, *others = found.suspects
+    assert (first.synthetic_row, first.donor_row) == (5, 3)
+    assert first.reason.startswith("identical")
+    assert (second.synthetic_row, second.donor_row) == (9, 8)
+    assert second.reason
+    assert len(others) == 6
+    assert all(each.pixels > second.pixels for each in others)
+    # Those that are not flagged are shown, too, and nothing is said against them.
+    flagged = {copy.synthetic_row for copy in found.copies}
+    assert [each.reason != "" for each in others] == [each.synthetic_row in flagged for each in others]
+
+
 def test_few_patients_tell_nothing(real, fresh):
     few = np.r_[0:20, 90:100, 150:165, 250:265]
     small = cohort(real.scans[few], real.labels[few], real.splits[few], real.patients[few])
@@ -304,9 +322,19 @@ def test_the_section_of_the_report_shows_the_verdict_and_the_rows(real, fresh, f
             "versions": {},
             "settings": {},
         }
-        page = render_page(report, title="Trial")
+        pairs = [
+            Pair(copy=each, synthetic=scans[each.synthetic_row], real=real.scans[each.donor_row])
+            for each in result.suspects
+        ]
+        page = render_page(report, pairs=pairs, title="Trial")
+        assert len(re.findall("<figcaption>(?:rare|common), synthetic row", page)) == 8
+        assert (
+            "synthetic row"
+            not in render_page(report, pairs=pairs, real_pictures=False, title="Trial").split("<table")[0]
+        )
         assert f">{reading}</span>" in page
         assert all(row.verdict(OPTIONS, 2)["sentence"].replace("'", "&#39;") in page for row in result.rows)
         assert "anonymous" not in page
+    assert "common, synthetic row 5, real row 17: distance 0.00, " in page
     assert "<td>5<small>common</small></td>" in page
     assert "<td>17<small>common, train</small></td>" in page

@@ -1,0 +1,495 @@
+"""What `benchmarks.fuzz` reads: for each reader sound files, ways to spoil them, and the call that must stand them."""
+
+from __future__ import annotations
+
+import gzip
+import importlib.util
+import io
+import json
+import random
+import re
+import struct
+import zipfile
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+Spoil = Callable[[bytes, random.Random], bytes]
+
+_NUMBERS = (0, 1, -1, 2, 7, 127, 128, 255, 256, 32767, 32768, 65535, 65536, 2**31 - 1, -(2**31), 2**32 - 1, 30000)
+_FLOATS = (0.0, -1.0, 1e-300, 1e300, float("nan"), float("inf"), float("-inf"), 0.5, -0.0)
+# What text files must stand: ways out of a folder, formulas, marks, other types, nesting, references, and what would run.
+_WORDS = (
+    "", " ", ",", ";", "\t", "\n", "\r\n", '"', '""', "'", ":", "-", "#", "\0", "\ufeff", "\u202e", "\N{LUNGS}", "é" * 50,
+    "../../x", "/etc/passwd", "C:\\x", "a/../b", "scan.npz#train/0", "https://example.org/x.png", "~", "CON", "x" * 5000,
+    "=1+1", "@SUM(1)", "nan", "NaN", "inf", "1e999", "-1", "0", "99999999999999999999", "0x1F", "1_000", "null", "true", "no",
+    "[]", "{}", "[[]]", "{a: {b: c}}", "[" * 3000, "{a: " * 1000, "- " * 1000, "&a [*a]", "*b", "!!python/name:os.system",
+    "!!python/object/apply:os.system [ls]", "!!binary aGk=", "2026-01-01", "{{out}}", "{out}", "class_path", "<<: *x", "? ", "|",
+    "train", "val", "test", "label", "path", "patient_id", "split", "root", "mask",
+)  # fmt: skip
+_LAUGHS = "a: &a {x: 1, y: 2}\n" + "".join(
+    f"{name}: &{name} {{x: *{last}, y: *{last}, z: *{last}}}\n"
+    for last, name in zip("abcdefghijk", "bcdefghijkl", strict=True)
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """A reader under test: sound `seeds` as (file name, content), how they are spoiled, what reads them, its share of inputs."""
+
+    name: str
+    seeds: Sequence[tuple[str, bytes]]
+    spoils: Sequence[Spoil]
+    read: Callable[[Path], object]
+    weight: float
+    beside: Callable[[Path], None] = lambda folder: None
+
+    def write(self, chance: random.Random, folder: Path) -> Path:
+        """Write one spoiled seed and what must lie beside it into `folder`, and return its path."""
+        name, content = chance.choice(self.seeds)
+        self.beside(folder)
+        path = folder / name
+        path.write_bytes(chance.choice(self.spoils)(content, chance))
+        return path
+
+
+# Ways to spoil ------------------------------------------------------------------------------------------------------
+
+
+def spoil_bytes(content: bytes, chance: random.Random) -> bytes:
+    """Change, remove, repeat, insert or cut off bytes, one to four times; half of the changes fall on the first 512."""
+    data = bytearray(content)
+    for _ in range(chance.randint(1, 4)):
+        if not data:
+            break
+        place = chance.randrange(min(len(data), 512) if chance.random() < 0.5 else len(data))
+        length = min(len(data) - place, chance.choice((1, 2, 4, 8, 64, 1000)))
+        kind = chance.randrange(8)
+        if kind == 0:
+            data[place] ^= 1 << chance.randrange(8)
+        elif kind == 1:
+            data[place] = chance.choice((0, 1, 127, 128, 255))
+        elif kind == 2:
+            del data[place : place + length]
+        elif kind == 3:
+            data[place:place] = data[place : place + length] * chance.choice((1, 2, 50))
+        elif kind == 4:
+            data[place:place] = chance.randbytes(length)
+        elif kind == 5:
+            data[place : place + length] = bytes(length)
+        elif kind == 6:
+            del data[place:]
+        else:
+            number = struct.pack(chance.choice("<>") + "q", chance.choice(_NUMBERS))
+            data[place : place + chance.choice((2, 4, 8))] = number[: chance.choice((2, 4, 8))]
+    return bytes(data)
+
+
+def spoil_text(content: bytes, chance: random.Random) -> bytes:
+    """Replace, insert, remove or repeat words and lines of a text file, one to four times."""
+    text = content.decode("utf-8", "replace")
+    for _ in range(chance.randint(1, 4)):
+        parts = re.split(r"(\s+|[,:;\[\]{}\"])", text)
+        place = chance.randrange(len(parts))
+        kind = chance.randrange(5)
+        if kind == 0:
+            parts[place] = chance.choice(_WORDS)
+        elif kind == 1:
+            parts.insert(place, chance.choice(_WORDS))
+        elif kind == 2:
+            del parts[place : place + chance.choice((1, 2, 10))]
+        elif kind == 3:
+            parts[place:place] = parts[place : place + chance.choice((1, 5, 30))]
+        else:
+            other = chance.randrange(len(parts))
+            parts[place], parts[other] = parts[other], parts[place]
+        text = "".join(parts)
+    return text.encode("utf-8", "surrogatepass")
+
+
+def spoil_nifti_header(content: bytes, chance: random.Random) -> bytes:
+    """Give fields of a NIfTI-1 header other values, and pack it again if it was packed."""
+    packed = content[:2] == b"\x1f\x8b"
+    data = bytearray(gzip.decompress(content) if packed else content)
+    for _ in range(chance.randint(1, 3)):
+        # dim, datatype, bitpix, pixdim, vox_offset, slope, intercept, units, forms, rows, quaternion, magic
+        place, form = chance.choice(
+            [(40 + 2 * n, "h") for n in range(8)] + [(70, "h"), (72, "h"), (252, "h"), (254, "h"), (123, "b"), (0, "i")]
+            + [(76 + 4 * n, "f") for n in range(8)] + [(108 + 4 * n, "f") for n in range(3)]
+            + [(256 + 4 * n, "f") for n in range(18)] + [(344, "i"), (348, "i"), (352, "i"), (356, "i")]
+        )  # fmt: skip
+        size = struct.calcsize(form)
+        if form == "f":
+            data[place : place + 4] = struct.pack("<f", np.float32(np.clip(chance.choice(_FLOATS), -3e38, 3e38)))
+        else:
+            data[place : place + size] = (chance.choice(_NUMBERS) % 256**size).to_bytes(size, "little")
+    return gzip.compress(bytes(data), mtime=0) if packed else bytes(data)
+
+
+def spoil_png_chunk(content: bytes, chance: random.Random) -> bytes:
+    """Spoil, drop, repeat or move chunks of a PNG; their checksums are right again afterwards."""
+    chunks, place = [], 8
+    while place + 8 <= len(content):
+        length = int.from_bytes(content[place : place + 4], "big")
+        chunks.append([content[place + 4 : place + 8], content[place + 8 : place + 8 + length]])
+        place += 12 + length
+    for _ in range(chance.randint(1, 2)):
+        number = chance.randrange(len(chunks))
+        kind = chance.randrange(5)
+        if kind <= 1:
+            chunks[number][1] = spoil_bytes(chunks[number][1], chance)
+        elif kind == 2:
+            chunks.insert(chance.randrange(len(chunks)), list(chunks[number]))
+        elif kind == 3 and len(chunks) > 1:
+            del chunks[number]
+        else:
+            key = chance.choice((b"medsynth.rescale", b"medsynth.affine", b"medsynth.provenance"))
+            text = chance.choice(
+                (b"{}", b"[1]", b"[" * 5000, b'{"slope": 1e999, "offset": 0, "dtype": "float64"}', b"nan")
+            )
+            chunks.insert(1, [chance.choice((b"tEXt", b"iTXt", b"acTL")), key + b"\0" + text])
+    return content[:8] + b"".join(
+        struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body)) for kind, body in chunks
+    )
+
+
+def spoil_npz_member(content: bytes, chance: random.Random) -> bytes:
+    """Spoil arrays or names inside an NPZ, and pack it again with right checksums."""
+    with zipfile.ZipFile(io.BytesIO(content)) as packed:
+        members = {entry: packed.read(entry) for entry in packed.namelist()}
+    name = chance.choice(list(members))
+    body = members.pop(name)
+    if chance.random() < 0.2:
+        name = chance.choice(
+            ("image.npy", "channels.npy", "label.npy", "train_images.npy", "affine.npy", "x.npy", "../x.npy")
+        )
+    shape = chance.choice(("(-1,)", "(99999, 99999, 99999)", "()", "(0,)", "(16,)", "('a',)", "[" * 3000))
+    kind = chance.choice(("'|O'", "'<U99999999'", "'<f2'", "'>c8'", "'<M8[s]'", "[('a', '<i4')]", "'|V8'", "'<q'"))
+    lies = (
+        (rb"'shape': \([^)]*\)", f"'shape': {shape}".encode()),
+        (rb"'descr': '[^']*'", f"'descr': {kind}".encode()),
+        (rb"False", b"True"),
+    )
+    pattern, lie = chance.choice(lies)
+    if chance.random() < 0.5:
+        head, rest = body[:10], re.sub(pattern, lambda _: lie, body[10:], count=1)
+        body = (
+            head[:8]
+            + (len(rest) - (len(body) - 10) + int.from_bytes(head[8:10], "little")).to_bytes(2, "little")
+            + rest
+        )
+    else:
+        body = spoil_bytes(body, chance)
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w", chance.choice((zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED))) as packed:
+        for entry, kept in [*members.items(), (name, body)]:
+            packed.writestr(entry, kept)
+    return stream.getvalue()
+
+
+def spoil_json(content: bytes, chance: random.Random) -> bytes:
+    """Give values anywhere in a JSON object other types and sizes, or remove them."""
+    found = json.loads(content)
+    for _ in range(chance.randint(1, 3)):
+        place: Any = found
+        while True:
+            keys = list(place) if isinstance(place, dict) else list(range(len(place)))
+            if not keys:
+                break
+            key = chance.choice(keys)
+            if isinstance(place[key], dict | list) and place[key] and chance.random() < 0.8:
+                place = place[key]
+                continue
+            if chance.random() < 0.2:
+                del place[key]
+            else:
+                place[key] = chance.choice([*_NUMBERS, *_FLOATS, *_WORDS, None, True, [], {}, [[1]], ["a"] * 3, 10**30])
+            break
+    return json.dumps(found).encode("utf-8", "surrogatepass")
+
+
+# Readers ------------------------------------------------------------------------------------------------------------
+
+
+def make_targets(folder: Path, *, only: Sequence[str] = ()) -> list[Target]:
+    """Return the targets of these names, or all; their sound files are made in `folder`. DICOM needs the reader for it."""
+    known: dict[str, Callable[[Path], Target]] = {
+        "nifti": _nifti,
+        "png": _png,
+        "npz": _npz,
+        "cohort": _cohort,
+        "roots": _roots,
+        "labels": _labels,
+        "configuration": _configuration,
+        "recipe": _recipe,
+        "run": _run,
+        "weights": _weights,
+        "checkpoint": _checkpoint,
+    }
+    if importlib.util.find_spec("medsynth.scans.dicom") is not None:
+        known["dicom"] = _dicom
+    if unknown := set(only) - known.keys():
+        raise SystemExit(f"targets: need some of {', '.join(known)}; got {', '.join(sorted(unknown))}")
+    return [make(folder) for name, make in known.items() if not only or name in only]
+
+
+def _read_scan(path: Path) -> None:
+    from medsynth.config import ReadingOptions
+    from medsynth.scans import list_items, read_header, read_scan
+
+    reading = ReadingOptions(max_mib=64)
+    items = list_items(path)
+    for each in [f"{path}#{item}" for item in items[:3]] or [str(path)]:
+        header = read_header(each, reading=reading)
+        scan = read_scan(each, reading=reading)
+        assert scan.array.shape == header.shape, "the header told another shape"
+        assert np.isfinite(scan.array).all(), "voxels that are no numbers"
+        assert np.isfinite(scan.affine).all(), "an affine that is none"
+
+
+def _scans(folder: Path, names: Sequence[str]) -> list[tuple[str, bytes]]:
+    """Write scans of several types by our own writer and return them as seeds."""
+    from medsynth.scans import Scan, write_scan
+
+    chance = np.random.default_rng(0)
+    arrays = [
+        chance.integers(0, 255, (1, 9, 7)).astype(np.uint8),
+        chance.normal(0, 300, (1, 6, 5)).astype(np.float32),
+        chance.integers(-1000, 1000, (1, 5, 6, 4)).astype(np.int16),
+    ]
+    seeds = []
+    for name in names:
+        for number, array in enumerate(arrays):
+            if array.ndim == 4 and name.endswith(".png"):
+                continue
+            path = folder / f"{number}-{name}"
+            affine = np.array([[0, -0.7, 0, 3], [-0.7, 0, 0, 4], [0, 0, 2.5, 5], [0, 0, 0, 1]])
+            write_scan(Scan(array=array, affine=affine, provenance={"seed": "1"}), path)
+            seeds.append((path.name, path.read_bytes()))
+    return seeds
+
+
+def _nifti(folder: Path) -> Target:
+    spoils = (spoil_nifti_header, spoil_nifti_header, spoil_bytes)
+    return Target(
+        name="nifti", seeds=_scans(folder, ("scan.nii", "scan.nii.gz")), spoils=spoils, read=_read_scan, weight=2
+    )
+
+
+def _png(folder: Path) -> Target:
+    seeds = _scans(folder, ("scan.png",))
+    return Target(name="png", seeds=seeds, spoils=(spoil_png_chunk, spoil_bytes), read=_read_scan, weight=2)
+
+
+def _npz(folder: Path) -> Target:
+    several = folder / "several.npz"
+    images = np.arange(60, dtype=np.uint8).reshape(3, 4, 5)
+    np.savez(several, train_images=images, train_labels=np.array([[0], [1], [0]]), val_images=images)
+    seeds = [*_scans(folder, ("scan.npz",)), (several.name, several.read_bytes())]
+    return Target(name="npz", seeds=seeds, spoils=(spoil_npz_member, spoil_bytes), read=_read_scan, weight=2)
+
+
+def _dicom(folder: Path) -> Target:
+    import pydicom
+    from pydicom.dataset import FileDataset, FileMetaDataset
+    from pydicom.uid import (
+        CTImageStorage,
+        DeflatedExplicitVRLittleEndian,
+        ExplicitVRLittleEndian,
+        ImplicitVRLittleEndian,
+    )
+
+    seeds = []
+    for number, syntax in enumerate((ExplicitVRLittleEndian, ImplicitVRLittleEndian, DeflatedExplicitVRLittleEndian)):
+        meta = FileMetaDataset()
+        meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = CTImageStorage, "1.2.3.4"
+        meta.TransferSyntaxUID = syntax
+        one = FileDataset("", {}, file_meta=meta, preamble=bytes(128))
+        one.SOPClassUID, one.SOPInstanceUID, one.SeriesInstanceUID = CTImageStorage, "1.2.3.4", "1.2.3"
+        one.StudyInstanceUID, one.PatientID, one.Modality = "1.2", "P1", "CT"
+        one.Rows, one.Columns, one.SamplesPerPixel, one.PhotometricInterpretation = 6, 5, 1, "MONOCHROME2"
+        one.BitsAllocated, one.BitsStored, one.HighBit, one.PixelRepresentation = 16, 12, 11, 1
+        one.RescaleSlope, one.RescaleIntercept, one.PixelSpacing, one.SliceThickness = 1, -1024, [0.7, 0.7], 2
+        one.ImageOrientationPatient, one.ImagePositionPatient = [1, 0, 0, 0, 1, 0], [0, 0, 5]
+        one.PixelData = np.arange(30, dtype=np.int16).tobytes()
+        path = folder / f"{number}.dcm"
+        pydicom.dcmwrite(path, one, enforce_file_format=True)
+        seeds.append((path.name, path.read_bytes()))
+    return Target(name="dicom", seeds=seeds, spoils=(spoil_bytes,), read=_read_scan, weight=2)
+
+
+def _table(split: str = "train") -> bytes:
+    rows = [f"{number}.png,{'ab'[number % 2]},P{number},{split},{number}.5" for number in range(6)]
+    return ("path,label,patient_id,split,age\n" + "\n".join(rows) + "\n").encode()
+
+
+def _pictures(folder: Path) -> None:
+    from medsynth.scans import Scan, write_scan
+
+    for number in range(6):
+        path = folder / f"{number}.png"
+        if not path.exists():
+            write_scan(
+                Scan(array=np.full((1, 4, 4), number, np.uint8) + np.arange(16, dtype=np.uint8).reshape(4, 4)), path
+            )
+
+
+def _read_cohort(path: Path) -> None:
+    from medsynth.cohorts import read_cohort
+    from medsynth.files import folder_label, label_folder
+
+    cohort = read_cohort(path.parent / "cohort.csv")
+    cohort.summary()
+    for label in cohort.classes:
+        assert folder_label(label_folder(label)) == label, "a label that does not come back"
+    for row in cohort.rows:
+        below = cohort.base_of(row).resolve()
+        assert cohort.file_of(row).resolve().is_relative_to(below), "a path that leaves its root"
+
+
+def _cohort(folder: Path) -> Target:
+    seeds = [("cohort.csv", _table()), ("cohort.csv", _table().replace(b",", b";"))]
+    return Target(
+        name="cohort",
+        seeds=seeds,
+        spoils=(spoil_text, spoil_text, spoil_bytes),
+        read=_read_cohort,
+        weight=2,
+        beside=_pictures,
+    )
+
+
+def _roots(folder: Path) -> Target:
+    def beside(place: Path) -> None:
+        (place / "far").mkdir(exist_ok=True)
+        _pictures(place / "far")
+        lines = [line + (b",root" if not number else b",far") for number, line in enumerate(_table().splitlines())]
+        (place / "cohort.csv").write_bytes(b"\n".join(lines) + b"\n")
+
+    seeds = [("cohort.yaml", b"roots:\n  far: far\n"), ("cohort.yaml", _LAUGHS.encode())]
+    return Target(
+        name="roots", seeds=seeds, spoils=(spoil_text, spoil_bytes), read=_read_cohort, weight=0.5, beside=beside
+    )
+
+
+def _labels(folder: Path) -> Target:
+    def beside(place: Path) -> None:
+        (place / "scans").mkdir(exist_ok=True)
+        _pictures(place / "scans")
+
+    def read(path: Path) -> None:
+        from medsynth.cohorts import index_scans, read_cohort
+
+        out = path.parent / "out" / "cohort.csv"
+        index_scans(scans=path.parent / "scans", out=out, labels=path, allow_tiny=True, progress=False)
+        read_cohort(out)
+
+    seeds = [("labels.csv", _table()), ("labels.csv", _table("").replace(b",split,", b",sex,"))]
+    return Target(name="labels", seeds=seeds, spoils=(spoil_text,), read=read, weight=0.5, beside=beside)
+
+
+def _configuration(folder: Path) -> Target:
+    from medsynth.config import CONFIGS
+    from medsynth.pipeline import load_config
+
+    seeds = [("config.yaml", CONFIGS.find(name).read_bytes()) for name in CONFIGS.names()]
+    seeds += [
+        ("config.yaml", _LAUGHS.encode()),
+        ("config.yaml", f"network: {{\n{_LAUGHS.replace(chr(10), ',')}}}".encode()),
+    ]
+    return Target(
+        name="configuration", seeds=seeds, spoils=(spoil_text, spoil_text, spoil_bytes), weight=0.7,
+        read=lambda path: load_config(str(path)),
+    )  # fmt: skip
+
+
+def _recipe(folder: Path) -> Target:
+    from medsynth.config import PIPELINES
+    from medsynth.pipeline import describe_recipe, plan_recipe
+
+    def read(path: Path) -> None:
+        describe_recipe(str(path))
+        plan_recipe(str(path), out="out", variables={})
+
+    names = sorted(PIPELINES.names(), key=lambda name: name != "quickstart")  # the one that is whole without a variable
+    seeds = [("recipe.yaml", PIPELINES.find(name).read_bytes()) for name in names]
+    return Target(name="recipe", seeds=seeds, spoils=(spoil_text,), read=read, weight=0.5)
+
+
+def _made_run(folder: Path) -> Path:
+    """Write the run folder of an untrained tiny network."""
+    import torch
+
+    from medsynth.config import NetworkOptions
+    from medsynth.runs import RunSpec, save_run
+    from medsynth.scans import Intensity
+
+    torch.manual_seed(0)
+    spec = RunSpec(
+        classes=("a", "b"), class_counts=(5, 6), class_patients=(5, 6), shape=(1, 8, 8), dtype="uint8", suffix=".png",
+        affine=((0.0, -1.0, 0.0, 0.0), (-1.0, 0.0, 0.0, 0.0), (0.0, 0.0, 1.0, 0.0), (0.0, 0.0, 0.0, 1.0)),
+        intensity=Intensity(low=(0.0,), high=(255.0,)), augmentation_parameters=0, sigma_data=(0.5,) * 4,
+        network=NetworkOptions(channels=(32,), attention=(False,)),
+    )  # fmt: skip
+    run = folder / "run"
+    run.mkdir(exist_ok=True)
+    save_run(run, spec, spec.build(), options={"grid": {"fit": "pad"}, "label_dropout": 0.1}, steps=1)
+    return run
+
+
+def _run(folder: Path) -> Target:
+    run = _made_run(folder)
+    weights = (run / "model.safetensors").read_bytes()
+
+    def read(path: Path) -> None:
+        from medsynth.generation import generate
+
+        next(iter(generate(path.parent, count=1, device="cpu")))
+
+    return Target(
+        name="run", seeds=[("run.json", (run / "run.json").read_bytes())], spoils=(spoil_json, spoil_json, spoil_bytes),
+        read=read, weight=0.5, beside=lambda place: (place / "model.safetensors").write_bytes(weights) and None,
+    )  # fmt: skip
+
+
+def _weights(folder: Path) -> Target:
+    run = _made_run(folder)
+    content = json.loads((run / "run.json").read_text())
+
+    def read(path: Path) -> None:
+        """The fingerprint is made to fit, as whoever spoils weights on purpose would."""
+        from medsynth.files import hash_file
+        from medsynth.runs import load_denoiser
+
+        (path.parent / "run.json").write_text(json.dumps(content | {"fingerprint": hash_file(path)}))
+        load_denoiser(path.parent)
+
+    def beside(place: Path) -> None:
+        (place / "run.json").touch()
+
+    seeds = [("model.safetensors", (run / "model.safetensors").read_bytes())]
+    return Target(name="weights", seeds=seeds, spoils=(spoil_bytes,), read=read, weight=0.3, beside=beside)
+
+
+def _checkpoint(folder: Path) -> Target:
+    import torch
+
+    from medsynth.training.checkpoints import AtomicCheckpointIO
+
+    path = folder / "last.ckpt"
+    state = {
+        "state_dict": {"a": torch.arange(40.0)},
+        "optimizer_states": [],
+        "loops": {},
+        "callbacks": {},
+        "global_step": 1,
+    }
+    torch.save(state | {"pytorch-lightning_version": "2.6.6"}, path)
+    return Target(
+        name="checkpoint", seeds=[("last.ckpt", path.read_bytes())], spoils=(spoil_bytes,), weight=0.3,
+        read=lambda file: AtomicCheckpointIO(file.parent).load_checkpoint(file),
+    )  # fmt: skip

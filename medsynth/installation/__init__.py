@@ -1,0 +1,5 @@
+"""The state of an installation: packages, machine, and a self-test of a few seconds."""
+
+from medsynth.installation.diagnosis import Diagnosis, examine_installation
+
+__all__ = ["Diagnosis", "examine_installation"]

@@ -1,0 +1,54 @@
+"""How much room on the disk a training takes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from medsynth.cohorts import Cohort
+from medsynth.cohorts.grid import grid_size
+from medsynth.config import TrainingPlan
+from medsynth.files import check_space
+from medsynth.networks import build_denoiser
+from medsynth.runs import WEIGHTS_FILE
+from medsynth.scans import read_header
+from medsynth.training.augmentation import Augmentation
+
+_CHECKPOINT = 4 * 4  # bytes a parameter: weights, their average and Adam's two moments, in float32
+_WEIGHTS = 4
+_LOGS = 16 << 20  # previews, metrics, everything small
+
+
+def check_training_space(cohort: Cohort, out: Path, plan: TrainingPlan, classes: Sequence[str]) -> None:
+    """Raise `ConfigError` where the disk of `out` cannot hold what the training writes there; before any scan is prepared.
+
+    At the most these are three checkpoints (the last, the one before and the one being written) and the weights twice; what the
+    run folder holds of them already is not counted again.
+    """
+    needed = training_bytes(cohort, plan, classes)
+    there = [*(out / "checkpoints").glob("*.ckpt"), out / WEIGHTS_FILE]
+    held = sum(file.stat().st_size for file in there if file.is_file())
+    check_space(out, max(0, needed - held), purpose="checkpoints and weights", option="--out")
+
+
+def training_bytes(cohort: Cohort, plan: TrainingPlan, classes: Sequence[str]) -> int:
+    """Return about how many bytes a run folder grows to.
+
+    Raises `ConfigError` as `build_denoiser` does, and `DataError` for a first training scan that cannot be read.
+    """
+    rows = cohort.select(split="train").rows
+    shape = read_header(cohort.file_of(rows[0]), reading=plan.reading).shape
+    rank = len(shape) - 1
+    with torch.random.fork_rng(devices=[]):
+        denoiser = build_denoiser(
+            plan.network,
+            channels=shape[0],
+            size=grid_size(plan.grid, rank),
+            classes=len(classes),
+            augmentation_parameters=Augmentation(plan.augment, rank).parameters,
+            sigma_data=1.0,
+        )
+    parameters = sum(parameter.numel() for parameter in denoiser.parameters())
+    return parameters * (3 * _CHECKPOINT + 2 * _WEIGHTS) + _LOGS
