@@ -58,7 +58,7 @@ def index(
     the cohort. Files that cannot be trusted are refused by name, and then nothing is written.
 
     Args:
-        scans: Folder with PNG, NIfTI or NPZ files.
+        scans: Folder with PNG, NIfTI, NPZ or DICOM files; DICOM files are grouped into series.
         out: The cohort CSV to write.
         labels: CSV with a row for each scan and the columns `path` and `label`, also `patient_id`, `split` and `mask` where they
             are known; other names are mapped by `--columns.label finding` and the like.
