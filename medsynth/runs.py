@@ -153,7 +153,10 @@ class Run:
         if not path.is_file():
             raise DataError(f"{path}: need the trained weights, got no file; try training until the first checkpoint")
         if hash_file(path) != self.fingerprint:
-            raise DataError(f"{path}: need the weights that run.json names, got other bytes; try training again")
+            raise DataError(
+                f"{path}: need the weights that run.json names, got other bytes; try again if it is being trained now, else "
+                "training it again"
+            )
         # Before memory is taken for the network that run.json describes.
         if path.stat().st_size < self.spec.least_bytes():
             raise DataError(f"{path}: need the weights of this run's network, got too few bytes; try training again")
@@ -226,24 +229,30 @@ class Run:
 
 
 def save_run(folder: Path, spec: RunSpec, denoiser: Denoiser, *, options: Mapping[str, Any], steps: int) -> Run:
-    """Write weights, then `run.json`, each atomically, and return the run; `patients.json` must not change afterwards."""
+    """Write weights and `run.json`, each atomically, and return the run; `patients.json` must not change afterwards.
+
+    `run.json` comes first and also names the weights that it is about to replace: whatever a kill in between leaves can be used.
+    """
     path = folder / WEIGHTS_FILE
     patients = folder / PATIENTS_FILE
     checksums = {PATIENTS_FILE: hash_file(patients)} if patients.is_file() else {}
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in denoiser.state_dict().items()}
+    before = load_run(folder) if (folder / RUN_FILE).is_file() else None
     with atomic_path(path) as temporary:
         save_file(tensors, temporary, metadata={"format": FORMAT})
         fingerprint = hash_file(temporary)
-    content = {
-        "format": FORMAT,
-        "fingerprint": fingerprint,
-        "checksums": checksums,
-        "steps": steps,
-        "spec": spec.as_dict(),
-        "options": dict(options),
-        "versions": installed_versions(),
-    }
-    write_json(folder / RUN_FILE, content)
+        replaced = None if before is None or before.fingerprint == fingerprint else before
+        content = {
+            "format": FORMAT,
+            "fingerprint": fingerprint,
+            "steps": steps,
+            "previous": None if replaced is None else {"fingerprint": replaced.fingerprint, "steps": replaced.steps},
+            "checksums": checksums,
+            "spec": spec.as_dict(),
+            "options": dict(options),
+            "versions": installed_versions(),
+        }
+        write_json(folder / RUN_FILE, content)
     return Run(
         folder=folder, spec=spec, options=dict(options), steps=steps, fingerprint=fingerprint, checksums=checksums
     )
@@ -262,14 +271,15 @@ def load_run(folder: Run | Path | str) -> Run:
         content = json.loads(path.read_text(encoding="utf-8"))
         if content["format"] != FORMAT:
             raise DataError(f"{path}: need format {FORMAT}, got {content['format']}; try the medsynth that trained it")
-        if not _is_grid(content["options"]["grid"]) or not _is_whole(content["steps"]):
-            raise ValueError("options.grid or steps")
+        if not _is_grid(content["options"]["grid"]):
+            raise ValueError("options.grid")
+        fingerprint, steps = _weights_there(Path(folder), content)
         return Run(
             folder=Path(folder),
             spec=RunSpec.from_dict(content["spec"]),
             options=content["options"],
-            steps=content["steps"],
-            fingerprint=str(content["fingerprint"]),
+            steps=steps,
+            fingerprint=fingerprint,
             checksums=dict(content.get("checksums", {})),
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -298,6 +308,24 @@ def write_patients(folder: Path, splits: Mapping[str, Iterable[str]], *, start: 
         for split, patients in splits.items()
     }
     write_json(folder / PATIENTS_FILE, {"salt": salt} | digests)
+
+
+def _weights_there(folder: Path, content: Mapping[str, Any]) -> tuple[str, int]:
+    """Return fingerprint and steps of the weights that a run folder holds: those that `run.json` names, or those before.
+
+    Without weights the steps are 0; other weights than these are refused when they are loaded.
+    """
+    named = [content, *([content["previous"]] if content.get("previous") else [])]
+    if not all(isinstance(each["fingerprint"], str) and _is_whole(each["steps"]) for each in named):
+        raise ValueError("fingerprint or steps")
+    path = folder / WEIGHTS_FILE
+    if not path.is_file():
+        return content["fingerprint"], 0
+    found = hash_file(path)
+    return next(
+        ((each["fingerprint"], each["steps"]) for each in named if each["fingerprint"] == found),
+        (content["fingerprint"], content["steps"]),
+    )
 
 
 def _patient_fingerprint(name: str, salt: str) -> str:

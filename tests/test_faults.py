@@ -367,6 +367,16 @@ def test_fault_23_a_class_with_no_or_one_training_scan(folder, capsys, scans):
     assert f"class 'rare' has {scans} training scan(s)" in capsys.readouterr().out
 
 
+def test_fault_23_a_cohort_without_a_training_split(folder, capsys):
+    fill(folder, ".png")
+    cohort = write_cohort_csv(
+        folder, [(f"{'ab'[n % 2]}/P{n:02d}.png", "ab"[n % 2], f"P{n}", "test") for n in range(20)]
+    )
+    line = refused(capsys, folder.parent, *small_training(cohort, folder.parent / "run"))
+    assert "cohort: need scans in the training split, got none" in line
+    assert not (folder.parent / "run").exists()
+
+
 def test_fault_24_unknown_class(tiny_run, tmp_path, capsys):
     out = tmp_path / "set"
     line = refused(capsys, tmp_path, "sample", "--run", tiny_run.folder, "--count", "brigth=3", "--out", out, code=2)

@@ -18,7 +18,7 @@ from medsynth.config import FeatureOptions
 from medsynth.errors import ConfigError, DataError
 from medsynth.files import hash_file
 from medsynth.measures.extractors import open_extractor
-from medsynth.runs import load_run
+from medsynth.runs import load_run, save_run
 from medsynth.training.checkpoints import CHECKSUMS, PREVIOUS, AtomicCheckpointIO, check_checkpoint, read_checksums
 
 
@@ -141,6 +141,16 @@ def test_the_previous_checkpoint_continues_to_the_same_weights(run, capsys, tiny
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
+def test_a_finished_run_needs_no_checkpoint(tiny_run, tmp_path, tiny_config, tiny_cohort, capsys):
+    shutil.copytree(tiny_run.folder, tmp_path / "run")
+    damage(tmp_path / "run" / "checkpoints" / "last.ckpt", "flipped", None)
+    before = content_of(tmp_path / "run")
+    (tmp_path / "run" / ".partial-x-run.json").touch()  # of a process that was killed while it wrote
+    assert run_command([*map(str, resume(tiny_config, tiny_cohort, tmp_path / "run")), "--progress", "false"]) == 0
+    assert "trained 12 steps" in capsys.readouterr().out
+    assert content_of(tmp_path / "run") == before
+
+
 def test_a_checkpoint_from_elsewhere_is_not_read(run, tmp_path, capsys, tiny_config, tiny_cohort):
     checkpoint = run / "checkpoints" / "last.ckpt"
     elsewhere = tmp_path / "elsewhere.ckpt"
@@ -180,6 +190,38 @@ def test_checkpoints_are_known_by_their_checksums_at_any_moment(tmp_path, monkey
     assert torch.load(path, weights_only=True)["global_step"] == 13
     assert torch.load(tmp_path / PREVIOUS, weights_only=True)["global_step"] == 2
     assert read_checksums(tmp_path)[hash_file(path)] == 13
+
+
+def test_a_run_can_be_used_at_any_moment_of_saving(tiny_run, tmp_path, monkeypatch):
+    """Whatever a kill leaves, the run says of its weights what they are: those before, or those after."""
+    real, options = os.replace, dict(tiny_run.options)
+
+    def weights(seed):
+        torch.manual_seed(seed)
+        return tiny_run.spec.build()
+
+    first = save_run(tmp_path, tiny_run.spec, weights(1), options=options, steps=4)
+    for allowed in range(3):
+        left = iter(range(allowed))
+
+        def replace(source, target, left=left):
+            if next(left, None) is None:
+                raise KeyboardInterrupt
+            real(source, target)
+
+        monkeypatch.setattr(os, "replace", replace)
+        try:
+            save_run(tmp_path, tiny_run.spec, weights(2), options=options, steps=8)
+        except KeyboardInterrupt:
+            assert allowed < 2
+        monkeypatch.setattr(os, "replace", real)
+        found = load_run(tmp_path)
+        denoiser = found.load_denoiser()
+        expected = weights(2 if allowed == 2 else 1).state_dict()
+        assert all(torch.equal(value, expected[name]) for name, value in denoiser.state_dict().items())
+        assert (found.steps, found.fingerprint == first.fingerprint) == ((8, False) if allowed == 2 else (4, True))
+    (tmp_path / "model.safetensors").unlink()
+    assert load_run(tmp_path).steps == 0
 
 
 def test_the_previous_checkpoint_is_kept_without_hard_links(tmp_path, monkeypatch):

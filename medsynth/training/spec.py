@@ -16,8 +16,13 @@ from medsynth.training.start import check_start
 
 
 def trained_classes(cohort: Cohort, plan: TrainingPlan) -> tuple[str, ...]:
-    """Classes to train on: those of the training split that are not left out."""
+    """Classes to train on: those of the training split that are not left out.
+
+    Raises `DataError` without any, and `ConfigError` for classes to leave out that are none, or all.
+    """
     known = cohort.select(split="train").classes
+    if not known:
+        raise DataError("cohort: need scans in the training split, got none; try another split in medsynth index")
     left_out = {part.strip() for part in plan.leave_out.split(",") if part.strip()}
     if unknown := sorted(left_out - set(known)):
         raise ConfigError(f"leave_out: need classes of {', '.join(known)}; got {', '.join(unknown)}")
@@ -37,13 +42,11 @@ def make_spec(
     """Return the description of a run on this cohort; measures sigma_data over the whole training split.
 
     A training that begins from the run `start` keeps its sigma_data, to which the weights belong. Raises `ConfigError` for a
-    grid that the network cannot take or a start that does not fit, `DataError` for a cohort without training scans.
+    grid that the network cannot take or a start that does not fit.
     """
     shape = tuple(int(length) for length in prepared.scans.shape[1:])
     check_network(plan.network, shape[1:])
     train = prepared.indices(split="train")
-    if len(train) == 0:
-        raise DataError("cohort: need scans in the training split, got none; try another split in medsynth index")
     counts = np.bincount(prepared.labels[train], minlength=len(prepared.classes))
     patients = [
         len(np.unique(prepared.patients[prepared.indices(split="train", label=number)]))

@@ -69,10 +69,6 @@ def train_run(
     # A class without training scans cannot be learnt: leave its val and test scans out.
     cohort = replace(cohort, rows=tuple(row for row in cohort.rows if row.label in classes))
     start = load_run(plan.start.run) if plan.start.run else None
-    checkpoint = out / CHECKPOINT
-    resumed = checkpoint.is_file()
-    if resumed:
-        check_checkpoint(checkpoint, checkpoint.parent)
     check_training_space(cohort, out, plan, classes)
     prepared = prepare_cohort(
         cohort,
@@ -86,6 +82,8 @@ def train_run(
     )
     described = _options(plan, start)
     options = described | {"cohort": prepared.key}
+    checkpoint = out / CHECKPOINT
+    resumed = checkpoint.is_file()
     if (out / RUN_FILE).is_file():
         previous = load_run(out)
         if changed := changed_options(previous.options, options, free=_FREE):
@@ -93,6 +91,7 @@ def train_run(
                 f"{out}: need the options that this run was started with, got {'; '.join(changed)}; try another --out"
             )
         if previous.steps >= plan.max_steps:
+            remove_partial(out)
             return previous
     elif resumed:
         raise ConfigError(f"{out}: need {RUN_FILE} beside the checkpoint, got none; try another --out")
@@ -100,6 +99,8 @@ def train_run(
         raise ConfigError(
             f"{out}: need a new folder or a run to continue, got a folder with other files; try another --out"
         )
+    if resumed:
+        check_checkpoint(checkpoint, checkpoint.parent)
     spec = make_spec(cohort, prepared, plan, parents=parents, start=start)
 
     trainer, module, stop = _assemble(prepared, spec, out, plan, options, start=start, progress=progress)

@@ -69,7 +69,7 @@ def test_roc_without_the_class_is_unknown():
 
 
 def test_reliability_agrees_with_scikit_learn(scored):
-    truth, scores = scored
+    truth, _ = scored
     probabilities = 1 / (1 + np.exp(-np.random.default_rng(2).normal(size=(1, 400)) - truth))
     curve = resample_reliability(truth, probabilities, draws_of(np.arange(400), seeds=1), bins=5)
     shares, means = calibration_curve(truth, probabilities[0], n_bins=5, strategy="quantile")

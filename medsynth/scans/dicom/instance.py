@@ -79,10 +79,9 @@ class Plane:
 class Instance:
     """One DICOM file, without its pixels. `name` is what an error calls it; `problem` says why it cannot be read.
 
-    `kind` is the name of what it holds, such as `CT Image Storage`.
-
-    `inverted` says that larger stored values are darker (MONOCHROME1) and are no physical quantity; `thickness` is that of
-    a single slice in millimetres. `is_image` is False for reports, plans, segmentations and the like.
+    `kind` is the name of what it holds, such as `CT Image Storage`; `is_image` is False for reports, plans, segmentations and
+    the like. `inverted` says that larger stored values are darker (MONOCHROME1) and are no physical quantity; `thickness` is
+    that of a single slice in millimetres.
     """
 
     source: Source
