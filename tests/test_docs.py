@@ -169,6 +169,46 @@ def test_the_api_page_is_what_its_generator_makes():
         assert f"### {name}\n" in made or name == "fetch"
 
 
+# Manual pages ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_the_manual_page_of_a_verb(verb, capsys, monkeypatch):
+    """What must be given stands in the usage line, nothing is in the parser's jargon, and the example parses."""
+    monkeypatch.setenv("COLUMNS", "100")
+    with pytest.raises(SystemExit):
+        run_command([verb, "--help"])
+    text = capsys.readouterr().out
+    usage = " ".join(text.split("\n\n")[0].split())
+    required = [action for action in verb_parser(verb, exit_on_error=False)._actions if action.required]
+    assert usage.startswith(f"usage: medsynth {verb} ")
+    assert usage.endswith("[options]")
+    assert usage.count("--") == len(required)
+    assert all(f" --{action.dest} " in usage for action in required)
+    assert " ".join((VERBS[verb].__doc__ or "").split("\n\n")[0].split()) in " ".join(text.split())
+    for jargon in ("CONFIG", "type:", "Union", "null", "ITEM", "Path to a configuration file"):
+        assert jargon not in text
+    example = " ".join(text[text.index("example: ") + len("example: ") :].replace("\\", " ").split())
+    assert example.startswith(f"medsynth {verb}")
+    parse_verb(verb_parser(verb, exit_on_error=False), shlex.split(example.partition(" > ")[0])[2:])
+
+
+def test_the_first_page_lists_every_verb_once(capsys):
+    assert run_command(["--help"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    for verb in (*VERBS, "run"):
+        assert sum(line.startswith(f"  {verb} ") for line in lines) == 1, verb
+    assert "more:" not in lines, "a verb without a job: medsynth/cli.py, _JOBS"
+
+
+def test_the_page_of_recipes_describes_each(capsys):
+    with pytest.raises(SystemExit):
+        run_command(["run", "--help"])
+    text = capsys.readouterr().out
+    assert all(f"\n  {name} " in text for name in PIPELINES.names())
+    check_recipe(shlex.split(text[text.index("example: ") :])[3:])
+
+
 # Commands and snippets that run ----------------------------------------------------------------------------------------
 
 # The numbers with which they run here; what a command does not give is added.
@@ -199,7 +239,7 @@ SMALL = {
     },
 }
 SMALLER_STUDY = {"--reader_study": "4"}  # replaced where it stands, never added
-SMALL_LINES = {"steps = 300": "steps = 2"}
+SMALL_LINES = {"steps = 900": "steps = 2"}
 # What the tutorial names that is the reader's own, or stands elsewhere.
 NOT_MADE = {"labels.csv", "report.md"}
 
