@@ -18,6 +18,7 @@ _HOMES = {
     "augment": "medsynth.api",
     "card": "medsynth.api",
     "doctor": "medsynth.api",
+    "fetch": "medsynth.api",
     "run_recipe": "medsynth.pipeline",
     "load_config": "medsynth.pipeline",
     "generate": "medsynth.generation",

@@ -29,6 +29,7 @@ example, on scans of your own:
   medsynth sample --run run --count viral_pneumonia=400,normal=100 --out synthetic
   medsynth evaluate --real cohort.csv --synthetic synthetic --run run --out report
   medsynth augment --real cohort.csv --synthetic synthetic --report report --out augmented/cohort.csv
+  medsynth card --synthetic synthetic --report report
 
 `medsynth VERB --help` is the manual page of a verb. Exit codes: 0 done, 2 usage or configuration, 3 data refused, 4 gate
 failed, 130 interrupted. Everything that medsynth generates is synthetic and must not be used for diagnosis."""

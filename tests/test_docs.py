@@ -111,12 +111,15 @@ def test_commands_in_blocks_parse(line, monkeypatch):
 
 
 def known_options(verb: str | None = None) -> set[str]:
-    """Options of a verb, or of all verbs and recipes."""
+    """Options of a verb, or of all verbs, recipes and benchmarks."""
     if verb == "run":
         return {"--out", "--set", "--help"}
     verbs = VERBS if verb is None else (verb,)
     found = {option for each in verbs for option in verb_parser(each, exit_on_error=False)._option_string_actions}
-    return found | ({"--set", "--version"} if verb is None else set())
+    if verb is not None:
+        return found
+    scripts = [file.read_text(encoding="utf-8") for file in (TOP / "benchmarks").rglob("*.py")]
+    return found.union(["--set", "--version"], *(re.findall(r'"(--\w+)"', script) for script in scripts))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=NAMES)

@@ -76,10 +76,14 @@ def aligned_neighbours(
     distances = np.full((len(rows), count), np.inf)
     indices = np.full((len(rows), count), -1, dtype=np.int64)
     for place in tqdm(range(len(rows)), desc=f"{title}, closely", unit="scan", disable=not progress, leave=False):
-        candidates = found[place][found[place] >= 0]
-        if len(candidates) == 0:
+        near = found[place] >= 0
+        if not near.any():
             continue
-        measured = search.measure(queries[rows[place]], references[candidates], flips[place][found[place] >= 0])
+        # All scans of these patients: at low resolution another one may lie nearer than the one that was copied.
+        flip_of = dict(zip(groups[found[place][near]], flips[place][near], strict=True))
+        candidates = members[np.isin(groups[members], list(flip_of))]
+        mirrored = np.array([flip_of[group] for group in groups[candidates]])
+        measured = search.measure(queries[rows[place]], references[candidates], mirrored)
         order = np.argsort(measured, kind="stable")
         _, first = np.unique(groups[candidates[order]], return_index=True)
         kept = order[np.sort(first)][:count]

@@ -13,6 +13,7 @@ import sys
 import urllib.error
 import urllib.parse
 import urllib.request
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -253,7 +254,10 @@ def _state_dict(weights: Weights) -> dict[str, torch.Tensor]:
         if weights.path.suffix == ".safetensors":
             state = load_safetensors(weights.content)
         else:
-            state = torch.load(io.BytesIO(weights.content), weights_only=True, map_location="cpu")
+            with warnings.catch_warnings():
+                # Over a pickle torch warns at length; one line of ours follows.
+                warnings.simplefilter("ignore")
+                state = torch.load(io.BytesIO(weights.content), weights_only=True, map_location="cpu")
     except (SafetensorError, pickle.UnpicklingError, RuntimeError, ValueError, EOFError, OSError) as error:
         raise DataError(
             "features.weights: need a state dict (safetensors, or torch.save of tensors), got another content; "

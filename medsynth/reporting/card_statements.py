@@ -73,7 +73,7 @@ def _read_yaml(path: Path) -> Mapping[str, Any]:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"{path}: need a YAML file, got {reason_of(error)}; try another path") from error
-    except (UnicodeDecodeError, yaml.YAMLError) as error:
+    except (RecursionError, ValueError, yaml.YAMLError) as error:
         raise ConfigError(f"{path}: need readable YAML, got {' '.join(str(error).split())}; try quotes") from error
     return _mapping(content, str(path), _KEYS)
 

@@ -119,3 +119,17 @@ def test_what_cannot_be_compared_is_refused():
         aligned_neighbours(pictures(1, 0), pictures(1, 0), groups=np.arange(1), among=np.array([], dtype=int))
     with pytest.raises(ConfigError, match="shift"):
         aligned_neighbours(pictures(1, 0), pictures(1, 0), groups=np.arange(1), shift=-1)
+
+
+def test_the_copied_scan_of_a_patient_is_found_among_others_that_look_alike():
+    """Three scans of each patient differ a little; a shift by an odd number of pixels lies between pixels of the search."""
+    anatomy = np.repeat(pictures(12, seed=4, shape=(64, 64)), 3, axis=0)
+    scans = anatomy + 0.06 * pictures(36, seed=5, shape=(64, 64))
+    patients = np.repeat(np.arange(12), 3)
+    for shifts in ((1, 0), (1, 1), (-3, 1)):
+        queries = np.stack([moved(scan, shifts) for scan in scans])
+        found = aligned_neighbours(queries, scans, groups=patients, count=4, shift=4)
+        np.testing.assert_array_equal(found.indices[:, 0], np.arange(36))
+        assert found.distances[:, 0].max() < 0.05
+        # Each patient counts once.
+        assert all(len(set(patients[row])) == 4 for row in found.indices)
