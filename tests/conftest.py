@@ -62,3 +62,21 @@ def tiny_run(tiny_cohort, tiny_config, tmp_path_factory):
 
     out = tmp_path_factory.mktemp("trained") / "run"
     return medsynth.train(**medsynth.load_config(str(tiny_config)), cohort=tiny_cohort, out=out, progress=False)
+
+
+@pytest.fixture(scope="session")
+def judged(tiny_run, tiny_cohort, tmp_path_factory):
+    """A folder with a set of seven scans, `set`, and the report of its privacy and fidelity, `report`; not to be changed."""
+    import medsynth
+
+    folder = tmp_path_factory.mktemp("judged")
+    medsynth.sample(run=tiny_run.folder, count="bright=4,dark=3", out=folder / "set", progress=False)
+    medsynth.evaluate(
+        real=tiny_cohort,
+        synthetic=folder / "set",
+        run=tiny_run.folder,
+        out=folder / "report",
+        parts=["privacy", "fidelity"],
+        progress=False,
+    )
+    return folder

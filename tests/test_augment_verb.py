@@ -11,22 +11,6 @@ from medsynth.cohorts import read_cohort, write_cohort
 from medsynth.errors import DataError, GateError
 
 
-@pytest.fixture(scope="module")
-def judged(tiny_run, tiny_cohort, tmp_path_factory):
-    """A set, and the report of its privacy gate."""
-    folder = tmp_path_factory.mktemp("judged")
-    medsynth.sample(run=tiny_run.folder, count="bright=4,dark=3", out=folder / "set", progress=False)
-    medsynth.evaluate(
-        real=tiny_cohort,
-        synthetic=folder / "set",
-        run=tiny_run.folder,
-        out=folder / "report",
-        parts=["privacy"],
-        progress=False,
-    )
-    return folder
-
-
 def write_reading(report, target, reading, **changes):
     content = json.loads((report / "report.json").read_text())
     content["verdict"]["privacy"]["reading"] = reading

@@ -50,22 +50,6 @@ STATED_KEYS = {
 
 
 @pytest.fixture(scope="module")
-def judged(tiny_run, tiny_cohort, tmp_path_factory):
-    """A set, and the report of its privacy and fidelity."""
-    folder = tmp_path_factory.mktemp("judged")
-    medsynth.sample(run=tiny_run.folder, count="bright=4,dark=3", out=folder / "set", progress=False)
-    medsynth.evaluate(
-        real=tiny_cohort,
-        synthetic=folder / "set",
-        run=tiny_run.folder,
-        out=folder / "report",
-        parts=["privacy", "fidelity"],
-        progress=False,
-    )
-    return folder
-
-
-@pytest.fixture(scope="module")
 def edited(tiny_run, tiny_cohort, tmp_path_factory):
     out = tmp_path_factory.mktemp("edited") / "set"
     medsynth.edit(

@@ -5,6 +5,7 @@ import os
 import pickle
 import shutil
 import socket
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,24 @@ from medsynth.files import hash_file
 from medsynth.measures.extractors import open_extractor
 from medsynth.runs import load_run, save_run
 from medsynth.training.checkpoints import CHECKSUMS, PREVIOUS, AtomicCheckpointIO, check_checkpoint, read_checksums
+
+
+@contextmanager
+def killed_after(replacements, monkeypatch, *, of):
+    """What is inside ends as by a kill once so many files have taken their place; only with all `of` them it finishes."""
+    real, left = os.replace, iter(range(replacements))
+
+    def replace(source, target):
+        if next(left, None) is None:
+            raise KeyboardInterrupt
+        real(source, target)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "replace", replace)
+        try:
+            yield
+        except KeyboardInterrupt:
+            assert replacements < of
 
 
 class Trap:
@@ -164,7 +183,6 @@ def test_a_checkpoint_from_elsewhere_is_not_read(run, tmp_path, capsys, tiny_con
 def test_checkpoints_are_known_by_their_checksums_at_any_moment(tmp_path, monkeypatch):
     """Whatever a kill leaves (each replacement of a file may be the last), the checkpoint that is there is known."""
     keeper, path = AtomicCheckpointIO(tmp_path), tmp_path / "last.ckpt"
-    real = os.replace
 
     def save(step):
         keeper.save_checkpoint({"global_step": step, "callbacks": {}}, path)
@@ -172,19 +190,8 @@ def test_checkpoints_are_known_by_their_checksums_at_any_moment(tmp_path, monkey
     save(1)
     save(2)
     for allowed in range(4):
-        left = iter(range(allowed))
-
-        def replace(source, target, left=left):
-            if next(left, None) is None:
-                raise KeyboardInterrupt
-            real(source, target)
-
-        monkeypatch.setattr(os, "replace", replace)
-        try:
+        with killed_after(allowed, monkeypatch, of=3):
             save(10 + allowed)
-        except KeyboardInterrupt:
-            assert allowed < 3
-        monkeypatch.setattr(os, "replace", real)
         check_checkpoint(path, tmp_path)
         check_checkpoint(tmp_path / PREVIOUS, tmp_path)
     assert torch.load(path, weights_only=True)["global_step"] == 13
@@ -194,7 +201,7 @@ def test_checkpoints_are_known_by_their_checksums_at_any_moment(tmp_path, monkey
 
 def test_a_run_can_be_used_at_any_moment_of_saving(tiny_run, tmp_path, monkeypatch):
     """Whatever a kill leaves, the run says of its weights what they are: those before, or those after."""
-    real, options = os.replace, dict(tiny_run.options)
+    options = dict(tiny_run.options)
 
     def weights(seed):
         torch.manual_seed(seed)
@@ -202,19 +209,8 @@ def test_a_run_can_be_used_at_any_moment_of_saving(tiny_run, tmp_path, monkeypat
 
     first = save_run(tmp_path, tiny_run.spec, weights(1), options=options, steps=4)
     for allowed in range(3):
-        left = iter(range(allowed))
-
-        def replace(source, target, left=left):
-            if next(left, None) is None:
-                raise KeyboardInterrupt
-            real(source, target)
-
-        monkeypatch.setattr(os, "replace", replace)
-        try:
+        with killed_after(allowed, monkeypatch, of=2):
             save_run(tmp_path, tiny_run.spec, weights(2), options=options, steps=8)
-        except KeyboardInterrupt:
-            assert allowed < 2
-        monkeypatch.setattr(os, "replace", real)
         found = load_run(tmp_path)
         denoiser = found.load_denoiser()
         expected = weights(2 if allowed == 2 else 1).state_dict()

@@ -103,10 +103,8 @@ def prepare_cohort(
     files = [cohort.file_of(row) for row in cohort.rows]
     try:
         hashes = _hash_files(files, folder / "hashes.json", progress=progress)
-        if grid.spacing is not None:
-            grid_spacing(grid, len(read_header(files[0], reading=reading).shape) - 1)
         key = _content_key(cohort.rows, files, hashes, grid, intensity, reading, names)
-        if grid.spacing is not None and grid.centre == "mask":
+        if _by_mask(grid):
             masks = [mask for row in cohort.rows if (mask := cohort.mask_of(row)) is not None]
             known = _hash_files(masks, folder / "hashes.json", progress=progress)
             key = hashlib.sha256("\n".join([key, *(known[split_item(mask)[0]] for mask in masks)]).encode()).hexdigest()
@@ -208,11 +206,16 @@ def _build_cache(
     write_json(folder / f"{key[:32]}.json", facts)
 
 
+def _by_mask(grid: GridOptions) -> bool:
+    """Whether scans are laid by their masks; only where voxels have a size of their own is there a choice."""
+    return grid.spacing is not None and grid.centre == "mask"
+
+
 def _centre(
     mask: Path | None, scan: Scan, file: Path, grid: GridOptions, reading: ReadingOptions
 ) -> tuple[float, ...] | None:
     """Return the index that comes to the middle of the grid; None for the middle of the scan, also where its mask is empty."""
-    if grid.centre == "scan" or grid.spacing is None:
+    if not _by_mask(grid):
         return None
     if mask is None:
         raise DataError(f"{file}: need a mask for its centre, got none; try grid.centre scan")
@@ -260,6 +263,8 @@ def _check_headers(files: Sequence[Path], grid: GridOptions, reading: ReadingOpt
     """Return the first header; refuse scans with other channels or axes than the first before any is decoded."""
     first = read_header(files[0], reading=reading)
     grid_size(grid, len(first.shape) - 1)
+    if grid.spacing is not None:
+        grid_spacing(grid, len(first.shape) - 1)
     for file in files[1:]:
         header = read_header(file, reading=reading)
         for name, have, want in (

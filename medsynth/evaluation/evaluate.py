@@ -186,9 +186,8 @@ def evaluate_cohorts(
         notes += [f"A reader study of {reader_study} scans lies beside this report.", *study.key.notes()]
     report = build_report(
         fidelity=table, privacy=gate, downstream=gain, sets=sets, settings=settings, notes=notes,
-        cost=clock.cost(run),
+        cost=clock.cost(run), reader_study=None if readers is None else readers.as_dict(),
     )  # fmt: skip
-    report["reader_study"] = readers.as_dict() if readers is not None else None
     return Evaluation(report=report, sheets=table.sheets if table else (), pairs=pairs, study=study)
 
 

@@ -24,13 +24,14 @@ def build_report(
     settings: Mapping[str, str | int | float | None] | None = None,
     notes: Sequence[str] = (),
     cost: Mapping[str, Any] | None = None,
+    reader_study: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Return the content of `report.json`: figures, verdicts, versions and settings, without any path, file name or ID.
 
     Parts that were not evaluated are None. `sets` are the hashes of the real and the synthetic scans that were evaluated;
     `settings` are further facts about them (a run's fingerprint, solver, steps); the caller answers for them
     naming no file and no patient, and likewise for further `notes`, sentences on what bears on all figures. `cost` says how
-    long what took, and on which machine.
+    long what took, and on which machine; `reader_study` what readers answered.
     """
     # Privacy and downstream keep their options with their figures.
     options = {} if fidelity is None else {"fidelity": asdict(fidelity.options)}
@@ -49,6 +50,7 @@ def build_report(
         "notes": [*([] if fidelity is None else _absent_notes(fidelity.absent)), *notes],
         "versions": installed_versions(),
         "cost": dict(cost or {}),
+        "reader_study": reader_study,
         "sets": dict(sets or {}),
         "settings": {**(settings or {}), **options},
     }
