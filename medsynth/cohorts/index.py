@@ -28,6 +28,7 @@ from medsynth.cohorts.manifest import (
     reason_of,
     write_cohort,
 )
+from medsynth.cohorts.merging import SUBLABEL, check_merge_labels, parse_merges
 from medsynth.cohorts.quality import (
     ScanQuality,
     check_one_kind,
@@ -82,6 +83,7 @@ def index_scans(
     columns: ColumnOptions = ColumnOptions(),
     split: tuple[float, float, float] = (0.7, 0.15, 0.15),
     keep: Sequence[str] = (),
+    merge: Sequence[str] = (),
     patient_pattern: str | None = None,
     seed: int = 0,
     reading: ReadingOptions = ReadingOptions(),
@@ -103,6 +105,8 @@ def index_scans(
         columns: Names of the columns of `labels`.
         split: Parts for train, val and test, by patient and stratified by label; not used where a split is given.
         keep: Texts like `viral_pneumonia=40/10`: keep that label's scans of 40 training and 10 validation patients only.
+        merge: Texts like `subsolid=ground_glass+part_solid`: these labels count as one class; the attribute `sublabel` keeps what
+            they were.
         patient_pattern: Regular expression with one group that finds the patient in a scan's path below `scans`, where no
             column names the patient; without either, the PatientID of DICOM counts, and each other scan is a patient of its own.
         seed: Seed of the split and of `keep`.
@@ -114,7 +118,7 @@ def index_scans(
     Raises `DataError` for scans that cannot be read, a patient in two splits, equal pixels under two patients in two splits,
     and a class with no or one training scan; `ConfigError` for options that do not fit. Nothing is written then.
     """
-    keeps = parse_keep(keep)
+    keeps, merges = parse_keep(keep), parse_merges(merge)
     check_fractions(split)
     pattern = compile_pattern(patient_pattern)
     scans, out = Path(scans).absolute(), Path(out).absolute()
@@ -135,7 +139,9 @@ def index_scans(
         joined = join_labels(listed, scans, labels, columns, notes, skip_bad=skip_bad)
         found, missing, patient_columns = list(joined.found), joined.missing, joined.patient_columns
     if labels is not None or all(scan_suffix(one.name) != ".npz" for one in found):  # an NPZ may know another label
-        check_keep_labels(keeps, {one.label or "" for one in found})
+        known = {one.label or "" for one in found}
+        check_merge_labels(merges, known)
+        check_keep_labels(keeps, {merges.get(label, label) for label in known})
     found = find_patients(found, pattern, notes, columns=patient_columns)
     check_given_splits(found)
 
@@ -154,7 +160,7 @@ def index_scans(
     check_one_kind(kept_quality)
     note_mixture(kept_quality, notes)
 
-    cohort = _as_cohort(found, kept_quality, out, labels, scans, split, seed, notes)
+    cohort = _as_cohort(found, kept_quality, out, labels, scans, split, seed, notes, merges)
     check_cohort(cohort, source=labels or scans)
     stays = kept_scans(*_columns_of(cohort.rows), keeps, seed=seed)
     rows = [row for row, stay in zip(cohort.rows, stays, strict=True) if stay]
@@ -257,6 +263,7 @@ def _as_cohort(
     split: tuple[float, float, float],
     seed: int,
     notes: list[str],
+    merges: Mapping[str, str],
 ) -> Cohort:
     """Return the scans as rows, with labels that only the files know, splits drawn where none is given, and a root."""
     names = [
@@ -268,6 +275,9 @@ def _as_cohort(
         raise DataError(
             f"{found[names.index('')].name}: need a label, got a scan in no folder; try --labels, or a folder for each class"
         )
+    check_merge_labels(merges, names)
+    sublabels = [{SUBLABEL: name} if name in merges else {} for name in names]
+    names = [merges.get(name, name) for name in names]
     patients = [one.patient or one.name for one in found]
     if any(one.split for one in found):
         splits = [one.split or "" for one in found]
@@ -294,9 +304,9 @@ def _as_cohort(
             split=part,
             mask=None if one.mask is None else one.mask.relative_to(base).as_posix(),
             root=root,
-            attributes=one.attributes,
+            attributes={**one.attributes, **sublabel},
         )
-        for one, label, patient, part in zip(found, names, patients, splits, strict=True)
+        for one, label, patient, part, sublabel in zip(found, names, patients, splits, sublabels, strict=True)
     )
     return Cohort(folder=out.parent, rows=rows, roots=roots)
 

@@ -14,8 +14,9 @@ from itertools import product
 
 import numpy as np
 import torch
+from scipy.ndimage import gaussian_filter
 from torch import Tensor
-from torch.nn.functional import adaptive_avg_pool1d, conv1d, pad
+from torch.nn.functional import adaptive_avg_pool1d
 from tqdm import tqdm
 
 from medsynth.errors import ConfigError, DataError
@@ -119,17 +120,11 @@ class _Search:
 
     def smooth(self, scans: np.ndarray) -> Tensor:
         """Return scans `(N, C, *spatial)` as float32, smoothed, with the edges continued."""
-        result = torch.from_numpy(np.array(scans, dtype=np.float32))
-        if self._smoothing == 0:
-            return result
-        radius = max(1, round(3 * self._smoothing))
-        kernel = torch.exp(-0.5 * (torch.arange(-radius, radius + 1) / self._smoothing).square())
-        kernel = kernel / kernel.sum()
-        for axis in self._axes:
-            moved = result.movedim(axis, -1)
-            lines = pad(moved.reshape(-1, 1, moved.shape[-1]), (radius, radius), mode="replicate")
-            result = conv1d(lines, kernel[None, None]).reshape(moved.shape).movedim(-1, axis)
-        return result
+        result = np.array(scans, dtype=np.float32)
+        if self._smoothing:
+            widths = (0, 0, *[self._smoothing] * len(self._axes))
+            result = gaussian_filter(result, widths, mode="nearest", truncate=3)
+        return torch.from_numpy(result)
 
     def shrink(self, scans: np.ndarray) -> Tensor:
         """Return scans at low resolution, averaged over areas."""
@@ -159,12 +154,13 @@ class _Search:
         for axis, margin in zip(self._axes, self._margins, strict=True):
             inner = inner.narrow(axis, margin, inner.shape[axis] - 2 * margin)
         inner = inner - inner.mean()
-        mirrored = torch.cat([inner.flip(self.flips[flip]) for flip in flips])
+        turned, places = np.unique(flips, return_inverse=True)
+        mirrored = torch.cat([inner.flip(self.flips[flip]) for flip in turned])
         others = self.smooth(candidates).double()
         # Near 0 the variance of a window loses fewer digits.
         others = others - others.flatten(1).mean(1).reshape(-1, *[1] * (others.ndim - 1))
         ones = torch.ones_like(inner[:, :1])
-        products = self._correlate(others, mirrored)
+        products = self._correlate(others, mirrored, torch.from_numpy(places))
         sums = self._correlate(others.sum(1, keepdim=True), ones)
         squares = self._correlate(others.square().sum(1, keepdim=True), ones)
         spread = (squares - sums.square() / inner.numel()).clamp(min=0).sqrt()
@@ -173,11 +169,15 @@ class _Search:
         distances: np.ndarray = (2 - 2 * likeness).sqrt().numpy()
         return distances
 
-    def _correlate(self, others: Tensor, inner: Tensor) -> Tensor:
-        """Return the sums of products of `others` `(K, C, *spatial)` with `inner`, laid at every shift, over channels."""
+    def _correlate(self, others: Tensor, inner: Tensor, places: Tensor | None = None) -> Tensor:
+        """Return the sums of products of `others` `(K, C, *spatial)` with `inner`, laid at every shift, over channels.
+
+        `inner` is one for all, or several of which `places` `(K,)` tells which belongs to each of the others.
+        """
         size = others.shape[2:]
         spectrum = torch.fft.rfftn(others, s=size, dim=self._axes)
-        spectrum = spectrum * torch.fft.rfftn(inner, s=size, dim=self._axes).conj()
+        laid = torch.fft.rfftn(inner, s=size, dim=self._axes).conj()
+        spectrum *= laid if places is None else laid[places]
         sums = torch.fft.irfftn(spectrum.sum(1), s=size, dim=self._axes)
         for axis, margin in zip(self._axes, self._margins, strict=True):
             sums = sums.narrow(axis, 0, 2 * margin + 1)  # where nothing has wrapped around

@@ -125,6 +125,33 @@ def test_keep_through_the_index(image_folder):
     assert kept["rare"] == {"train": (10, 5), "val": (4, 2), "test": full["rare"]["test"]}
 
 
+def test_merged_labels_are_one_class_and_stay_known(image_folder):
+    scans = image_folder({"solid": 12, "part_solid": 6, "ground_glass": 6})
+    result = run(scans, merge=["subsolid = part_solid+ground_glass"], keep=["subsolid=5/1"])
+    assert set(result.counts) == {"solid", "subsolid"}
+    assert result.counts["subsolid"]["train"][1] == 5
+    sublabels = {(row.label, row.attributes.get("sublabel")) for row in result.cohort.rows}
+    assert sublabels == {("solid", None), ("subsolid", "part_solid"), ("subsolid", "ground_glass")}
+
+
+@pytest.mark.parametrize(
+    ("merge", "message"),
+    [
+        ("x+y", r"need CLASS=LABEL\+LABEL, got 'x\+y'"),
+        ("=x", "need CLASS=LABEL"),
+        ("a=x+", "need CLASS=LABEL"),
+        ("a=z", "got 'z'; try one of x, y"),
+        ("a=x+x", "got 'x' twice"),
+        ("a=x b=x", "got 'x' twice"),
+    ],
+)
+def test_labels_to_merge_are_checked_before_a_scan_is_read(image_folder, monkeypatch, merge, message):
+    scans = image_folder({"x": 4, "y": 4})
+    monkeypatch.setattr(index, "examine_scans", None)
+    with pytest.raises(ConfigError, match=message):
+        run(scans, merge=merge.split(" "))
+
+
 def test_medmnist_items_bring_labels_and_splits(tmp_path):
     (tmp_path / "scans").mkdir()
     rng = np.random.default_rng(0)
