@@ -26,6 +26,8 @@ _HOMES = {
     "load_denoiser": "medsynth.runs",
     "read_scan": "medsynth.scans",
     "write_scan": "medsynth.scans",
+    "write_dicom": "medsynth.scans",
+    "write_segmentation": "medsynth.scans",
     "Scan": "medsynth.scans",
     "read_cohort": "medsynth.cohorts",
     "prepare_cohort": "medsynth.cohorts",

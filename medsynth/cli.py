@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import errno
-import os
 import shutil
 import sys
 import textwrap
@@ -77,6 +76,7 @@ def _dispatch(arguments: list[str]) -> int:
     from medsynth.api.manual import ManualFormatter, arrange_manual
     from medsynth.config import CONFIGS
     from medsynth.pipeline import parse_verb, verb_parser
+    from medsynth.processes import is_first_process
 
     summaries = {verb: _first_line(function.__doc__) for verb, function in VERBS.items()} | {"run": _RUN_SUMMARY}
     if not arguments or arguments[0] in ("-h", "--help", "help"):
@@ -95,7 +95,7 @@ def _dispatch(arguments: list[str]) -> int:
     configurations = CONFIGS.names() if verb == "train" else ()
     arrange_manual(parser, VERBS[verb], example=_EXAMPLES[verb], configurations=configurations)
     result = VERBS[verb](**parse_verb(parser, rest))
-    if os.environ.get("LOCAL_RANK", "0") == "0":
+    if is_first_process():
         print(_describe(verb, result))
     return _exit_code(verb, result)
 

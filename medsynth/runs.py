@@ -24,17 +24,18 @@ import secrets
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from medsynth.config import GridOptions, NetworkOptions
+from medsynth.config import AutoencoderOptions, GridOptions, NetworkOptions
 from medsynth.errors import ConfigError, DataError
 from medsynth.files import atomic_path, hash_file, write_json
 from medsynth.networks import Denoiser, build_denoiser
+from medsynth.networks.autoencoder import least_bytes, read_autoencoder_options
 from medsynth.scans import Intensity
 from medsynth.versions import installed_versions
 
@@ -43,6 +44,7 @@ RUN_FILE, WEIGHTS_FILE, PATIENTS_FILE, METRICS_FILE = "run.json", "model.safeten
 # Path("https://host") is "https:/host".
 _URL = re.compile(r"[a-z][a-z0-9+.\-]+:/", re.IGNORECASE)
 _SUFFIX = re.compile(r"(\.[a-z0-9]{1,8}){1,2}")
+_MODALITY = re.compile(r"[A-Z]{2}")
 _GRID = {"fit": ("pad", "crop", "stretch"), "centre": ("scan", "mask"), "padding": ("background", "edge")}
 _MOST = 1 << 14  # of anything that a network has several of
 
@@ -53,7 +55,9 @@ class RunSpec:
 
     `shape` is `(channel, *spatial)` on the model grid, `affine` 4x4 in RAS millimetres, `sigma_data` one value for each band
     of the stem, `dtype` and `suffix` those of the training scans, `class_counts` the training scans of each class, `parents`
-    and `gate_sigma` those of `ConditionEmbedding`.
+    and `gate_sigma` those of `ConditionEmbedding`. `autoencoder` is that of the stem `latent`, its `run` the beginning of the
+    fingerprint of its weights; these are among those of the denoiser. DICOM of any form has the suffix `.dcm`; `modality` is
+    what its first scan says it is, None for other formats.
     """
 
     classes: tuple[str, ...]
@@ -69,6 +73,8 @@ class RunSpec:
     sigma_data: tuple[float, ...]
     parents: tuple[int, ...] = ()
     gate_sigma: float = 0.0
+    autoencoder: AutoencoderOptions | None = None
+    modality: str | None = None
 
     def build(self) -> Denoiser:
         """Return an untrained denoiser of this run's architecture."""
@@ -81,6 +87,7 @@ class RunSpec:
             sigma_data=torch.tensor(self.sigma_data),
             parents=self.parents,
             gate_sigma=self.gate_sigma,
+            autoencoder=self.autoencoder,
         )
 
     def as_dict(self) -> dict[str, Any]:
@@ -90,11 +97,18 @@ class RunSpec:
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> RunSpec:
         """Return the spec that `as_dict` described."""
-        values = {key: _tuples(value) for key, value in content.items() if key not in ("intensity", "network")}
+        groups_of = ("intensity", "network", "autoencoder")
+        values = {key: _tuples(value) for key, value in content.items() if key not in groups_of}
         # Runs from before this was an option.
         groups = {"norm_groups": math.gcd(32, *content["network"]["channels"])}
         network = NetworkOptions(**groups | {key: _tuples(value) for key, value in content["network"].items()})
-        spec = cls(**values, network=network, intensity=Intensity.from_dict(content["intensity"]))
+        latent = content.get("autoencoder")
+        spec = cls(
+            **values,
+            network=network,
+            intensity=Intensity.from_dict(content["intensity"]),
+            autoencoder=None if latent is None else read_autoencoder_options(latent),
+        )
         spec.check()
         return spec
 
@@ -113,10 +127,12 @@ class RunSpec:
             # It becomes part of file names.
             "suffix": _SUFFIX.fullmatch(self.suffix) is not None,
             "network": _is_network(self.network),
+            "autoencoder": (self.network.stem == "latent") == (self.autoencoder is not None),
             "augmentation_parameters": _is_whole(self.augmentation_parameters, 0, _MOST),
             "sigma_data": 0 < len(self.sigma_data) <= _MOST and all(map(_is_positive, self.sigma_data)),
             "parents": len(self.parents) in (0, count) and all(_is_whole(each, 0, count - 1) for each in self.parents),
             "gate_sigma": self.gate_sigma == 0 or _is_positive(self.gate_sigma),
+            "modality": self.modality is None or _MODALITY.fullmatch(self.modality) is not None,
         }
         if wrong := [name for name, holds in facts.items() if not holds]:
             raise ValueError(f"spec.{wrong[0]}")
@@ -124,13 +140,20 @@ class RunSpec:
     def least_bytes(self) -> int:
         """Return a size that the weights have at the least: that of one convolution in each residual block going down."""
         one_level = sum(width * width for width in self.network.channels) * 3 ** (len(self.shape) - 1)
-        return 4 * self.network.residual_blocks * one_level
+        latent = 0 if self.autoencoder is None else least_bytes(self.autoencoder, len(self.shape) - 1)
+        return 4 * self.network.residual_blocks * one_level + latent
 
     def label_index(self, label: str) -> int:
         """Return the index of a class; `ConfigError` lists the classes when it is unknown."""
         if label not in self.classes:
             raise ConfigError(f"{label}: need one of the run's classes {', '.join(self.classes)}; got an unknown class")
         return self.classes.index(label)
+
+
+class WithPatients(Protocol):
+    """A run of any kind, as far as it says whom it was trained on."""
+
+    def patient_fingerprints(self) -> tuple[str, dict[str, set[str]]]: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -207,18 +230,8 @@ class Run:
         return sorted(name for name in set(patients) if _patient_fingerprint(name, salt) in seen)
 
     def patient_fingerprints(self) -> tuple[str, dict[str, set[str]]]:
-        """Return the salt of `patients.json` and the fingerprints of each split; `DataError` if there are none, or others."""
-        path = self.folder / PATIENTS_FILE
-        known = self.checksums.get(PATIENTS_FILE)
-        try:
-            if known is not None and hash_file(path) != known:
-                raise DataError(f"{path}: need the patients that run.json names, got other bytes; try training again")
-            content = json.loads(path.read_text(encoding="utf-8"))
-            return str(content["salt"]), {split: set(content[split]) for split in ("train", "val")}
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise DataError(
-                f"{path}: need the fingerprints of the run's patients, got none; try training again"
-            ) from error
+        """Return what `read_patients` does of this run."""
+        return read_patients(self.folder, self.checksums)
 
     def summary(self) -> str:
         """Return what a user should know when training is done."""
@@ -294,10 +307,23 @@ def load_denoiser(run: Path | str, device: torch.device | str = "cpu") -> Denois
     return load_run(run).load_denoiser(device)
 
 
-def write_patients(folder: Path, splits: Mapping[str, Iterable[str]], *, start: Run | None = None) -> None:
+def read_patients(folder: Path, checksums: Mapping[str, str]) -> tuple[str, dict[str, set[str]]]:
+    """Return the salt of `patients.json` and the fingerprints of each split; `DataError` if there are none, or others."""
+    path = folder / PATIENTS_FILE
+    known = checksums.get(PATIENTS_FILE)
+    try:
+        if known is not None and hash_file(path) != known:
+            raise DataError(f"{path}: need the patients that run.json names, got other bytes; try training again")
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return str(content["salt"]), {split: set(content[split]) for split in ("train", "val")}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path}: need the fingerprints of the run's patients, got none; try training again") from error
+
+
+def write_patients(folder: Path, splits: Mapping[str, Iterable[str]], *, start: WithPatients | None = None) -> None:
     """Write `patients.json`: salted fingerprints of the patient IDs of each split (`train` and `val`), sorted.
 
-    The patients of `start`, the run whose weights the training begins from, are among them.
+    The patients of `start`, the run whose weights the training begins from or builds on, are among them.
 
     They hide IDs from a glance, not from an attacker: whoever has the salt can try every short number. Keep
     `patients.json` with the run, do not publish it.
@@ -359,7 +385,7 @@ def _is_network(options: NetworkOptions) -> bool:
     """Whether every option has the type of its default and every count can be meant."""
     counts = (options.levels, options.residual_blocks, options.head_channels, options.norm_groups, *options.channels)
     return (
-        options.stem in ("haar", "pixel")
+        options.stem in ("haar", "pixel", "latent")
         and all(_is_whole(count, 1, _MOST) for count in counts)
         and 0 < len(options.channels) <= 16
         and all(type(attends) is bool for attends in (*options.attention, options.band_scaling))

@@ -89,7 +89,7 @@ def axe_file() -> Path | None:
 
 
 @contextmanager
-def start_browser(folder: Path) -> Iterator[Browser]:
+def start_browser(folder: Path, *, flags: tuple[str, ...] = FLAGS) -> Iterator[Browser]:
     """Yield a browser whose profile and downloads lie below `folder`; skips the test where there is none."""
     webdriver = pytest.importorskip("selenium.webdriver", reason="need selenium, got none; try the extra dev")
     for file in (CHROMIUM, CHROMEDRIVER):
@@ -99,7 +99,7 @@ def start_browser(folder: Path) -> Iterator[Browser]:
     downloads.mkdir()
     options = webdriver.ChromeOptions()
     options.binary_location = str(CHROMIUM)
-    for flag in (*FLAGS, f"--user-data-dir={folder / 'profile'}"):
+    for flag in (*flags, f"--user-data-dir={folder / 'profile'}"):
         options.add_argument(flag)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
     options.add_experimental_option(

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.linalg import sqrtm
+from torch.distributed.run import get_args_parser as torch_parser
 
 import medsynth
 from medsynth.api import VERBS
@@ -84,6 +85,15 @@ def check_benchmark(module: str, arguments: list[str], monkeypatch: pytest.Monke
         importlib.import_module(module).main()
 
 
+def launched(words: list[str]) -> list[str]:
+    """The command that torchrun, whose own parser reads its options, or srun starts in every process."""
+    if words[0] == "torchrun":
+        options = torch_parser().parse_args(words[1:])
+        assert options.module, "torchrun starts a module here"
+        return [options.training_script, *options.training_script_args]
+    return words[words.index("medsynth") :] if words[0] == "srun" else words
+
+
 BLOCKS = [
     pytest.param(line, id=f"{page.name}: {line[:60]}")
     for page in PAGES
@@ -96,7 +106,7 @@ BLOCKS = [
 
 @pytest.mark.parametrize("line", BLOCKS)
 def test_commands_in_blocks_parse(line, monkeypatch):
-    first, *words = shlex.split(line)
+    first, *words = launched(shlex.split(line))
     if first == "medsynth" and words[0] == "run":
         check_recipe(words[1:])
     elif first == "medsynth":

@@ -7,7 +7,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "medsynth"
 FLOORS = [
-    {"errors", "seeds", "config", "files", "versions"},
+    {"errors", "seeds", "config", "files", "versions", "processes"},
     {"scans"},
     {"cohorts"},
     {"diffusion"},
@@ -26,7 +26,7 @@ FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 # The maths stays free of files.
 FORBIDDEN = {"diffusion": {"scans", "cohorts"}, "networks": {"scans", "cohorts"}, "measures": {"scans", "cohorts"}}
 # Within the ground floor the order is: errors, then the others.
-GROUND = {"seeds": {"errors"}, "config": {"errors"}, "files": {"errors"}, "versions": {"errors"}, "errors": set()}
+GROUND = {room: {"errors"} for room in ("seeds", "config", "files", "versions", "processes")} | {"errors": set()}
 
 
 def room_of(path: Path) -> str:

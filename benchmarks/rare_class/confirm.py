@@ -77,7 +77,7 @@ def over_sets(
     parts = []
     for number in numbers:
         apart = [
-            _ranked(truth, synthetic, redraws.scans) - _ranked(truth, baseline, redraws.scans)
+            ranked(truth, synthetic, redraws.scans) - ranked(truth, baseline, redraws.scans)
             for draw, synthetic, baseline in scores
             if draw == number
         ]
@@ -91,7 +91,7 @@ def over_sets(
     return found | {"draws": len(numbers), "sets": len(scores)}
 
 
-def _ranked(truth: np.ndarray, scores: np.ndarray, weights: np.ndarray) -> np.ndarray:
+def ranked(truth: np.ndarray, scores: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """AUROC and AUPRC, means over trainings, `(2, 1 + resamples)`: of all test scans, then of each resample."""
     whole = np.asfortranarray(np.concatenate([np.ones((1, len(truth))), weights]))
     return np.mean([ranking_metrics(truth, one, whole) for one in scores], axis=0)

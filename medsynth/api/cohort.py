@@ -14,26 +14,30 @@ def demo(
     *,
     out: PathLike,
     scans: int = 400,
-    size: int = 128,
+    size: int | None = None,
+    volumes: bool = False,
     rare_share: float = 0.05,
     seed: int = 0,
     progress: bool = True,
 ) -> "Cohort":
-    """Write the phantom cohort: CT-like thorax slices in HU with a rare class, lesion masks and attributes.
+    """Write the phantom cohort: CT-like thorax slices or lung volumes in HU with a rare class, lesion masks and attributes.
 
     No download and no patient: anatomy, vessels, lesions and noise are drawn from a seed, so the true distribution is known.
 
     Args:
         out: Folder for the scans, the masks and `cohort.csv`.
         scans: Number of scans, two to three of each patient.
-        size: Pixels along each axis.
+        size: Pixels along each axis; by default 128, for volumes 32.
+        volumes: Draw cubes of 64 mm of lung about a lesion or a healthy place, instead of slices of the whole chest.
         rare_share: Share of the rare class (ground-glass opacity).
         seed: The same seed gives the same files.
         progress: Show a progress bar.
     """
     from medsynth.cohorts import read_cohort, write_phantom
 
-    path = write_phantom(Path(out), scans=scans, size=size, rare_share=rare_share, seed=seed, progress=progress)
+    path = write_phantom(
+        Path(out), scans=scans, size=size, volumes=volumes, rare_share=rare_share, seed=seed, progress=progress
+    )
     return read_cohort(path)
 
 
@@ -46,6 +50,7 @@ def index(
     patient_pattern: str | None = None,
     split: tuple[float, float, float] = (0.7, 0.15, 0.15),
     keep: str | None = None,
+    merge: str | None = None,
     allow_tiny: bool = False,
     skip_bad: bool = False,
     seed: int = 0,
@@ -68,6 +73,8 @@ def index(
         split: Shares of the patients for training, validation and test, where no column says it.
         keep: Keep fewer patients of a class, to simulate a rare one: `viral_pneumonia=40/10` keeps its scans of 40 training
             and 10 validation patients; several are separated by commas. Test patients always stay.
+        merge: Labels that count as one class, such as `subsolid=ground_glass+part_solid`; the column `sublabel` keeps what they
+            were. Several classes are separated by commas.
         allow_tiny: Accept classes with no or a single training scan.
         skip_bad: Leave bad scans out, and list them in the quality table, instead of refusing the folder.
         seed: Decides the split and the patients kept.
@@ -84,6 +91,7 @@ def index(
         patient_pattern=patient_pattern,
         split=split,
         keep=[part.strip() for part in (keep or "").split(",") if part.strip()],
+        merge=[part.strip() for part in (merge or "").split(",") if part.strip()],
         allow_tiny=allow_tiny,
         skip_bad=skip_bad,
         seed=seed,

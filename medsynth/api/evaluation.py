@@ -32,6 +32,7 @@ def evaluate(
     real_pictures: bool = True,
     reader_study: int = 0,
     reader_answers: Sequence[PathLike] = (),
+    devices: int = 1,
     seed: int = 0,
     cache_dir: PathLike | None = None,
     grid: GridOptions | None = None,
@@ -65,6 +66,7 @@ def evaluate(
         reader_answers: CSV files that readers exported from the page of the study in `out`, comma-separated; their accuracy
             joins the report. Give the other options as before: what was prepared and trained is not done again, the other
             figures are computed anew.
+        devices: Processes that extract features; they are the same for any number. One call starts them all.
         seed: Decides random halves, pairs, pictures and trainings.
         cache_dir: Folder for prepared scans and features, by default `.medsynth_cache` beside each cohort.
         grid: Pixel grid for the comparison (`--grid.size 64`), by default that of the run, or else that of the synthetic scans.
@@ -106,6 +108,7 @@ def evaluate(
         reader_study=reader_study,
         known_study=find_key(Path(out)) if reader_study else None,
         readers=readers,
+        devices=devices,
         seed=seed,
         progress=progress,
     )

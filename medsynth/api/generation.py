@@ -16,11 +16,14 @@ def sample(
     count: str | int | dict[str, int],
     out: PathLike,
     seed: int = 0,
-    format: Literal["auto", "nifti", "png", "npz"] = "auto",
+    format: Literal["auto", "nifti", "dicom", "png", "npz"] = "auto",
+    modality: Literal["auto", "CT", "MR", "CR", "OT"] = "auto",
     batch_size: int = 16,
     solver: SolverOptions = SolverOptions(),
     guidance: GuidanceOptions = GuidanceOptions(),
     device: str = "auto",
+    devices: int = 1,
+    num_nodes: int = 1,
     progress: bool = True,
 ) -> "Cohort":
     """Generate a synthetic set: new scans of chosen classes, with provenance and a cohort of their own.
@@ -33,11 +36,15 @@ def sample(
         count: Scans of each class, such as `viral_pneumonia=400,normal=100`; one number means as many of every class.
         out: Folder of the synthetic set.
         seed: Seed of the set; every scan has its own, derived from it.
-        format: File format; `auto` writes what the training scans were.
+        format: File format; `auto` writes what the training scans were. DICOM volumes are folders of slices.
+        modality: What DICOM is written as: `CT` (values in HU), `MR`, `CR` (X-ray) or `OT` (other pictures, as Secondary
+            Capture); `auto` is what DICOM training scans said.
         batch_size: Scans that go through the network together.
         solver: How noise becomes scans.
         guidance: Classifier-free guidance.
         device: `auto`, `cpu` or `cuda`.
+        devices: Processes (GPUs) on each node; the set is the same for any number.
+        num_nodes: Nodes, on each of which `torchrun` or SLURM starts the processes.
         progress: Show a progress bar.
     """
     from medsynth.generation import parse_counts, plan_set, sample_set
@@ -50,10 +57,13 @@ def sample(
         parse_counts(count, loaded.spec.classes),
         seed=seed,
         file_format=format,
+        modality=modality,
         batch_size=batch_size,
         solver=solver,
         guidance=guidance,
         device=device,
+        devices=devices,
+        num_nodes=num_nodes,
         progress=progress,
     )
     return sample_set(plan)
@@ -69,11 +79,14 @@ def edit(
     out: PathLike,
     strength: float = 1.0,
     seed: int = 0,
-    format: Literal["auto", "nifti", "png", "npz"] = "auto",
+    format: Literal["auto", "nifti", "dicom", "png", "npz"] = "auto",
+    modality: Literal["auto", "CT", "MR", "CR", "OT"] = "auto",
     batch_size: int = 16,
     solver: SolverOptions = SolverOptions(),
     guidance: GuidanceOptions = GuidanceOptions(),
     device: str = "auto",
+    devices: int = 1,
+    num_nodes: int = 1,
     cache_dir: PathLike | None = None,
     reading: ReadingOptions = ReadingOptions(),
     progress: bool = True,
@@ -94,11 +107,15 @@ def edit(
         strength: Noise level (sigma, where scans lie in [-1, 1]) that donors are brought to: above 0, where they stay as they
             are, and below `solver.sigma_max`, where they are forgotten.
         seed: Seed of the set; every scan has its own, derived from it.
-        format: File format; `auto` writes what the training scans were.
+        format: File format; `auto` writes what the training scans were. DICOM volumes are folders of slices.
+        modality: What DICOM is written as: `CT` (values in HU), `MR`, `CR` (X-ray) or `OT` (other pictures, as Secondary
+            Capture); `auto` is what DICOM training scans said.
         batch_size: Scans that go through the network together.
         solver: How noise becomes scans; an edit takes the steps below the strength.
         guidance: Classifier-free guidance.
         device: `auto`, `cpu` or `cuda`.
+        devices: Processes (GPUs) on each node; the set is the same for any number.
+        num_nodes: Nodes, on each of which `torchrun` or SLURM starts the processes.
         cache_dir: Folder for the prepared donors, by default `.medsynth_cache` beside the cohort.
         reading: Limits on what a scan file may be.
         progress: Show progress bars.
@@ -114,10 +131,13 @@ def edit(
         edit_counts(target_class, count, loaded.spec.classes),
         seed=seed,
         file_format=format,
+        modality=modality,
         batch_size=batch_size,
         solver=solver,
         guidance=guidance,
         device=device,
+        devices=devices,
+        num_nodes=num_nodes,
         progress=progress,
     )
     cache = Path(cache_dir) if cache_dir is not None else None

@@ -1,4 +1,4 @@
-"""The phantom cohort: CT-like slices of the chest whose true distribution is known, drawn without any download.
+"""The phantom cohort: CT-like slices and volumes of the chest whose true distribution is known, drawn without any download.
 
 A scan is a function of (seed, patient, scan, label). Anatomy, pose and noise do not depend on the label, so the same
 patient and scan under another label is its true counterfactual.
@@ -16,21 +16,32 @@ import numpy as np
 from scipy.ndimage import distance_transform_edt, gaussian_filter
 from tqdm import tqdm
 
+from medsynth.cohorts.lesion import (
+    NORMAL,
+    RARE,
+    SOLID,
+    Lesion,
+    draw_ball,
+    draw_disc,
+    lay_haze,
+    lay_nodule,
+    outline_lesion,
+)
 from medsynth.cohorts.manifest import Cohort, Row, reason_of, write_cohort
-from medsynth.cohorts.painting import Painting, paint
-from medsynth.cohorts.thorax import Anatomy, Points, Pose, Waves, draw_anatomy, draw_vessels, lung, to_anatomy
+from medsynth.cohorts.painting import paint
+from medsynth.cohorts.thorax import Anatomy, Points, Pose, draw_anatomy, draw_vessels, lung, to_anatomy
 from medsynth.errors import ConfigError
 from medsynth.files import write_json
 from medsynth.scans import PICTURE_AFFINE, Scan, write_scan
+from medsynth.scans.npz import VOLUME_AFFINE
 from medsynth.seeds import numpy_generator
 
 FORMAT = 1  # raise it when the same settings would give other scans
-NORMAL, SOLID, RARE = "normal", "solid_nodule", "ground_glass"
 CLASSES = (NORMAL, SOLID, RARE)
-FIELD_OF_VIEW = 320.0  # mm
+FIELD_OF_VIEW = 320.0  # mm, of a slice
+VOLUME_FIELD = 64.0  # mm, of a volume
+_OFF_CENTRE = 6.0  # mm from the middle of a volume to that of its lesion, at most along each axis
 FRESH_PATIENTS = 1_000_000  # cohorts number their patients from 0; numbers from here on are never in one
-DIAMETERS = {SOLID: (6.0, 30.0), RARE: (10.0, 40.0)}  # mm
-DENSITIES = {SOLID: (30.0, 80.0), RARE: (-650.0, -350.0)}  # HU
 _SPLITS = {"train": 0.65, "val": 0.15, "test": 0.20}
 
 
@@ -48,71 +59,132 @@ class PhantomScan:
     regions: dict[str, np.ndarray]
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class _Lesion:
-    centre: tuple[float, float]  # x, y in millimetres of the scanner
-    diameter: float
-    density: float
-    side: str
-    lobes: np.ndarray  # (K, 3): order, depth, phase of the waves on its outline
-    rough: Waves
-    softness: float  # width of the edge as a share of the radius
-    frayed: float  # roughness of the edge as a share of the radius
-
-
 def phantom_scan(
     patient: int, scan: int, *, label: str | None = None, size: int = 128, seed: int = 0, rare_share: float = 0.05
 ) -> PhantomScan:
-    """Return scan number `scan` of a patient, drawn in memory.
+    """Return slice number `scan` of a patient, drawn in memory.
 
     Without a `label` the patient's class is drawn with the shares of the cohort. Patients from `FRESH_PATIENTS` on are
     in no cohort of `write_phantom`: any number of independent scans of the same distribution. Raises `ConfigError`.
     """
     _check(size, rare_share)
-    if label is None:
-        label = str(numpy_generator(seed, "phantom", "label", patient).choice(CLASSES, p=_shares(rare_share)))
-    if label not in CLASSES:
-        raise ConfigError(f"label: need one of {', '.join(CLASSES)}, got {label!r}; try {RARE}")
-    anatomy, pose, lesion = _subject(patient, scan, label, seed)
+    label = _label_of(patient, label, seed, rare_share)
+    anatomy, pose, lesion = _slice_subject(patient, scan, label, seed)
     scanner = _slice_points(size)
+    hu, mask, regions = _draw(
+        anatomy, pose, lesion, scanner, numpy_generator(seed, "phantom", "noise", patient, scan, size)
+    )
+    affine = PICTURE_AFFINE @ np.diag([scanner.voxel, scanner.voxel, scanner.voxel, 1])
+    affine[:3, 3] = -scanner.x[0, 0], -scanner.y[0, 0], pose.level
+    return PhantomScan(
+        scan=Scan(array=hu[None], affine=affine, label=label, attributes=_attributes(lesion)),
+        mask=mask,
+        regions=regions,
+    )
+
+
+def phantom_volume(
+    patient: int, scan: int, *, label: str | None = None, size: int = 32, seed: int = 0, rare_share: float = 0.05
+) -> PhantomScan:
+    """Return volume number `scan` of a patient, drawn in memory: a cube of `VOLUME_FIELD` mm about a place in a lung.
+
+    A lesion lies within `_OFF_CENTRE` mm of the cube's middle. Arguments and errors are those of `phantom_scan`; arrays
+    are (slice towards the head, row towards the back, column towards the left), attributes have `place` as well.
+    """
+    _check(size, rare_share)
+    label = _label_of(patient, label, seed, rare_share)
+    anatomy, pose, centre, lesion = _volume_subject(patient, scan, label, seed)
+    scanner = _cube_points(centre, size, VOLUME_FIELD / size)
+    noise = numpy_generator(seed, "phantom", "volume noise", patient, scan, size)
+    hu, mask, regions = _draw(anatomy, pose, lesion, scanner, noise)
+    affine = VOLUME_AFFINE @ np.diag([scanner.voxel, scanner.voxel, scanner.voxel, 1])
+    affine[:3, 3] = -scanner.x[0, 0, 0], -scanner.y[0, 0, 0], pose.level + scanner.z[0, 0, 0]
+    array = _slices_first(hu)[None]
+    return PhantomScan(
+        scan=Scan(array=array, affine=affine, label=label, attributes=_attributes(lesion)),
+        mask=_slices_first(mask),
+        regions={name: _slices_first(share) for name, share in regions.items()},
+    )
+
+
+def _draw(
+    anatomy: Anatomy, pose: Pose, lesion: Lesion | None, scanner: Points, random: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
+    """Return int16 HU, the mask of the lesion and the regions at points of any rank; `random` draws the noise."""
     painting = paint(anatomy, pose, scanner)
     vessels = draw_vessels(anatomy, pose, scanner) * painting.lungs
     tissue = painting.lung_tissue(anatomy)
     mask = np.zeros(scanner.x.shape, dtype=bool)
     if lesion is not None:
-        distance, mask = _outline(lesion, scanner, painting)
-    if lesion is not None and label == RARE:  # haze lies under the vessels
-        share = _edge(distance / (lesion.softness * lesion.diameter / 2))
-        uneven = 0.6 * tissue + 18 * lesion.rough.at(scanner)
-        # Without its own mean, which would move the density away from the stated one (the lung is denser at the back).
-        uneven -= (uneven * share * mask).sum() / (share * mask).sum()
-        tissue += share * (lesion.density + uneven - tissue)
+        distance, mask = outline_lesion(lesion, scanner, painting)
+    if lesion is not None and lesion.label == RARE:  # haze lies under the vessels
+        lay_haze(tissue, lesion, scanner, distance, mask)
     tissue += vessels * (40.0 - tissue)
-    if lesion is not None and label == SOLID:
-        tissue += scanner.cover(distance) * (lesion.density + 4 * lesion.rough.at(scanner) - tissue)
+    if lesion is not None and lesion.label == SOLID:
+        lay_nodule(tissue, lesion, scanner, distance)
     hu = painting.hu + painting.lungs * (tissue - painting.hu)
-    hu += _noise(hu.shape, painting.body, scanner.voxel, numpy_generator(seed, "phantom", "noise", patient, scan, size))
-    affine = PICTURE_AFFINE @ np.diag([scanner.voxel, scanner.voxel, scanner.voxel, 1])
-    affine[:3, 3] = -scanner.x[0, 0], -scanner.y[0, 0], pose.level
-    array = np.clip(np.rint(hu), -1024, 3071).astype(np.int16)[None]
+    hu += _noise(hu.shape, painting.body, scanner.voxel, random)
     regions = {name: getattr(painting, name) for name in ("body", "lungs", "heart", "vertebra")} | {"vessels": vessels}
-    return PhantomScan(
-        scan=Scan(array=array, affine=affine, label=label, attributes=_attributes(lesion)), mask=mask, regions=regions
-    )
+    return np.clip(np.rint(hu), -1024, 3071).astype(np.int16), mask, regions
 
 
-def _subject(patient: int, scan: int, label: str, seed: int) -> tuple[Anatomy, Pose, _Lesion | None]:
+def _slices_first(array: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(np.moveaxis(array, 2, 0))
+
+
+def _label_of(patient: int, label: str | None, seed: int, rare_share: float) -> str:
+    if label is None:
+        label = str(numpy_generator(seed, "phantom", "label", patient).choice(CLASSES, p=_shares(rare_share)))
+    if label not in CLASSES:
+        raise ConfigError(f"label: need one of {', '.join(CLASSES)}, got {label!r}; try {RARE}")
+    return label
+
+
+def _slice_subject(patient: int, scan: int, label: str, seed: int) -> tuple[Anatomy, Pose, Lesion | None]:
     anatomy, level = _patient(seed, patient)
     pose = _draw_pose(level, numpy_generator(seed, "phantom", "pose", patient, scan))
     if label == NORMAL:
         return anatomy, pose, None
-    return anatomy, pose, _draw_lesion(label, anatomy, pose, numpy_generator(seed, "phantom", "lesion", patient, scan))
+    random = numpy_generator(seed, "phantom", "lesion", patient, scan)
+    side = _draw_side(random)
+    coarse = _slice_points(80)  # places lie on a grid of 4 mm, whatever the pixel size
+    depth = _depth(anatomy, pose, coarse, side)
+    return anatomy, pose, draw_disc(label, side=side, scanner=coarse, depth=depth, random=random)
 
 
-def _attributes(lesion: _Lesion | None) -> dict[str, float | str]:
-    if lesion is None:
-        return {}
-    return {"diameter_mm": lesion.diameter, "density_hu": lesion.density, "side": lesion.side}
+def _volume_subject(
+    patient: int, scan: int, label: str, seed: int
+) -> tuple[Anatomy, Pose, tuple[float, float], Lesion | None]:
+    """Return also where (x, y) the cube lies: about a place of the lung in the slice of that number, whatever the label."""
+    anatomy, level = _patient(seed, patient)
+    pose = _draw_pose(level, numpy_generator(seed, "phantom", "pose", patient, scan))
+    random = numpy_generator(seed, "phantom", "volume place", patient, scan)
+    side, plane = _draw_side(random), _slice_points(80)
+    depth = _depth(anatomy, pose, plane, side)
+    place = random.choice(np.flatnonzero(depth.ravel() >= min(10.0, 0.9 * float(depth.max()))))
+    centre = float(plane.x.flat[place]), float(plane.y.flat[place])
+    if label == NORMAL:
+        return anatomy, pose, centre, None
+    coarse = _cube_points(centre, 23, 3.0)
+    depth = _depth(anatomy, pose, coarse, side)
+    off = np.maximum(np.abs(coarse.x - centre[0]), np.abs(coarse.y - centre[1]))
+    depth[np.maximum(off, np.abs(coarse.z)) > _OFF_CENTRE] = 0
+    random = numpy_generator(seed, "phantom", "volume lesion", patient, scan)
+    return anatomy, pose, centre, draw_ball(label, side=side, scanner=coarse, depth=depth, random=random)
+
+
+def _draw_side(random: np.random.Generator) -> str:
+    return "left" if random.random() < 0.5 else "right"
+
+
+def _depth(anatomy: Anatomy, pose: Pose, points: Points, side: str) -> np.ndarray:
+    """Return how many millimetres points on a regular grid lie within the lung of one side, 0 outside."""
+    inside = (lung(anatomy, to_anatomy(anatomy, pose, points)) < 0) & ((points.x > 0) == (side == "left"))
+    return distance_transform_edt(inside) * points.voxel
+
+
+def _attributes(lesion: Lesion | None) -> dict[str, float | str]:
+    return {} if lesion is None else lesion.attributes
 
 
 def _check(size: int, rare_share: float) -> None:
@@ -148,56 +220,11 @@ def _slice_points(size: int) -> Points:
     return Points(x=x, y=y, z=np.zeros_like(x), voxel=voxel)
 
 
-def _draw_lesion(label: str, anatomy: Anatomy, pose: Pose, random: np.random.Generator) -> _Lesion:
-    """Draw a lesion that fits into one lung; it does not depend on the pixel size, since places lie on a grid of 4 mm."""
-    smallest, largest = DIAMETERS[label]
-    side = "left" if random.random() < 0.5 else "right"
-    diameter = smallest + (largest - smallest) * float(
-        random.beta(1.9, 2.1) if label == SOLID else random.beta(2.4, 1.8)
-    )
-    thinnest, densest = DENSITIES[label]
-    density = thinnest + (densest - thinnest) * float(
-        random.beta(1.0, 1.0) if label == SOLID else random.beta(2.4, 1.6)
-    )
-    coarse = _slice_points(80)
-    inside = (lung(anatomy, to_anatomy(anatomy, pose, coarse)) < 0) & ((coarse.x > 0) == (side == "left"))
-    depth = distance_transform_edt(inside) * coarse.voxel
-    diameter = round(max(smallest, min(diameter, 1.7 * float(depth.max()))), 1)
-    deep = np.flatnonzero(depth.ravel() >= min(1.15 * diameter / 2 + 2, 0.98 * float(depth.max())))
-    place = random.choice(deep)
-    orders = np.arange(2, 8)
-    height = (0.07 if label == SOLID else 0.17) / (orders - 1) ** 0.6
-    depths = height * random.normal(size=len(orders))
-    return _Lesion(
-        centre=(float(coarse.x.flat[place]), float(coarse.y.flat[place])),
-        diameter=diameter,
-        density=round(density, 0),
-        side=side,
-        lobes=np.stack([orders, depths, random.uniform(0, 2 * np.pi, len(orders))], axis=1),
-        rough=Waves.draw(random, length=max(7.0, 0.45 * diameter), height=1.0),
-        softness=float(random.uniform(0.35, 0.55)),
-        frayed=0.0 if label == SOLID else 0.07,
-    )
-
-
-def _outline(lesion: _Lesion, scanner: Points, painting: Painting) -> tuple[np.ndarray, np.ndarray]:
-    """Return the distance to the lesion's edge and its mask, whose area is that of a disc of the diameter to half a pixel."""
-    x, y = scanner.x - lesion.centre[0], scanner.y - lesion.centre[1]
-    angle = np.arctan2(y, x)
-    outline = 1 + sum(depth * np.cos(order * angle + phase) for order, depth, phase in lesion.lobes)
-    radius = np.sqrt(x * x + y * y + scanner.z**2) / np.maximum(outline, 0.4)
-    radius += lesion.frayed * lesion.diameter / 2 * lesion.rough.at(scanner)
-    allowed = (painting.lungs > 0.5) & ((painting.points.x > 0) == (lesion.side == "left"))
-    ordered = np.sort(radius[allowed])
-    count = min(max(1, round(np.pi / 4 * (lesion.diameter / scanner.voxel) ** 2)), len(ordered) - 1)
-    edge = (ordered[count - 1] + ordered[count]) / 2
-    return radius - edge, allowed & (radius < edge)
-
-
-def _edge(distance: np.ndarray) -> np.ndarray:
-    """Return a smooth fall from 1 to 0 while the distance goes from -0.5 to 0.5."""
-    share = np.clip(0.5 - distance, 0, 1)
-    return share * share * (3 - 2 * share)
+def _cube_points(centre: tuple[float, float], size: int, voxel: float) -> Points:
+    """Return a cube of the scanner about (x, y) in the slice, its axes in the order of `draw_vessels`."""
+    steps = ((np.arange(size) - (size - 1) / 2) * voxel).astype(np.float32)
+    y, x, z = np.meshgrid(steps + np.float32(centre[1]), steps + np.float32(centre[0]), steps, indexing="ij")
+    return Points(x=x, y=y, z=z, voxel=voxel)
 
 
 def _noise(shape: tuple[int, ...], body: np.ndarray, voxel: float, random: np.random.Generator) -> np.ndarray:
@@ -243,33 +270,45 @@ def cohort_plan(*, scans: int, seed: int = 0, rare_share: float = 0.05) -> Itera
 
 
 def write_phantom(
-    out: Path, *, scans: int = 400, size: int = 128, seed: int = 0, rare_share: float = 0.05, progress: bool = True
+    out: Path,
+    *,
+    scans: int = 400,
+    size: int | None = None,
+    volumes: bool = False,
+    seed: int = 0,
+    rare_share: float = 0.05,
+    progress: bool = True,
 ) -> Path:
     """Write a phantom cohort (scans and lesion masks as `.nii.gz`) below `out` and return its `cohort.csv`.
 
-    Classes are `normal` (about 60 %), `solid_nodule` (35 %) and the rare `ground_glass`. The same arguments give
-    the same bytes; a folder that they have written is left as it is, and one that was interrupted is completed. Raises
+    Scans are slices of 128 pixels along each axis, or with `volumes` cubes of 32 voxels, unless `size` says otherwise.
+    Classes are `normal` (about 60 %), `solid_nodule` (35 %) and the rare `ground_glass`. The same arguments give the same
+    bytes; a folder that they have written is left as it is, and one that was interrupted is completed. Raises
     `ConfigError`, also for a folder with anything else in it.
     """
+    size = (32 if volumes else 128) if size is None else size
     _check(size, rare_share)
     if scans < 1:
         raise ConfigError(f"scans: need at least 1, got {scans}; try 400")
     out, rows = Path(out), []
     try:
-        _claim_folder(out, {"scans": scans, "size": size, "seed": seed, "rare_share": rare_share, "format": FORMAT})
+        settings = {"scans": scans, "size": size, "seed": seed, "rare_share": rare_share, "format": FORMAT}
+        _claim_folder(out, settings | ({"volumes": True} if volumes else {}))
     except OSError as error:
         raise ConfigError(f"{out}: need a folder to write in, got {reason_of(error)}; try another --out") from error
     if (out / "cohort.csv").exists():  # it is written last
         return out / "cohort.csv"
+    draw = phantom_volume if volumes else phantom_scan
     plan = cohort_plan(scans=scans, seed=seed, rare_share=rare_share)
     for patient, scan, label, split in tqdm(plan, total=scans, desc="phantom", unit="scan", disable=not progress):
         name = f"phantom-{patient:05d}-{scan}.nii.gz"
         mask_file = out / "masks" / name
         # Files are whole or absent, and a scan comes after its mask.
         if (out / "scans" / name).exists() and (label == NORMAL or mask_file.exists()):
-            attributes = _attributes(_subject(patient, scan, label, seed)[2])
+            subject = _volume_subject if volumes else _slice_subject
+            attributes = _attributes(subject(patient, scan, label, seed)[-1])
         else:
-            drawn = phantom_scan(patient, scan, label=label, size=size, seed=seed)
+            drawn = draw(patient, scan, label=label, size=size, seed=seed)
             attributes = dict(drawn.scan.attributes)
             if drawn.mask.any():
                 mask = Scan(array=drawn.mask[None].astype(np.uint8), affine=drawn.scan.affine, label=label)
@@ -307,6 +346,8 @@ def _claim_folder(out: Path, settings: dict[str, float]) -> None:
     except ValueError as error:
         raise ConfigError(f"{file}: need JSON, got {error}; try another --out") from error
     there = there if isinstance(there, dict) else {}
-    if changed := [f"{key} {there.get(key)}" for key, value in settings.items() if there.get(key) != value]:
-        wanted = ", ".join(f"{key} {value}" for key, value in settings.items() if there.get(key) != value)
-        raise ConfigError(f"{out}: need a phantom cohort with {wanted}, got {', '.join(changed)}; try another --out")
+    plain = {"volumes": False}
+    wanted, got = plain | settings, plain | there
+    if keys := [key for key in wanted if got.get(key) != wanted[key]]:
+        wish, found = (", ".join(f"{key} {values.get(key)}" for key in keys) for values in (wanted, got))
+        raise ConfigError(f"{out}: need a phantom cohort with {wish}, got {found}; try another --out")

@@ -326,5 +326,6 @@ def draw_vessels(anatomy: Anatomy, pose: Pose, points: Points, *, slab: float = 
         radius = radii[chosen, :1] + share * (radii[chosen, 1:] - radii[chosen, :1])
         width = np.maximum(radius, voxel / 2)
         cover = np.clip(0.5 + (width - distance) / voxel, 0, 1) * (radius / width) ** 1.5
-        np.maximum.at(filled, tuple(index), cover.astype(filled.dtype))
+        reached = cover > 0  # little of a box
+        np.maximum.at(filled, tuple(axis[reached] for axis in index), cover[reached].astype(filled.dtype))
     return filled

@@ -3,6 +3,7 @@
 Defaults live here and nowhere else. Nothing in this room imports torch, so `--help` is quick.
 """
 
+from medsynth.config.autoencoder import AutoencoderOptions, ReconstructionOptions
 from medsynth.config.changes import changed_options
 from medsynth.config.evaluation import (
     ClassicalOptions,
@@ -37,6 +38,7 @@ __all__ = [
     "CONFIGS",
     "PIPELINES",
     "AugmentOptions",
+    "AutoencoderOptions",
     "BalanceOptions",
     "ClassicalOptions",
     "ClassifierOptions",
@@ -55,6 +57,7 @@ __all__ = [
     "ProbeOptions",
     "RareOptions",
     "ReadingOptions",
+    "ReconstructionOptions",
     "Shipped",
     "SolverOptions",
     "StartOptions",

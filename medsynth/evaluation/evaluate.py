@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -32,6 +32,7 @@ from medsynth.evaluation.reader import ReaderResult, ReaderStudy, StudyKey, chec
 from medsynth.evaluation.verdict import build_report
 from medsynth.measures.extractors import open_extractor
 from medsynth.measures.features import Extractor
+from medsynth.processes import check_alone
 from medsynth.runs import Run
 from medsynth.scans import Intensity, read_header
 
@@ -50,11 +51,15 @@ class Evaluation:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Pair:
-    """A synthetic scan and the real training scan that it may copy, `(C, *spatial)` each, in [-1, 1]; `copy` tells more."""
+    """A synthetic scan and the real training scan that it may copy, `(C, *spatial)` each, in [-1, 1]; `copy` tells more.
+
+    `spacing` is the voxel size in millimetres along each spatial axis, where it is known.
+    """
 
     copy: Copy
     synthetic: np.ndarray
     real: np.ndarray
+    spacing: tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -86,6 +91,7 @@ def evaluate_cohorts(
     reader_study: int = 0,
     known_study: StudyKey | None = None,
     readers: ReaderResult | None = None,
+    devices: int = 1,
     seed: int = 0,
     progress: bool = True,
 ) -> Evaluation:
@@ -96,7 +102,8 @@ def evaluate_cohorts(
     and `label` only. Classifiers are trained in the folder `work`, where a second call goes on. With `drop_copies` the scans
     that the privacy gate finds to be copies are set aside first, and everything is about the rest. `ceiling` is a cohort
     with more real scans, for the figures that these would reach. `reader_study` is how many scans to select for readers,
-    `known_study` the key of the study that the report folder holds, `readers` what was answered to it.
+    `known_study` the key of the study that the report folder holds, `readers` what was answered to it. Features are extracted in
+    `devices` processes, which this one starts; everything else is done here.
 
     Raises `ConfigError` for options that leave nothing to tell, and `DataError` for cohorts that cannot be compared, a set
     that another run made, or a run that saw patients of the test split; all before any scan is read.
@@ -104,6 +111,7 @@ def evaluate_cohorts(
     about other scans.
     """
     clock = Clock()
+    check_alone(devices)
     _check_parts(parts, drop_copies=drop_copies)
     check_options(fidelity)
     check_privacy_options(privacy)
@@ -119,8 +127,8 @@ def evaluate_cohorts(
     chosen: IntensityOptions | Intensity = intensity or (run.spec.intensity if run else IntensityOptions())
     shared = grid or (run.grid if run else _grid_of(made, reading))
     prepare = partial(
-        _prepared, extractor=extractor, reading=reading, cache_dir=cache_dir,
-        progress=progress,
+        _prepared, extractor=extractor, reading=reading, cache_dir=cache_dir, devices=devices,
+        reopen=partial(open_extractor, features), progress=progress,
     )  # fmt: skip
     one = prepare(real_cohort, "real", grid=shared, intensity=chosen)
     sets = {
@@ -142,7 +150,12 @@ def evaluate_cohorts(
             options=replace(privacy, drop_copies=privacy.drop_copies or drop_copies), run=run, seed=seed, progress=progress,
         )  # fmt: skip
         pairs = tuple(
-            Pair(copy=copy, synthetic=other.prepared.scans[copy.synthetic_row], real=one.prepared.scans[copy.donor_row])
+            Pair(
+                copy=copy,
+                synthetic=other.prepared.scans[copy.synthetic_row],
+                real=one.prepared.scans[copy.donor_row],
+                spacing=_spacing(one.prepared),
+            )
             for copy in gate.suspects
         )
         if gate.options.drop_copies and gate.copies:
@@ -151,11 +164,14 @@ def evaluate_cohorts(
         clock.lap("privacy")
     study = plan_study(one.prepared, other.prepared, count=reader_study, known=known_study, sets=sets, seed=seed)
     table: FidelityResult | None = None
+    sheets: tuple[Sheet, ...] = ()
     if "fidelity" in parts:
         table = score_fidelity(
             one.prepared, other.prepared, real_features=one.features, synthetic_features=other.features,
             options=fidelity, extractor=extractor, seed=seed, progress=progress,
         )  # fmt: skip
+        ends = (one.prepared.intensity.low[0], one.prepared.intensity.high[0])
+        sheets = tuple(replace(sheet, spacing=_spacing(one.prepared), ends=ends) for sheet in table.sheets)
         clock.lap("fidelity")
     gain: DownstreamResult | None = None
     without_task = _why_no_task(one.prepared, other.prepared, downstream) if "downstream" in parts else None
@@ -188,7 +204,11 @@ def evaluate_cohorts(
         fidelity=table, privacy=gate, downstream=gain, sets=sets, settings=settings, notes=notes,
         cost=clock.cost(run), reader_study=None if readers is None else readers.as_dict(),
     )  # fmt: skip
-    return Evaluation(report=report, sheets=table.sheets if table else (), pairs=pairs, study=study)
+    return Evaluation(report=report, sheets=sheets, pairs=pairs, study=study)
+
+
+def _spacing(prepared: PreparedCohort) -> tuple[float, ...]:
+    return tuple(np.linalg.norm(prepared.affine[:3, : prepared.scans.ndim - 2], axis=0).tolist())
 
 
 def _check_parts(parts: Sequence[str], *, drop_copies: bool) -> None:
@@ -216,6 +236,8 @@ def _prepared(
     extractor: Extractor,
     reading: ReadingOptions,
     cache_dir: Path | None,
+    devices: int,
+    reopen: Callable[[], Extractor],
     progress: bool,
 ) -> _Side:
     prepared = prepare_cohort(
@@ -223,8 +245,9 @@ def _prepared(
     )
     folder = cohort.folder / ".medsynth_cache" if cache_dir is None else cache_dir
     features = cached_features(
-        prepared, extractor, folder=folder, progress=progress, description=f"features of {name} scans"
-    )
+        prepared, extractor, folder=folder, devices=devices, reopen=reopen, progress=progress,
+        description=f"features of {name} scans",
+    )  # fmt: skip
     return _Side(cohort=cohort, prepared=prepared, features=features)
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import mmap
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Protocol
@@ -16,6 +17,7 @@ from tqdm import tqdm
 from medsynth.errors import ConfigError, DataError
 from medsynth.files import atomic_path, hash_file, stamp_file, write_json
 from medsynth.measures.features import Extractor, extract_features
+from medsynth.processes import Ranks, run_ranks
 
 FORMAT = 1  # raise it when equal scans and weights would give other features
 _CHUNK = 256
@@ -36,13 +38,17 @@ def cached_features(
     extractor: Extractor,
     *,
     folder: Path,
+    devices: int = 1,
+    reopen: Callable[[], Extractor] | None = None,
     progress: bool = True,
     description: str = "features",
 ) -> np.ndarray:
     """Return the features of all scans as a read-only float32 memory map `(N, D)`, in their order.
 
     They are extracted chunk by chunk into `folder`; a call that was killed goes on after its last whole chunk, and a second
-    call with equal scans and equal weights maps the file and extracts nothing. The files name neither scan nor patient.
+    call with equal scans and equal weights maps the file and extracts nothing. The files name neither scan nor patient. With
+    `devices` processes the chunks are shared out among them, and the features are the same; each calls `reopen`, which must be
+    picklable, for an extractor of its own.
 
     `DataError` without scans or where features are not finite; `ConfigError` for a folder that cannot be written, or an
     extractor that does not return one row a scan.
@@ -55,6 +61,13 @@ def cached_features(
     try:
         stored = _open(folder, name, key)
         if stored is None:
+            if devices > 1 and len(prepared.scans) > _CHUNK:
+                assert reopen is not None, "several processes need an extractor each"
+                pieces = _missing(folder / f"{name}.parts", len(prepared.scans))
+                place = _place(prepared.scans)
+                shown = description if progress else ""
+                run_ranks(_extract_share, place, reopen, folder / f"{name}.parts", pieces, shown, devices=devices)
+                progress = False  # what is left is to put them together
             _extract(prepared, extractor, folder, name, key, progress=progress, description=description)
             stored = _open(folder, name, key)
     except OSError as error:
@@ -76,15 +89,11 @@ def _extract(
 
     def chunks() -> Iterator[np.ndarray]:
         with tqdm(total=count, desc=description, unit="scan", disable=not progress) as bar:
-            for start in range(0, count, _CHUNK):
-                indices = np.arange(start, min(start + _CHUNK, count))
-                part = chunks_folder / f"{start:09d}.npy"
-                rows = _read_chunk(part, len(indices))
+            for piece in _pieces(count):
+                rows = _read_chunk(chunks_folder, piece)
                 if rows is None:
-                    rows = extract_features(extractor, prepared.scans, indices, progress=False)
-                    with atomic_path(part) as temporary:
-                        np.save(temporary, rows, allow_pickle=False)
-                bar.update(len(indices))
+                    rows = _extract_chunk(extractor, prepared.scans, chunks_folder, piece)
+                bar.update(len(piece))
                 yield rows
 
     pieces = chunks()
@@ -105,12 +114,58 @@ def _extract(
     shutil.rmtree(chunks_folder, ignore_errors=True)
 
 
-def _read_chunk(path: Path, count: int) -> np.ndarray | None:
+def _extract_share(
+    ranks: Ranks,
+    place: Path | np.ndarray,
+    reopen: Callable[[], Extractor],
+    chunks_folder: Path,
+    pieces: Sequence[range],
+    description: str,
+) -> None:
+    """Write the features of every `world`th chunk, in one of several processes."""
+    shown = bool(description) and ranks.first
+    with ranks.together():
+        scans = np.load(place, mmap_mode="r", allow_pickle=False) if isinstance(place, Path) else place
+        extractor = reopen()
+        with tqdm(total=sum(map(len, pieces)), desc=description, unit="scan", disable=not shown) as bar:
+            for turn, piece in enumerate(ranks.share(pieces)):
+                _extract_chunk(extractor, scans, chunks_folder, piece)
+                # The others keep about the same pace.
+                bar.update(sum(map(len, pieces[turn * ranks.world : (turn + 1) * ranks.world])))
+
+
+def _extract_chunk(extractor: Extractor, scans: np.ndarray, chunks_folder: Path, piece: range) -> np.ndarray:
+    rows = extract_features(extractor, scans, np.array(piece), progress=False)
+    with atomic_path(_chunk_file(chunks_folder, piece)) as temporary:
+        np.save(temporary, rows, allow_pickle=False)
+    return rows
+
+
+def _pieces(count: int) -> list[range]:
+    return [range(start, min(start + _CHUNK, count)) for start in range(0, count, _CHUNK)]
+
+
+def _missing(chunks_folder: Path, count: int) -> list[range]:
+    return [piece for piece in _pieces(count) if _read_chunk(chunks_folder, piece) is None]
+
+
+def _chunk_file(chunks_folder: Path, piece: range) -> Path:
+    return chunks_folder / f"{piece.start:09d}.npy"
+
+
+def _read_chunk(chunks_folder: Path, piece: range) -> np.ndarray | None:
     try:
-        rows: np.ndarray = np.load(path, allow_pickle=False)
+        rows: np.ndarray = np.load(_chunk_file(chunks_folder, piece), allow_pickle=False)
     except (OSError, ValueError, EOFError):
         return None
-    return rows if rows.ndim == 2 and len(rows) == count and rows.dtype == np.float32 else None
+    return rows if rows.ndim == 2 and len(rows) == len(piece) and rows.dtype == np.float32 else None
+
+
+def _place(scans: np.ndarray) -> Path | np.ndarray:
+    """Return the file of a memory map, which other processes can map for themselves; other arrays are sent to them."""
+    if isinstance(scans, np.memmap) and isinstance(scans.base, mmap.mmap) and isinstance(scans.filename, str | Path):
+        return Path(scans.filename)
+    return scans
 
 
 def _open(folder: Path, name: str, key: str) -> np.ndarray | None:

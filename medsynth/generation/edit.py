@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -83,29 +84,31 @@ def edit_set(
     (0, sigma_max), or a folder with another set, also one from other donors; `DataError` for a cohort without such donors or
     with synthetic scans, and for donors that the run's grid cannot take.
     """
-    (target_class,) = plan.counts
     edit_sigmas(plan.solver, strength)
-    donors = find_donors(plan.run, cohort, donor_class, reading=reading, cache_dir=cache_dir, progress=plan.progress)
+    find = partial(find_donors, cohort=cohort, label=donor_class, reading=reading, cache_dir=cache_dir)
+    return write_set(plan, partial(_method, find_donors=find, strength=strength))
+
+
+def _method(plan: SetPlan, *, find_donors: Callable[..., Donors], strength: float) -> Method:
+    donors = find_donors(plan.run, progress=plan.progress)
+    (target_class,) = plan.counts
     chosen = donors.choose(plan.seed, plan.counts[target_class])
-    return write_set(
-        plan,
-        Method(
-            name="edit",
-            notice=_NOTICE,
-            make=partial(_edit_chunk, plan, donors, chosen, strength),
-            seed_of=partial(edit_seed, plan.seed, donor_class),
-            columns_of=lambda _, number: {
-                "donor": str(donors.rows[chosen[number]]),
-                "contains_real_pixels": "0",
-            },
-            facts={
-                "donor_class": donor_class,
-                "target_class": target_class,
-                "strength": float(strength),
-                "donors": {"scans": len(donors.rows), "patients": donors.patients, "sha256": donors.sha256},
-                "contains_real_pixels": False,
-            },
-        ),
+    return Method(
+        name="edit",
+        notice=_NOTICE,
+        make=partial(_edit_chunk, plan, donors, chosen, strength),
+        seed_of=partial(edit_seed, plan.seed, donors.label),
+        columns_of=lambda _, number: {
+            "donor": str(donors.rows[chosen[number]]),
+            "contains_real_pixels": "0",
+        },
+        facts={
+            "donor_class": donors.label,
+            "target_class": target_class,
+            "strength": float(strength),
+            "donors": {"scans": len(donors.rows), "patients": donors.patients, "sha256": donors.sha256},
+            "contains_real_pixels": False,
+        },
     )
 
 

@@ -4,39 +4,37 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from medsynth.cohorts import Cohort, Row, write_cohort
+from medsynth.cohorts import Cohort, Row, read_cohort, write_cohort
 from medsynth.config import GuidanceOptions, SolverOptions, changed_options
 from medsynth.diffusion import karras_sigmas
 from medsynth.errors import ConfigError, DataError
 from medsynth.files import check_space, label_folder, remove_partial, write_json
+from medsynth.generation.forms import choose_form, scan_bytes
 from medsynth.generation.generate import Chunk, SyntheticScan, check_guidance_of, choose_device, plan_chunks
 from medsynth.networks import Denoiser
+from medsynth.processes import Ranks, check_world, run_ranks
 from medsynth.runs import Run
-from medsynth.scans import write_scan
+from medsynth.scans import write_dicom, write_scan
 from medsynth.seeds import derive_seed
 from medsynth.versions import installed_versions
 
 FORMAT = "medsynth-set/1"
 PROVENANCE_FILE, COHORT_FILE = "provenance.json", "cohort.csv"
-SUFFIXES = {"nifti": ".nii.gz", "png": ".png", "npz": ".npz"}
-_HEAD = 4096  # bytes of a scan file beside its voxels: header, provenance, and the rest of a block on the disk
 
 
 @dataclass(frozen=True, kw_only=True)
 class SetPlan:
     """What a set needs by any method: run and folder, scans wanted of each class, how they are computed and written.
 
-    `plan_set` makes one whose options have been checked.
+    `plan_set` makes one whose options have been checked. Scans are made in `devices` processes on each of `num_nodes` nodes.
     """
 
     run: Run
@@ -44,11 +42,14 @@ class SetPlan:
     counts: Mapping[str, int]
     seed: int
     suffix: str
+    modality: str | None
     batch_size: int
     solver: SolverOptions
     guidance: GuidanceOptions
     device: torch.device
     progress: bool
+    devices: int = 1
+    num_nodes: int = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,48 +75,90 @@ def plan_set(
     *,
     seed: int,
     file_format: str,
+    modality: str = "auto",
     batch_size: int,
     solver: SolverOptions,
     guidance: GuidanceOptions,
     device: str,
     progress: bool = True,
+    devices: int = 1,
+    num_nodes: int = 1,
 ) -> SetPlan:
     """Return the plan of a set; `ConfigError` for whatever these options can get wrong, before the first file."""
+    check_world(devices=devices, num_nodes=num_nodes)
     karras_sigmas(solver)
     check_guidance_of(run, guidance)
     plan_chunks(counts, batch_size)
+    suffix, modality_written = choose_form(run.spec, file_format, modality)
     return SetPlan(
         run=run,
         out=out,
         counts=dict(counts),
         seed=seed,
-        suffix=run.spec.suffix if file_format == "auto" else SUFFIXES[file_format],
+        suffix=suffix,
+        modality=modality_written,
         batch_size=batch_size,
         solver=solver,
         guidance=guidance,
         device=choose_device(device),
         progress=progress,
+        devices=devices,
+        num_nodes=num_nodes,
     )
 
 
-def write_set(plan: SetPlan, method: Method) -> Cohort:
+def write_set(plan: SetPlan, make_method: Callable[[SetPlan], Method]) -> Cohort:
     """Write the synthetic set and return its cohort; what an interrupted call left is kept, the rest is made.
 
-    Every scan file is whole or absent, `cohort.csv` is written last. Raises `ConfigError` if the folder holds a set of another
-    run or with other settings (it names them), or if the disk has no room for what is missing.
+    `make_method` returns how the scans of a plan are made; each process calls it for itself, the first one before the others, so
+    it must be picklable, but what it returns need not be. A chunk goes to one process, and comes out the same from any. Every
+    scan file is whole or absent, `provenance.json` is written first, `cohort.csv` last. Raises `ConfigError` if the folder holds
+    a set of another run or with other settings (it names them), if the disk has no room for what is missing, or if a process
+    dies.
     """
+    run_ranks(_write_share, plan, make_method, devices=plan.devices, num_nodes=plan.num_nodes)
+    return replace(read_cohort(plan.out / COHORT_FILE), folder=plan.out)
+
+
+def _write_share(ranks: Ranks, plan: SetPlan, make_method: Callable[[SetPlan], Method]) -> None:
+    """Write the chunks of this process; the first one also writes what belongs to all."""
+    plan = replace(plan, progress=plan.progress and ranks.first)
+    missing: Sequence[Chunk] = ()
+    denoiser = None
+    with ranks.together():
+        if ranks.first:
+            method = make_method(plan)
+            missing, denoiser = _begin(plan, method, ranks)
+    missing = ranks.tell(missing)
+    with ranks.together():
+        if not ranks.first:
+            method = make_method(plan)
+            denoiser = plan.run.load_denoiser(ranks.place(plan.device)) if missing else None
+        if denoiser is not None:
+            _make(plan, method, denoiser, missing, ranks)
+    with ranks.together():
+        if ranks.first:
+            rows = [
+                _row(plan, method, label, number) for label, count in plan.counts.items() for number in range(count)
+            ]
+            write_cohort(Cohort(folder=plan.out, rows=tuple(rows), roots={}), plan.out / COHORT_FILE)
+
+
+def _begin(plan: SetPlan, method: Method, ranks: Ranks) -> tuple[list[Chunk], Denoiser | None]:
+    """Refuse what cannot be done, note how the set is made, and return the chunks that are missing with what makes them."""
     settings = _settings(plan, method)
     sessions = _refuse_other_set(plan.out, settings)
     missing = [
         chunk
         for chunk in plan_chunks(plan.counts, plan.batch_size)
-        if not all(_file(plan, chunk.label, number).is_file() for number in chunk.numbers)
+        if not all(_file(plan, chunk.label, number).exists() for number in chunk.numbers)
     ]
-    still = sum(len(chunk.numbers) for chunk in missing)
-    check_space(plan.out, still * scan_bytes(plan), purpose=f"{still} scans", option="--out")
-    denoiser = plan.run.load_denoiser(plan.device) if missing else None
+    still = _count(missing)
+    check_space(plan.out, still * scan_bytes(plan.run.spec, plan.modality), purpose=f"{still} scans", option="--out")
+    denoiser = plan.run.load_denoiser(ranks.place(plan.device)) if missing else None
     remove_partial(plan.out)
     if missing:
+        # Not how many processes there are: the scans are the same.
         session = {
             "device": str(plan.device),
             "threads": torch.get_num_threads(),
@@ -123,24 +166,33 @@ def write_set(plan: SetPlan, method: Method) -> Cohort:
         }
         sessions = sessions if session in sessions else [*sessions, session]
         write_json(plan.out / PROVENANCE_FILE, settings | {"sessions": sessions})
+    return missing, denoiser
+
+
+def _make(plan: SetPlan, method: Method, denoiser: Denoiser, missing: Sequence[Chunk], ranks: Ranks) -> None:
+    """Write the scans of every `world`th missing chunk."""
     total = sum(plan.counts.values())
-    with tqdm(total=total, initial=total - still, unit="scan", desc=method.name, disable=not plan.progress) as bar:
-        for chunk in missing:
-            assert denoiser is not None
+    done = total - _count(missing)
+    with tqdm(total=total, initial=done, unit="scan", desc=method.name, disable=not plan.progress) as bar:
+        for turn, chunk in enumerate(ranks.share(missing)):
             for made in method.make(denoiser, chunk):
-                write_scan(made.scan, _file(plan, made.label, made.number))
+                _write(plan, made)
                 bar.update()
-    rows = [_row(plan, method, label, number) for label, count in plan.counts.items() for number in range(count)]
-    cohort = Cohort(folder=plan.out, rows=tuple(rows), roots={})
-    write_cohort(cohort, plan.out / COHORT_FILE)
-    return cohort
+            # The others keep about the same pace.
+            first = turn * ranks.world
+            bar.update(_count(missing[first : first + ranks.world]) - len(chunk.numbers))
 
 
-def scan_bytes(plan: SetPlan) -> int:
-    """Return about how many bytes a scan of the set takes on the disk, as if it were not compressed."""
-    dtype = np.dtype(plan.run.spec.dtype)
-    stored = dtype.itemsize if dtype.kind in "iu" else 4
-    return math.prod(plan.run.spec.shape) * stored + _HEAD
+def _count(chunks: Iterable[Chunk]) -> int:
+    return sum(len(chunk.numbers) for chunk in chunks)
+
+
+def _write(plan: SetPlan, made: SyntheticScan) -> None:
+    file = _file(plan, made.label, made.number)
+    if plan.modality is None:
+        write_scan(made.scan, file)
+    elif not file.exists():  # of a chunk that was interrupted: a series never replaces another
+        write_dicom(made.scan, file, modality=plan.modality, patient_id=_patient_id(plan, made.seed))
 
 
 def _settings(plan: SetPlan, method: Method) -> dict[str, Any]:
@@ -156,6 +208,7 @@ def _settings(plan: SetPlan, method: Method) -> dict[str, Any]:
         "seed": plan.seed,
         "counts": dict(plan.counts),
         "suffix": plan.suffix,
+        **({} if plan.modality is None else {"modality": plan.modality}),
         "batch_size": plan.batch_size,
         "solver": dataclasses.asdict(plan.solver),
         "guidance": dataclasses.asdict(plan.guidance),
@@ -169,17 +222,21 @@ def _file(plan: SetPlan, label: str, number: int) -> Path:
     return plan.out / label_folder(label) / f"{number:06d}{plan.suffix}"
 
 
+def _patient_id(plan: SetPlan, seed: int) -> str:
+    return f"SYNTH-{derive_seed(seed, plan.run.fingerprint):016x}"
+
+
 def _row(plan: SetPlan, method: Method, label: str, number: int) -> Row:
-    seed, fingerprint = method.seed_of(label, number), plan.run.fingerprint
+    seed = method.seed_of(label, number)
     return Row(
         path=_file(plan, label, number).relative_to(plan.out).as_posix(),
         label=label,
-        patient_id=f"SYNTH-{derive_seed(seed, fingerprint):016x}",
+        patient_id=_patient_id(plan, seed),
         split="train",
         attributes={
             "synthetic": "1",
             "seed": str(seed),
-            "run": fingerprint[:16],
+            "run": plan.run.fingerprint[:16],
             "method": method.name,
             **method.columns_of(label, number),
         },

@@ -1,5 +1,7 @@
 """The networks: denoiser, stems, condition embedding, and sampling from a denoiser in memory."""
 
+from medsynth.networks.autoencoder import LatentCodec, build_autoencoder
+from medsynth.networks.checkpointing import checkpoint_activations
 from medsynth.networks.condition import Condition, ConditionEmbedding
 from medsynth.networks.denoiser import Denoiser, build_denoiser, build_stem, check_network
 from medsynth.networks.haar import HaarTransform, PixelStem
@@ -10,10 +12,13 @@ __all__ = [
     "ConditionEmbedding",
     "Denoiser",
     "HaarTransform",
+    "LatentCodec",
     "PixelStem",
+    "build_autoencoder",
     "build_denoiser",
     "build_stem",
     "check_network",
+    "checkpoint_activations",
     "draw_noise",
     "sample_scans",
 ]

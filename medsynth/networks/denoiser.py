@@ -9,9 +9,10 @@ from monai.networks.nets import DiffusionModelUNet
 from monai.networks.nets.diffusion_model_unet import DiffusionUNetResnetBlock
 from torch import Tensor, nn
 
-from medsynth.config import NetworkOptions
+from medsynth.config import AutoencoderOptions, NetworkOptions
 from medsynth.diffusion import match_rank, noise_embedding_position, precondition
 from medsynth.errors import ConfigError
+from medsynth.networks.autoencoder import LatentCodec, build_autoencoder, latent_factor
 from medsynth.networks.condition import Condition, ConditionEmbedding
 from medsynth.networks.haar import HaarTransform, PixelStem, Stem
 
@@ -22,14 +23,20 @@ class Denoiser(nn.Module):
     `noisy` is `(N, C, *spatial)` = scan + sigma * standard normal noise, `sigma` is `(N,)`; scans lie in [-1, 1]. The
     preconditioning acts in the domain of the stem, with one sigma_data for each of its bands (equal ones give the scalar
     case, since the stem is orthonormal).
+
+    With a `codec` diffusion acts on its latents: `noisy` and `denoised` are latents, as `encode` gives them, and what a solver
+    reaches from noise of `noise_shape` becomes scans by `decode`. Without one these three leave everything as it is.
     """
 
     sigma_data: Tensor
 
-    def __init__(self, unet: DiffusionModelUNet, stem: Stem, sigma_data: Tensor) -> None:
+    def __init__(
+        self, unet: DiffusionModelUNet, stem: Stem, sigma_data: Tensor, codec: LatentCodec | None = None
+    ) -> None:
         super().__init__()
         self.unet = unet
         self.stem = stem
+        self.codec = codec
         self.register_buffer("sigma_data", sigma_data.float())
 
     @property
@@ -41,6 +48,18 @@ class Denoiser(nn.Module):
     def rank(self) -> int:
         """Number of spatial axes of its scans."""
         return self.unet.conv_in.conv.weight.ndim - 2
+
+    def noise_shape(self, scan: Sequence[int]) -> tuple[int, ...]:
+        """Return the shape of the noise from which a scan of shape `(channel, *spatial)` comes."""
+        return tuple(scan) if self.codec is None else self.codec.shape(scan)
+
+    def encode(self, scans: Tensor) -> Tensor:
+        """Return what diffusion acts on: the scans themselves, or their latents."""
+        return scans if self.codec is None else self.codec.encode(scans)
+
+    def decode(self, denoised: Tensor) -> Tensor:
+        """Return the scans `(N, C, *spatial)` that `encode` took there; neither direction keeps a gradient of latents."""
+        return denoised if self.codec is None else self.codec.decode(denoised)
 
     def forward(self, noisy: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
         """Return the denoised scans, in the dtype of `noisy`."""
@@ -55,11 +74,13 @@ class Denoiser(nn.Module):
 
 
 def build_stem(options: NetworkOptions) -> Stem:
-    """Return the stem that the options name."""
+    """Return the stem that the options name; latents go to the UNet as they are."""
     return HaarTransform(options.levels) if options.stem == "haar" else PixelStem()
 
 
-def check_network(options: NetworkOptions, size: Sequence[int]) -> None:
+def check_network(
+    options: NetworkOptions, size: Sequence[int], *, autoencoder: AutoencoderOptions | None = None
+) -> None:
     """Raise `ConfigError` where `size` does not divide by what stem and UNet halve, or options contradict each other."""
     if len(options.attention) != len(options.channels):
         raise ConfigError(
@@ -77,7 +98,14 @@ def check_network(options: NetworkOptions, size: Sequence[int]) -> None:
             f"network.norm_groups: need groups of several channels in each of network.channels={list(options.channels)}, got "
             f"{groups} groups; try {max(1, min(options.channels) // 8)}"
         )
+    if (options.stem == "latent") != (autoencoder is not None):
+        raise ConfigError(
+            f"autoencoder.run: need a trained autoencoder for network.stem latent and none for others, got stem {options.stem}; "
+            "try medsynth train --stage autoencoder first"
+        )
     divisor = build_stem(options).factor() * 2 ** (len(options.channels) - 1)
+    if autoencoder is not None:
+        divisor *= latent_factor(autoencoder)
     if any(length % divisor for length in size):
         better = [max(divisor, round(length / divisor) * divisor) for length in size]
         raise ConfigError(f"grid.size: need multiples of {divisor} for this network, got {list(size)}; try {better}")
@@ -93,13 +121,18 @@ def build_denoiser(
     sigma_data: Tensor | float,
     parents: Sequence[int] = (),
     gate_sigma: float = 0.0,
+    autoencoder: AutoencoderOptions | None = None,
 ) -> Denoiser:
     """Return an untrained denoiser for scans of `channels` channels and spatial shape `size` (2D or 3D).
 
-    `sigma_data` is one value or one for each band of the stem; `parents` and `gate_sigma` are those of `ConditionEmbedding`.
-    Raises `ConfigError` as `check_network` does.
+    `sigma_data` is one value or one for each band of the stem; `parents` and `gate_sigma` are those of `ConditionEmbedding`;
+    `autoencoder` describes the one behind the stem `latent`. Raises `ConfigError` as `check_network` does.
     """
-    check_network(options, size)
+    check_network(options, size, autoencoder=autoencoder)
+    codec = None
+    if autoencoder is not None:
+        codec = LatentCodec(build_autoencoder(autoencoder, channels=channels, size=size), autoencoder)
+        channels = autoencoder.latent_channels
     stem = build_stem(options)
     rank = len(size)
     bands = stem.band_count(channels, rank)
@@ -130,4 +163,4 @@ def build_denoiser(
         if isinstance(module, DiffusionUNetResnetBlock):
             module.conv2 = nn.Sequential(nn.Dropout(options.dropout), module.conv2)
     values = torch.as_tensor(sigma_data, dtype=torch.float32)
-    return Denoiser(unet, stem, values.expand(bands).clone())
+    return Denoiser(unet, stem, values.expand(bands).clone(), codec)

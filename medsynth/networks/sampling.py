@@ -34,7 +34,8 @@ def sample_scans(
     `shape` is `(channel, *spatial)`. Guidance steers away from the classes `rivals` `(N,)`, by default from no class. The
     denoiser should be in evaluation mode.
     """
-    return _solve(denoiser, labels, draw_noise(seeds, shape), karras_sigmas(solver), solver, guidance, rivals)
+    noise = draw_noise(seeds, denoiser.noise_shape(shape))
+    return _solve(denoiser, labels, noise, karras_sigmas(solver), solver, guidance, rivals)
 
 
 @torch.inference_mode()
@@ -57,7 +58,8 @@ def edit_scans(
     """
     sigmas = edit_sigmas(solver, strength)
     # A solver multiplies by the first level: donor + strength * noise is where it begins.
-    start = donors.cpu() / strength + draw_noise(seeds, donors.shape[1:])
+    clean = denoiser.encode(donors.to(denoiser.sigma_data.device)).cpu()
+    start = clean / strength + draw_noise(seeds, clean.shape[1:])
     return _solve(denoiser, labels, start, sigmas, solver, guidance, rivals)
 
 
@@ -76,4 +78,4 @@ def _solve(
     embedding = denoiser.embedding
     other = embedding.withhold_label(condition) if rivals is None else embedding.make(rivals.to(device))
     denoise = guide(denoiser, condition, other, guidance)
-    return SOLVERS[solver.name](denoise, noise.to(device), sigmas).clamp(-1, 1)
+    return denoiser.decode(SOLVERS[solver.name](denoise, noise.to(device), sigmas)).clamp(-1, 1)

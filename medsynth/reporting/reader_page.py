@@ -16,7 +16,7 @@ from PIL import Image
 from medsynth.evaluation.reader import KEY_FILE, ReaderStudy
 from medsynth.files import write_json, write_text
 from medsynth.reporting.templates import open_templates
-from medsynth.scans.picture import to_grey
+from medsynth.scans.picture import middle_planes, to_grey
 
 PAGE_FILE = "reader_study.html"
 _TEMPLATE, _SCRIPT = "reader.html.j2", "reader.js"
@@ -75,9 +75,7 @@ def case_picture(scan: np.ndarray) -> bytes:
     array = np.asarray(scan, dtype=np.float32)
     planes = [array]
     if array.ndim == 4:
-        # Axes run to the head, the back and the left.
-        head, back, left = (length // 2 for length in array.shape[1:])
-        planes = [array[:, head], array[:, ::-1, back], array[:, ::-1, :, left]]
+        planes = list(middle_planes(array))
     pictures = [to_grey(plane) for plane in planes]
     height = max(len(picture) for picture in pictures)
     parts = []

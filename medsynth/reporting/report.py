@@ -22,18 +22,23 @@ from medsynth.reporting.charts import distance_figure, downstream_figures
 from medsynth.reporting.figures import Figure
 from medsynth.reporting.sheets import contact_sheet
 from medsynth.reporting.templates import open_templates
+from medsynth.reporting.volumes import view_volumes
 
 _TEMPLATE = "report.html.j2"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Picture:
-    """A picture for the report: `png` holds the file, `alt` says what it shows to who cannot see it."""
+    """A picture for the report: `png` holds the file, `alt` says what it shows to who cannot see it.
+
+    `planes` is whether it shows volumes, by three planes each, and needs room.
+    """
 
     title: str
     png: bytes
     alt: str
     caption: str = ""
+    planes: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,8 +108,8 @@ def write_report(
 
     `report` is what `build_report` returned; `sheets` become one contact sheet a class, `pairs` stand in the section on privacy,
     `figures` make one on the training. Without `real_pictures` no real scan is shown.
-    The page is one file without scripts or requests. Both files hold pictures or figures of real scans: they name no patient,
-    but belong in the house. `ConfigError` if they cannot be written.
+    The page is one file without requests, and without scripts unless it shows volumes in 3D. Both files hold pictures or figures
+    of real scans: they name no patient, but belong in the house. `ConfigError` if they cannot be written.
     """
     files = ReportFiles(json=Path(out) / "report.json", html=Path(out) / "report.html", report=report)
     page = render_page(report, sheets=sheets, pairs=pairs, figures=figures, real_pictures=real_pictures, title=title)
@@ -136,6 +141,7 @@ def render_page(
             pairs=[_side_by_side(pair) for pair in pairs] if real_pictures else [],
             real_pictures=real_pictures,
             figures=figures,
+            view=view_volumes(sheets, real_pictures=real_pictures),
             settings=_flattened(report["settings"]),
         )
     )
@@ -176,11 +182,13 @@ def _figures_line(comparison: Mapping[str, Any] | None, extractor: str) -> list[
 def _shown(sheet: Sheet, real_pictures: bool) -> Picture:
     if not real_pictures:
         halves = np.array_split(np.asarray(sheet.synthetic), 2)
-        png = contact_sheet([("synthetic", half) for half in halves if len(half)])
+        png = contact_sheet([("synthetic", half) for half in halves if len(half)], spacing=sheet.spacing)
         return Picture(
             title=sheet.label, png=png, alt=f"Contact sheet of {len(sheet.synthetic)} synthetic scans of {sheet.label}."
         )
-    png = contact_sheet([("real", sheet.real), ("nearest real", sheet.nearest), ("synthetic", sheet.synthetic)])
+    png = contact_sheet(
+        [("real", sheet.real), ("nearest real", sheet.nearest), ("synthetic", sheet.synthetic)], spacing=sheet.spacing
+    )
     alt = (
         f"Contact sheet of {sheet.label}, {len(sheet.synthetic)} rows, three columns: random real scans; the real training "
         "scan nearest to the synthetic one; synthetic scans."
@@ -193,7 +201,8 @@ def _side_by_side(pair: Pair) -> Picture:
     found = f"flagged: {copy.reason}" if copy.reason else "not flagged"
     return Picture(
         title=copy.label,
-        png=contact_sheet([("synthetic", pair.synthetic[None]), ("real", pair.real[None])]),
+        png=contact_sheet([("synthetic", pair.synthetic[None]), ("real", pair.real[None])], spacing=pair.spacing),
+        planes=pair.real.ndim == 4,
         alt=f"Synthetic scan of {copy.label} on the left, the nearest real training scan on the right; {found}.",
         caption=f"{copy.label}, synthetic row {copy.synthetic_row}, real row {copy.donor_row}: distance {copy.pixels:.2f}, "
         f"next patient {copy.second:.2f}; {found}",

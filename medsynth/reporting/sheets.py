@@ -15,30 +15,33 @@ _GAP = 4
 _PAPER, _INK = 255, 40
 
 
-def contact_sheet(columns: Sequence[tuple[str, np.ndarray]]) -> bytes:
+def contact_sheet(columns: Sequence[tuple[str, np.ndarray]], *, spacing: Sequence[float] | None = None) -> bytes:
     """Return a grey PNG with one column of scans under each heading.
 
     `columns` holds (heading, scans `(rows, C, *spatial)` in [-1, 1]); a column may be shorter than others, or empty. Small
-    scans are enlarged by a whole factor with bicubic interpolation; volumes show their central axial plane.
+    scans are enlarged by a whole factor with bicubic interpolation; volumes show the three planes through their middle, in
+    proportion where `spacing`, the voxel size along each spatial axis, is known.
     """
-    shapes = {to_grey(scan).shape for _, scans in columns for scan in scans}
+    pictures = [(heading, [to_grey(scan, spacing=spacing) for scan in scans]) for heading, scans in columns]
+    shapes = {picture.shape for _, some in pictures for picture in some}
     if len(shapes) != 1:
         raise ValueError(f"need scans of one shape on a contact sheet, got {sorted(shapes)}")
     height, width = shapes.pop()
     scale = max(1, -(-_LEGIBLE // max(height, width)))
     height, width = height * scale, width * scale
-    rows = max(len(scans) for _, scans in columns)
+    rows = max(len(some) for _, some in pictures)
     across = len(columns) * (width + _GAP) - _GAP
     # Pages show the sheet at any width, so the headings keep a fixed proportion to it.
-    text = max(12, across // 22)
+    volumes = any(np.ndim(scans) == 5 for _, scans in columns)  # whose sheets are wide and stand alone in a row
+    text = max(12, across // (40 if volumes else 22))
     top = 2 * text
     sheet = Image.new("L", (across, top + rows * (height + _GAP) - _GAP), color=_PAPER)
     drawing, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=text)
-    for index, (heading, scans) in enumerate(columns):
+    for index, (heading, some) in enumerate(pictures):
         left = index * (width + _GAP)
         drawing.text((left + width / 2, top / 2), heading, fill=_INK, font=font, anchor="mm")
-        for row, scan in enumerate(scans):
-            picture = Image.fromarray(to_grey(scan)).resize((width, height), Image.Resampling.BICUBIC)
+        for row, levels in enumerate(some):
+            picture = Image.fromarray(levels).resize((width, height), Image.Resampling.BICUBIC)
             sheet.paste(picture, (left, top + row * (height + _GAP)))
     buffer = io.BytesIO()
     sheet.save(buffer, format="PNG", optimize=True)

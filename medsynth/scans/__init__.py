@@ -1,6 +1,15 @@
 """Scans in memory and on disk: PNG, NPZ, NIfTI and DICOM, with exact values, bounded memory and one intensity conversion."""
 
-from medsynth.scans.dicom import DicomScan, is_dicom, list_dicom, may_be_dicom
+from medsynth.scans.dicom import (
+    DICOM_MODALITIES,
+    DicomScan,
+    check_dicom,
+    is_dicom,
+    list_dicom,
+    may_be_dicom,
+    write_dicom,
+    write_segmentation,
+)
 from medsynth.scans.formats import (
     SUFFIXES,
     list_files,
@@ -15,12 +24,14 @@ from medsynth.scans.intensity import Intensity, measure_intensity
 from medsynth.scans.scan import PICTURE_AFFINE, Scan, ScanHeader
 
 __all__ = [
+    "DICOM_MODALITIES",
     "PICTURE_AFFINE",
     "SUFFIXES",
     "DicomScan",
     "Intensity",
     "Scan",
     "ScanHeader",
+    "check_dicom",
     "is_dicom",
     "list_dicom",
     "list_files",
@@ -31,5 +42,7 @@ __all__ = [
     "read_scan",
     "scan_suffix",
     "split_item",
+    "write_dicom",
     "write_scan",
+    "write_segmentation",
 ]

@@ -103,7 +103,9 @@ def write_scan(scan: Scan, path: Path | str) -> None:
     file, item = split_item(path)
     name, suffix = one_line(path), scan_suffix(path)
     if suffix is None or item is not None or _URL.match(str(path)):
-        raise ConfigError(f"{name}: need a local file ending in {', '.join(SUFFIXES)}, got another path")
+        raise ConfigError(
+            f"{name}: need a local file ending in {', '.join(SUFFIXES)}, got another path; for DICOM try write_dicom"
+        )
     array = np.asarray(scan.array)
     if array.ndim not in (3, 4) or array.size == 0 or array.dtype.kind not in "buif" or array.dtype.itemsize > 8:
         raise DataError(

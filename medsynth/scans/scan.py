@@ -44,9 +44,11 @@ class ScanHeader:
     """What is known of a scan before its pixels are read.
 
     `shape` is `(channel, *spatial)` and `dtype` the NumPy name, both as `read_scan` will return them; `spacing` is the
-    voxel size along each spatial axis in millimetres.
+    voxel size along each spatial axis in millimetres. `modality` is that of a DICOM file (CT, MR, CR, ...), None where the file
+    does not say one that the standard knows.
     """
 
     shape: tuple[int, ...]
     dtype: str
     spacing: tuple[float, ...]
+    modality: str | None = None

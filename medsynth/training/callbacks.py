@@ -124,7 +124,8 @@ class Previews(Callback):
         shown = [
             (self._prepared.classes[number], samples[number][: self._options.preview_scans]) for number in self._classes
         ]
-        write_picture(self._folder / f"step_{step:07d}.png", captioned_rows(shown))
+        spacing = np.linalg.norm(self._prepared.affine[:3, : self._prepared.scans.ndim - 2], axis=0)
+        write_picture(self._folder / f"step_{step:07d}.png", captioned_rows(shown, spacing=spacing.tolist()))
         for logger in trainer.loggers:
             logger.log_metrics(self._memorisation(samples[self._rarest][: self._options.memorisation_scans]), step - 1)
 
@@ -166,7 +167,7 @@ class Previews(Callback):
 class RunKeeper(Callback):
     """Calls `save(module, step)` whenever a checkpoint is due and at the end, so the run folder is usable while training."""
 
-    def __init__(self, save: Callable[[DiffusionModule, int], None], every: int) -> None:
+    def __init__(self, save: Callable[[Any, int], None], every: int) -> None:
         self._save, self._every = save, every
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -186,7 +187,6 @@ class RunKeeper(Callback):
 
     def write(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Save now, on the first rank."""
-        assert isinstance(pl_module, DiffusionModule)
         if trainer.is_global_zero:
             self._save(pl_module, trainer.global_step)
 

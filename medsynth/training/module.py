@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
-import lightning.pytorch as pl
 import torch
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
@@ -16,19 +14,23 @@ from medsynth.diffusion import draw_sigma, loss_weight, match_rank
 from medsynth.networks import Condition, Denoiser
 from medsynth.seeds import derive_seed, torch_generator
 from medsynth.training.augmentation import Augmentation
+from medsynth.training.draws import make_optimiser, place_noise
+from medsynth.training.parts import PartwiseModule, part_slices
 
 # Noise levels at which the validation loss is followed: from fine texture to layout.
 VALIDATION_SIGMAS = (0.1, 0.3, 1.0, 3.0, 10.0)
 
 
-class DiffusionModule(pl.LightningModule):
+class DiffusionModule(PartwiseModule):
     """Trains a denoiser; batches are `{"scan": (N, C, *spatial) in [-1, 1], "label": (N,)}`.
 
     Batches of medsynth's own loader also carry `position`, the place of each scan in the global batch; without it, ranks
     take turns. Every random draw is a function of (seed, step, position), so it is the same after a resume and for any
     number of processes; only dropout masks differ between ranks. The loss is weighted by the scalar sigma_data of all
-    pixels, also where the stem's bands have their own: a band counts with the energy that it has in the scans. `ema`
-    holds the averaged weights, `averaged` the denoiser to use. The module clips gradients itself.
+    pixels, also where the stem's bands have their own: a band counts with the energy that it has in the scans. Augmentation
+    acts on scans, noise and loss on what the denoiser makes of them (`Denoiser.encode`). `ema` holds the averaged weights,
+    `averaged` the denoiser to use. The module clips gradients itself, and works a batch off in `accumulate` parts, which
+    changes nothing but rounding and dropout masks.
     """
 
     denoiser: Denoiser
@@ -45,6 +47,7 @@ class DiffusionModule(pl.LightningModule):
         optimiser: OptimiserOptions = OptimiserOptions(),
         augment: AugmentOptions = AugmentOptions(),
         label_dropout: float = 0.1,
+        accumulate: int = 1,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -54,7 +57,7 @@ class DiffusionModule(pl.LightningModule):
         self.classes = tuple(classes)
         self.augmentation = Augmentation(augment, denoiser.rank)
         self._noise, self._optimiser, self._label_dropout = noise, optimiser, label_dropout
-        self._total_steps, self._seed = total_steps, seed
+        self._total_steps, self._accumulate, self._seed = total_steps, accumulate, seed
         # The stem is orthonormal, so the mean of the bands' variances is the variance of the pixels.
         self._sigma_data = float(denoiser.sigma_data.square().mean().sqrt())
         shape = (len(self.classes), len(VALIDATION_SIGMAS))
@@ -83,17 +86,23 @@ class DiffusionModule(pl.LightningModule):
         sigma = draw_sigma(total, mean=self._noise.mean, std=self._noise.std, generator=generator)[positions]
         withheld = (torch.rand(total, generator=generator, device=scans.device) < self._label_dropout)[positions]
         parameters = self.augmentation.draw(total, generator)[positions]
-        noise = self._draw_noise(scans, positions, *keys)
-
-        clean = self.augmentation.apply(scans, parameters)
         condition = self.denoiser.embedding.withhold_label(Condition(labels, parameters), withheld)
-        loss = self._losses(self.denoiser, clean, noise, sigma, condition).mean()
-        self.log("train_loss", loss.detach(), prog_bar=True, batch_size=len(scans))
-        return loss
+
+        mean = torch.zeros((), device=scans.device)
+        for part in part_slices(len(scans), self._accumulate):
+            clean = self.denoiser.encode(self.augmentation.apply(scans[part], parameters[part]))
+            noise = self._draw_noise(clean, positions[part], *keys)
+            told = Condition(condition.label[part], condition.augmentation[part])
+            loss = self._losses(self.denoiser, clean, noise, sigma[part], told).sum() / len(scans)
+            mean += loss.detach()
+            if part.stop < len(scans):
+                self.add_gradient(loss)
+        self.log("train_loss", mean, prog_bar=True, batch_size=len(scans))
+        return loss  # of the last part, for the trainer's own backward pass
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         """Add up the loss of the averaged denoiser for each class and noise level, with fixed noise for each scan."""
-        scans, labels = batch["scan"], batch["label"]
+        scans, labels = self.averaged.encode(batch["scan"]), batch["label"]
         condition = self.averaged.embedding.make(labels)
         numbers = batch.get("index")
         if numbers is None:
@@ -107,7 +116,7 @@ class DiffusionModule(pl.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Log the validation loss: mean over classes and noise levels, and each of them."""
-        total, count = self._over_ranks(self._validation_sum), self._over_ranks(self._validation_count)
+        total, count = self.over_ranks(self._validation_sum), self.over_ranks(self._validation_count)
         self._validation_sum.zero_()
         self._validation_count.zero_()
         seen = count[:, 0] > 0
@@ -132,44 +141,21 @@ class DiffusionModule(pl.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """Return AdamW and the learning-rate schedule."""
-        options = self._optimiser
-        optimiser = torch.optim.AdamW(
-            [parameter for parameter in self.denoiser.parameters() if parameter.requires_grad],
-            lr=options.learning_rate,
-            betas=options.betas,
-            weight_decay=options.weight_decay,
-            fused=True,
-        )
-
-        def factor(step: int) -> float:
-            warm = min(1.0, (step + 1) / max(1, options.warmup_steps))
-            if options.schedule == "constant":
-                return warm
-            return warm * 0.5 * (1 + math.cos(math.pi * min(1.0, step / max(1, self._total_steps))))
-
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, factor)
-        return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        return make_optimiser(self.denoiser.parameters(), self._optimiser, self._total_steps)
 
     def _draw_noise(self, scans: Tensor, places: Tensor, *keys: int | str) -> Tensor:
         """Standard normal noise like `scans`; each scan's depends on the seed, the keys and its place."""
-        generator = torch.Generator(scans.device)
-        noise = torch.empty_like(scans)
-        for row, place in zip(noise, places.tolist(), strict=True):
-            generator.manual_seed(derive_seed(self._seed, "noise", *keys, place))
-            row.normal_(generator=generator)
-        return noise
-
-    def _over_ranks(self, values: Tensor) -> Tensor:
-        """Sum of every rank's values; alone, `all_gather` adds no axis."""
-        gathered = self.all_gather(values)
-        assert isinstance(gathered, Tensor)
-        return gathered.reshape(-1, *values.shape).sum(0)
+        return place_noise(scans, places, self._seed, *keys)
 
     def _losses(self, denoiser: Denoiser, clean: Tensor, noise: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
         """Loss of each scan, `(N,)` float32."""
-        noisy = clean + match_rank(sigma, clean) * noise
-        error = (denoiser(noisy, sigma, condition) - clean).square().flatten(1).mean(1)
-        return loss_weight(sigma, self._sigma_data) * error
+        return loss_weight(sigma, self._sigma_data) * denoising_errors(denoiser, clean, noise, sigma, condition)
+
+
+def denoising_errors(denoiser: Denoiser, clean: Tensor, noise: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
+    """Return the mean squared error of each denoised scan (or latent), `(N,)` float32."""
+    noisy = clean + match_rank(sigma, clean) * noise
+    return (denoiser(noisy, sigma, condition) - clean).square().flatten(1).mean(1)
 
 
 def _warm_average(decay: float) -> Any:

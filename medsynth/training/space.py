@@ -11,7 +11,7 @@ from medsynth.cohorts import Cohort
 from medsynth.cohorts.grid import grid_size
 from medsynth.config import TrainingPlan
 from medsynth.files import check_space
-from medsynth.networks import build_denoiser
+from medsynth.networks import Denoiser, build_denoiser
 from medsynth.runs import WEIGHTS_FILE
 from medsynth.scans import read_header
 from medsynth.training.augmentation import Augmentation
@@ -22,12 +22,16 @@ _LOGS = 16 << 20  # previews, metrics, everything small
 
 
 def check_training_space(cohort: Cohort, out: Path, plan: TrainingPlan, classes: Sequence[str]) -> None:
-    """Raise `ConfigError` where the disk of `out` cannot hold what the training writes there; before any scan is prepared.
+    """Raise `ConfigError` where the disk of `out` cannot hold what the training writes there; before any scan is prepared."""
+    check_run_space(out, training_bytes(cohort, plan, classes))
+
+
+def check_run_space(out: Path, needed: int) -> None:
+    """Raise `ConfigError` where the disk of `out` has no room for a run folder of `needed` bytes, as `run_bytes` gives them.
 
     At the most these are three checkpoints (the last, the one before and the one being written) and the weights twice; what the
     run folder holds of them already is not counted again.
     """
-    needed = training_bytes(cohort, plan, classes)
     there = [*(out / "checkpoints").glob("*.ckpt"), out / WEIGHTS_FILE]
     held = sum(file.stat().st_size for file in there if file.is_file())
     check_space(out, max(0, needed - held), purpose="checkpoints and weights", option="--out")
@@ -38,17 +42,32 @@ def training_bytes(cohort: Cohort, plan: TrainingPlan, classes: Sequence[str]) -
 
     Raises `ConfigError` as `build_denoiser` does, and `DataError` for a first training scan that cannot be read.
     """
+    denoiser, _ = plan_denoiser(cohort, plan, classes)
+    return run_bytes(sum(parameter.numel() for parameter in denoiser.parameters()))
+
+
+def run_bytes(parameters: int) -> int:
+    """Return about how many bytes the run folder of a network with so many parameters grows to."""
+    return parameters * (3 * _CHECKPOINT + 2 * _WEIGHTS) + _LOGS
+
+
+def plan_denoiser(cohort: Cohort, plan: TrainingPlan, classes: Sequence[str]) -> tuple[Denoiser, tuple[int, ...]]:
+    """Return an untrained denoiser as planned and the shape `(C, *spatial)` of its scans; only one scan's header is read.
+
+    Raises as `training_bytes` does.
+    """
     rows = cohort.select(split="train").rows
     shape = read_header(cohort.file_of(rows[0]), reading=plan.reading).shape
     rank = len(shape) - 1
+    size = grid_size(plan.grid, rank)
     with torch.random.fork_rng(devices=[]):
         denoiser = build_denoiser(
             plan.network,
             channels=shape[0],
-            size=grid_size(plan.grid, rank),
+            size=size,
             classes=len(classes),
             augmentation_parameters=Augmentation(plan.augment, rank).parameters,
             sigma_data=1.0,
+            autoencoder=plan.autoencoder if plan.network.stem == "latent" else None,
         )
-    parameters = sum(parameter.numel() for parameter in denoiser.parameters())
-    return parameters * (3 * _CHECKPOINT + 2 * _WEIGHTS) + _LOGS
+    return denoiser, (shape[0], *size)

@@ -45,7 +45,8 @@ def make_spec(
     grid that the network cannot take or a start that does not fit.
     """
     shape = tuple(int(length) for length in prepared.scans.shape[1:])
-    check_network(plan.network, shape[1:])
+    autoencoder = plan.autoencoder if plan.network.stem == "latent" else None
+    check_network(plan.network, shape[1:], autoencoder=autoencoder)
     train = prepared.indices(split="train")
     counts = np.bincount(prepared.labels[train], minlength=len(prepared.classes))
     patients = [
@@ -53,6 +54,7 @@ def make_spec(
         for number in range(len(prepared.classes))
     ]
     first = cohort.file_of(prepared.rows[int(train[0])])
+    header = read_header(first, reading=plan.reading)
     spec = RunSpec(
         classes=prepared.classes,
         class_counts=tuple(counts.tolist()),
@@ -60,19 +62,27 @@ def make_spec(
         shape=shape,
         affine=tuple(tuple(row) for row in prepared.affine.tolist()),
         intensity=prepared.intensity,
-        dtype=read_header(first, reading=plan.reading).dtype,
-        suffix=scan_suffix(first) or ".nii.gz",
+        dtype=header.dtype,
+        suffix=scan_suffix(first) or ".dcm",
+        modality=header.modality,
         network=plan.network,
         augmentation_parameters=Augmentation(plan.augment, len(shape) - 1).parameters,
-        sigma_data=(
-            measure_sigma_data(prepared.scans, train, plan.network) if start is None else start.spec.sigma_data
-        ),
+        sigma_data=_sigma_data(prepared, plan, start),
         parents=parents,
         gate_sigma=plan.rare.gate_sigma,
+        autoencoder=autoencoder,
     )
     if start is not None:
         check_start(start, spec)
     return spec
+
+
+def _sigma_data(prepared: PreparedCohort, plan: TrainingPlan, start: Run | None) -> tuple[float, ...]:
+    if start is not None:
+        return start.spec.sigma_data
+    if plan.network.stem == "latent":  # by the scale of the latents
+        return (1.0,) * plan.autoencoder.latent_channels
+    return measure_sigma_data(prepared.scans, prepared.indices(split="train"), plan.network)
 
 
 def measure_sigma_data(scans: np.ndarray, chosen: np.ndarray, network: NetworkOptions) -> tuple[float, ...]:

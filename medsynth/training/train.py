@@ -2,13 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
-import logging
-import math
-import os
 import sys
-import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,131 +11,114 @@ import lightning.pytorch as pl
 import numpy as np
 import torch
 import yaml
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
-from lightning.pytorch.plugins.environments import LightningEnvironment
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from torch.utils.data import DataLoader
 
-from medsynth.cohorts import Cohort, PreparedCohort, ScanDataset, prepare_cohort
-from medsynth.config import TrainingPlan, changed_options
+from medsynth import processes
+from medsynth.cohorts import Cohort, PreparedCohort, prepare_cohort
+from medsynth.config import TrainingPlan
 from medsynth.errors import ConfigError
 from medsynth.files import remove_partial, write_text
-from medsynth.runs import (
-    METRICS_FILE,
-    PATIENTS_FILE,
-    RUN_FILE,
-    WEIGHTS_FILE,
-    Run,
-    RunSpec,
-    load_run,
-    save_run,
-    write_patients,
+from medsynth.networks import checkpoint_activations
+from medsynth.runs import RUN_FILE, Run, RunSpec, load_run, save_run, write_patients
+from medsynth.training.autoencoder_run import AutoencoderRun, check_scans, open_autoencoder, put_autoencoder
+from medsynth.training.batches import class_shares
+from medsynth.training.callbacks import Previews, StopOnSignal
+from medsynth.training.fitting import (
+    CHECKPOINT,
+    check_folder,
+    clear_partial,
+    fit,
+    make_loaders,
+    make_trainer,
+    plain_options,
 )
-from medsynth.seeds import numpy_generator
-from medsynth.training.batches import StepSampler, class_shares, make_loader
-from medsynth.training.callbacks import Previews, Progress, RunKeeper, StopOnSignal, Throughput
-from medsynth.training.checkpoints import AtomicCheckpointIO, MetricsLog, check_checkpoint
 from medsynth.training.module import DiffusionModule
+from medsynth.training.preflight import Preflight, check_memory, check_precision, preflight_training
 from medsynth.training.space import check_training_space
 from medsynth.training.spec import make_spec, trained_classes
 from medsynth.training.start import freeze, load_start, parse_parents
 
-CHECKPOINT = Path("checkpoints") / "last.ckpt"
-# Files of a run that was killed before its first run.json.
-_OWN = (WEIGHTS_FILE, PATIENTS_FILE, METRICS_FILE, "config.yaml", "previews", "checkpoints", "tensorboard")
-# What may change between two calls of the same training. The number of processes changes which dropout masks are drawn (and a
-# GPU draws other noise than a CPU), so weights are the same to the last bit only where these stay.
-_FREE = ("accelerator", "devices", "num_nodes", "num_workers", "monitor", "reading")
-
 
 def train_run(
-    cohort: Cohort, out: Path, plan: TrainingPlan, *, cache_dir: Path | None = None, progress: bool = True
+    cohort: Cohort,
+    out: Path,
+    plan: TrainingPlan,
+    *,
+    cache_dir: Path | None = None,
+    preflight: bool = True,
+    progress: bool = True,
 ) -> Run:
     """Train a denoiser on the training split of `cohort` and return its run; continue if `out` holds the same training.
 
     Raises `ConfigError` when `out` holds a training with other options (it names them), `DataError` when the cohort
-    cannot be used, and `KeyboardInterrupt` after a signal stopped the training and a checkpoint was written.
+    cannot be used, and `KeyboardInterrupt` after a signal stopped the training and a checkpoint was written. The `preflight`
+    raises `ConfigError`, too, for a step that takes more memory than there is, before any scan is prepared.
     """
     check_world(plan)
     check_plan(plan)
+    plan, autoencoder = open_autoencoder(plan)
     classes = trained_classes(cohort, plan)
     parents = parse_parents(plan.rare, classes)
     # A class without training scans cannot be learnt: leave its val and test scans out.
     cohort = replace(cohort, rows=tuple(row for row in cohort.rows if row.label in classes))
     start = load_run(plan.start.run) if plan.start.run else None
+    before = start or autoencoder
     check_training_space(cohort, out, plan, classes)
+    previous = load_run(out) if (out / RUN_FILE).is_file() else None
+    if preflight and processes.is_first_process() and (previous is None or previous.steps < plan.max_steps):
+        line = check_memory(cohort, plan, classes)
+        if progress:
+            print(line, file=sys.stderr, flush=True)
     prepared = prepare_cohort(
         cohort,
         grid=plan.grid,
         # What is measured over the training split was measured when the weights were trained.
-        intensity=plan.intensity if start is None else start.spec.intensity,
+        intensity=plan.intensity if before is None else before.spec.intensity,
         reading=plan.reading,
         classes=classes,
         cache_dir=cache_dir,
         progress=progress,
     )
+    if autoencoder is not None:
+        check_scans(autoencoder, prepared)
     described = _options(plan, start)
     options = described | {"cohort": prepared.key}
-    checkpoint = out / CHECKPOINT
-    resumed = checkpoint.is_file()
-    if (out / RUN_FILE).is_file():
-        previous = load_run(out)
-        if changed := changed_options(previous.options, options, free=_FREE):
-            raise ConfigError(
-                f"{out}: need the options that this run was started with, got {'; '.join(changed)}; try another --out"
-            )
-        if previous.steps >= plan.max_steps:
-            remove_partial(out)
-            return previous
-    elif resumed:
-        raise ConfigError(f"{out}: need {RUN_FILE} beside the checkpoint, got none; try another --out")
-    elif out.is_dir() and not all(_is_own(path.name) for path in out.iterdir()):
-        raise ConfigError(
-            f"{out}: need a new folder or a run to continue, got a folder with other files; try another --out"
-        )
-    if resumed:
-        check_checkpoint(checkpoint, checkpoint.parent)
+    resumed = check_folder(out, options, previous)
+    if previous is not None and previous.steps >= plan.max_steps:
+        remove_partial(out)
+        return previous
     spec = make_spec(cohort, prepared, plan, parents=parents, start=start)
 
-    trainer, module, stop = _assemble(prepared, spec, out, plan, options, start=start, progress=progress)
+    # A checkpoint holds the autoencoder, and so do the weights of another run.
+    latent = None if resumed or start is not None else autoencoder
+    trainer, module, stop = _assemble(
+        prepared, spec, out, plan, options, start=start, autoencoder=latent, progress=progress
+    )
+    clear_partial(out, trainer)
     if trainer.is_global_zero:
-        out.mkdir(parents=True, exist_ok=True)
-        remove_partial(out)
         write_text(out / "config.yaml", yaml.safe_dump(described, sort_keys=False))
         if not resumed:
             write_patients(
                 out,
                 {split: [row.patient_id for row in cohort.select(split=split).rows] for split in ("train", "val")},
-                start=start,
+                start=before,
             )
         if progress:
             print("\n".join([describe_training(spec, plan), *advice(spec)]), file=sys.stderr, flush=True)
-    loaders = _loaders(prepared, trainer, plan)
-    with warnings.catch_warnings():
-        for text in (".*does not have many workers.*", ".*tensorboard.*", ".*Checkpoint directory.*", ".*LeafSpec.*"):
-            warnings.filterwarnings("ignore", text)
-        # Everything in a run's own checkpoint is plain tensors and numbers; nothing else is loaded.
-        try:
-            trainer.fit(module, *loaders, ckpt_path=checkpoint if resumed else None, weights_only=True)
-        except SystemExit as error:  # Lightning's answer to a second Ctrl-C
-            raise KeyboardInterrupt("at once; the same command continues from the last checkpoint") from error
-        finally:
-            stop.restore_signals()
-    trainer.strategy.barrier()  # the first rank has written the run
-    if stop.stopped:
-        raise KeyboardInterrupt(f"stopped at step {trainer.global_step}; the same command continues from there")
+    loaders = make_loaders(prepared, trainer, plan)
+    fit(trainer, module, loaders, stop, out / CHECKPOINT if resumed else None)
     return load_run(out)
+
+
+def preflight_run(cohort: Cohort, plan: TrainingPlan) -> Preflight:
+    """Return what `train_run` will take in memory and time; nothing is prepared or written. Raises as `train_run` does."""
+    check_plan(plan)
+    plan, _ = open_autoencoder(plan)
+    return preflight_training(cohort, plan, trained_classes(cohort, plan))
 
 
 def check_world(plan: TrainingPlan) -> None:
     """Refuse a launcher whose number of processes differs from what the options say (`ConfigError`)."""
-    world = os.environ.get("WORLD_SIZE")
-    expected = plan.devices * plan.num_nodes
-    if world is not None and int(world) != expected:
-        raise ConfigError(
-            f"WORLD_SIZE: need {expected} processes (devices={plan.devices} x num_nodes={plan.num_nodes}), got {world}; "
-            "try --devices with the processes of one node and --num_nodes"
-        )
+    processes.check_world(devices=plan.devices, num_nodes=plan.num_nodes)
 
 
 def check_plan(plan: TrainingPlan) -> None:
@@ -152,6 +129,7 @@ def check_plan(plan: TrainingPlan) -> None:
         "batch_size": plan.batch_size,
         "devices": plan.devices,
         "num_nodes": plan.num_nodes,
+        "accumulate": plan.accumulate,
         "monitor.log_every": monitor.log_every,
         "monitor.checkpoint_every": monitor.checkpoint_every,
         "monitor.preview_scans": monitor.preview_scans,
@@ -163,6 +141,12 @@ def check_plan(plan: TrainingPlan) -> None:
     for name, value in positive.items():
         if value <= 0:
             raise ConfigError(f"{name}: need a number above 0, got {value}")
+    scans, rest = divmod(plan.batch_size, plan.devices * plan.num_nodes)
+    if not rest and scans % plan.accumulate:
+        better = max(parts for parts in range(1, plan.accumulate) if scans % parts == 0)
+        raise ConfigError(
+            f"accumulate: need a divisor of the {scans} scans of a step on each process, got {plan.accumulate}; try {better}"
+        )
     not_negative = {
         "num_workers": plan.num_workers,
         "monitor.validate_every": monitor.validate_every,
@@ -196,9 +180,16 @@ def describe_training(spec: RunSpec, plan: TrainingPlan) -> str:
             spec.classes, spec.class_counts, spec.class_patients, shares, strict=True
         )
     )
-    parameters = sum(parameter.numel() for parameter in spec.build().parameters())
+    denoiser = spec.build()
+    parameters = sum(parameter.numel() for parameter in denoiser.parameters())
     grid = " x ".join(map(str, spec.shape[1:]))
-    return f"{classes}; grid {grid}; {parameters / 1e6:.1f} million parameters; {plan.max_steps} steps of {plan.batch_size} scans"
+    if denoiser.codec is not None:
+        grid += f", latents {' x '.join(map(str, denoiser.noise_shape(spec.shape)))}"
+    world = plan.devices * plan.num_nodes
+    steps = f"{plan.max_steps} steps of {plan.batch_size} scans"
+    if world > 1:
+        steps += f", {plan.batch_size // world} in each of {world} processes"
+    return f"{classes}; grid {grid}; {parameters / 1e6:.1f} million parameters; {steps}"
 
 
 def advice(spec: RunSpec) -> list[str]:
@@ -232,13 +223,19 @@ def _assemble(
     options: dict[str, Any],
     *,
     start: Run | None,
+    autoencoder: AutoencoderRun | None,
     progress: bool,
 ) -> tuple[pl.Trainer, DiffusionModule, StopOnSignal]:
     torch.manual_seed(plan.seed)
     denoiser = spec.build()
+    if autoencoder is not None:
+        put_autoencoder(denoiser, autoencoder, prepared, plan)
     if start is not None:
         load_start(denoiser, spec, start)
     freeze(denoiser, plan.start)
+    check_precision(denoiser, spec.shape, plan)
+    if plan.activation_checkpointing:
+        checkpoint_activations(denoiser)
     module = DiffusionModule(
         denoiser,
         classes=spec.classes,
@@ -247,90 +244,22 @@ def _assemble(
         optimiser=plan.optimiser,
         augment=plan.augment,
         label_dropout=plan.label_dropout,
+        accumulate=plan.accumulate,
         seed=plan.seed,
     )
     monitor = plan.monitor
-    keeper = RunKeeper(lambda trained, step: _keep(out, spec, trained, options, step), monitor.checkpoint_every)
-    stop = StopOnSignal(out / CHECKPOINT, keeper)
-    callbacks: list[Callback] = [stop, keeper]
-    if progress:
-        callbacks.append(Progress())
-    if monitor.preview_every:
-        callbacks.append(Previews(prepared, monitor, out / "previews", seed=plan.seed, last_step=plan.max_steps))
-    callbacks.append(Throughput(monitor.log_every, plan.batch_size))  # last, so that previews do not count as waiting
-    callbacks.append(
-        ModelCheckpoint(
-            dirpath=out / CHECKPOINT.parent,
-            filename=CHECKPOINT.stem,
-            every_n_train_steps=monitor.checkpoint_every,
-            save_on_train_epoch_end=False,
-            enable_version_counter=False,
-        )
+    scans = monitor.preview_every > 0
+    trainer, stop = make_trainer(
+        out,
+        plan,
+        lambda trained, step: _keep(out, spec, trained, options, step),
+        previews=Previews(prepared, monitor, out / "previews", seed=plan.seed, last_step=plan.max_steps)
+        if scans
+        else None,
+        validate=monitor.validate_every > 0 and len(prepared.indices(split="val")) > 0,
+        progress=progress,
     )
-    log = MetricsLog(out / METRICS_FILE)
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    validate = monitor.validate_every and len(prepared.indices(split="val")) > 0
-    try:
-        trainer = pl.Trainer(
-            accelerator=plan.accelerator,
-            devices=plan.devices,
-            num_nodes=plan.num_nodes,
-            precision=plan.precision,
-            max_steps=plan.max_steps,
-            max_epochs=-1,
-            deterministic=plan.deterministic,
-            val_check_interval=min(monitor.validate_every, plan.max_steps) if validate else None,
-            check_val_every_n_epoch=None,
-            limit_val_batches=None if validate else 0,
-            num_sanity_val_steps=0,
-            log_every_n_steps=min(monitor.log_every, plan.max_steps),
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            use_distributed_sampler=False,
-            plugins=[AtomicCheckpointIO(out / CHECKPOINT.parent), *_environment()],
-            callbacks=callbacks,
-            logger=[log, *_tensorboard(out, plan)],
-            default_root_dir=out,
-        )
-    except MisconfigurationException as error:
-        reason = str(error).splitlines()[0]
-        raise ConfigError(
-            f"accelerator: need devices that are there, got {plan.accelerator!r}: {reason}; try auto"
-        ) from error
     return trainer, module, stop
-
-
-def _loaders(prepared: PreparedCohort, trainer: pl.Trainer, plan: TrainingPlan) -> tuple[Any, Any]:
-    train = prepared.indices(split="train")
-    labels = prepared.labels[train]
-    sampler = StepSampler(
-        labels,
-        shares=class_shares(np.bincount(labels, minlength=len(prepared.classes)), plan.balance),
-        batch_size=plan.batch_size,
-        total_steps=plan.max_steps,
-        seed=plan.seed,
-        first_step=lambda: trainer.global_step,
-        rank=trainer.global_rank,
-        world=trainer.world_size,
-    )
-    everyone = _validation_scans(prepared, plan)
-    # As many for every rank: a rank without scans would miss the collective calls of validation.
-    whole = len(everyone) // trainer.world_size * trainer.world_size
-    chosen = everyone[:whole][trainer.global_rank :: trainer.world_size]
-    validation = DataLoader(ScanDataset(prepared, chosen), batch_size=max(1, plan.batch_size // trainer.world_size))
-    loader = make_loader(ScanDataset(prepared, train), sampler, num_workers=plan.num_workers)
-    return loader, validation if len(chosen) else None
-
-
-def _validation_scans(prepared: PreparedCohort, plan: TrainingPlan) -> np.ndarray:
-    """Validation scans, as evenly over the classes as they allow, the same in every call."""
-    groups = [prepared.indices(split="val", label=number) for number in range(len(prepared.classes))]
-    share = math.ceil(plan.monitor.validation_scans / max(1, sum(len(group) > 0 for group in groups)))
-    chosen = [
-        numpy_generator(plan.seed, "validation", number).permutation(group)[:share]
-        for number, group in enumerate(groups)
-    ]
-    return np.sort(np.concatenate(chosen))
 
 
 def _keep(out: Path, spec: RunSpec, module: DiffusionModule, options: dict[str, Any], step: int) -> None:
@@ -339,30 +268,10 @@ def _keep(out: Path, spec: RunSpec, module: DiffusionModule, options: dict[str, 
 
 def _options(plan: TrainingPlan, start: Run | None) -> dict[str, Any]:
     """Options as plain JSON and YAML values; a run to start from is named by its weights, not by its path."""
-    options = json.loads(json.dumps(dataclasses.asdict(plan)))
+    options = plain_options(plan)
+    del options["reconstruction"]
+    if plan.network.stem != "latent":
+        del options["autoencoder"]
     if start is not None:
         options["start"]["run"] = start.fingerprint[:16]
     return options
-
-
-def _is_own(name: str) -> bool:
-    return name in _OWN or name.startswith(".partial-")
-
-
-def _environment() -> list[Any]:
-    """Without a launcher in the environment, keep Lightning from probing clusters that only look alike."""
-    launched = any(name in os.environ for name in ("WORLD_SIZE", "SLURM_NTASKS", "LOCAL_RANK"))
-    return [] if launched else [LightningEnvironment()]
-
-
-def _tensorboard(out: Path, plan: TrainingPlan) -> list[Any]:
-    if not plan.monitor.tensorboard:
-        return []
-    try:
-        from lightning.pytorch.loggers import TensorBoardLogger
-
-        return [TensorBoardLogger(save_dir=out, name="tensorboard", version="")]
-    except ModuleNotFoundError as error:
-        raise ConfigError(
-            "monitor.tensorboard: need the package tensorboard, got none; try pip install 'medsynth-diffusion[tensorboard]'"
-        ) from error

@@ -10,17 +10,13 @@ import pytest
 from scipy.ndimage import binary_erosion
 
 from medsynth.cohorts import phantom
+from medsynth.cohorts.lesion import DENSITIES, DIAMETERS, NORMAL, RARE, SOLID
 from medsynth.cohorts.manifest import read_cohort
 from medsynth.cohorts.painting import paint
 from medsynth.cohorts.phantom import (
     CLASSES,
-    DENSITIES,
-    DIAMETERS,
     FIELD_OF_VIEW,
     FRESH_PATIENTS,
-    NORMAL,
-    RARE,
-    SOLID,
     PhantomScan,
     cohort_plan,
     phantom_scan,

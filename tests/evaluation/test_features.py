@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import torch
 
 from medsynth.errors import ConfigError, DataError
 from medsynth.evaluation import features as module
+from medsynth.evaluation.evaluate import evaluate_cohorts
 from medsynth.evaluation.features import cached_features
 
 
@@ -106,3 +108,37 @@ def test_what_cannot_be_extracted_is_refused(tmp_path, prepared):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(ConfigError, match=r"file: need a folder with room for features, got .+; try"):
         cached(prepared, Counting(), tmp_path / "file")
+
+
+@dataclass(frozen=True)
+class ProcessNoted:
+    """Makes extractors that note the process in which they work."""
+
+    folder: Path
+
+    def __call__(self) -> Counting:
+        (self.folder / str(os.getpid())).touch()
+        return Counting()
+
+
+def test_two_processes_extract_the_features_of_one(tmp_path, prepared):
+    """Three chunks, one of them there already: one for each of two processes, none for the one that asks."""
+    np.save(tmp_path / "scans.npy", prepared.scans)
+    scans = np.load(tmp_path / "scans.npy", mmap_mode="r")
+    with pytest.raises(KeyboardInterrupt):
+        cached(Keyed(scans=scans), Counting(fail_after=20), tmp_path / "cache")
+    noted, asking = tmp_path / "processes", Counting()
+    noted.mkdir()
+    found = cached_features(
+        Keyed(scans=scans), asking, folder=tmp_path / "cache", devices=2, reopen=ProcessNoted(noted), progress=False
+    )
+    np.testing.assert_array_equal(found, expected(prepared))
+    assert asking.seen == 0
+    assert len({*noted.iterdir()} - {noted / str(os.getpid())}) == 2
+    assert sorted(path.suffix for path in (tmp_path / "cache").iterdir()) == [".json", ".npy"]
+
+
+def test_a_launcher_does_not_start_several_evaluations(tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ConfigError, match="WORLD_SIZE: need one process that starts the others, got 2"):
+        evaluate_cohorts(tmp_path / "real.csv", tmp_path / "made.csv", work=tmp_path / "work", devices=2)

@@ -37,3 +37,14 @@ def test_refuses_nothing_to_show_and_mixed_grids():
         contact_sheet([("real", np.zeros((0, 1, 4, 4)))])
     with pytest.raises(ValueError, match="one shape"):
         contact_sheet([("real", np.zeros((1, 1, 4, 4))), ("synthetic", np.zeros((1, 1, 4, 5)))])
+
+
+def test_volumes_show_three_planes_in_proportion():
+    volume = np.full((1, 1, 8, 32, 32), -1.0)
+    volume[..., 4:, :17, :17] = 1.0
+    sheet = read(contact_sheet([("real", volume), ("synthetic", volume)], spacing=(4.0, 1.0, 1.0)))
+    assert sheet.shape[1] == 2 * 292 + 4
+    picture = sheet[-96:, 296:]
+    for left in (0, 98, 196):
+        assert (picture[:36, left : left + 45] == 255).all()
+        assert (picture[60:, left : left + 96] == 0).all()

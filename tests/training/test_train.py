@@ -176,26 +176,6 @@ def test_a_restarted_run_names_its_own_patients(tiny_cohort, tiny_config, tmp_pa
     assert (len(patients["train"]), len(patients["val"])) == (40, 10)
 
 
-def test_two_processes_train_what_one_does(tiny_cohort, tiny_config, tmp_path):
-    """Without dropout the losses of every step agree; the global batch is what the option says."""
-    options = ["--network.dropout", "0", "--monitor.preview_every", "0", "--monitor.log_every", "1"]
-    for devices in (1, 2):
-        processes = ["--devices", str(devices), "--accelerator", "cpu"]
-        done = subprocess.run(
-            command(tiny_config, tiny_cohort, tmp_path / str(devices), *options, *processes),
-            capture_output=True, text=True, timeout=250, env=os.environ | {"OMP_NUM_THREADS": "1"},
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr
-        assert done.stdout.count("trained 12 steps") == 1, "only the first process speaks"
-    one, two = metrics(tmp_path / "1"), metrics(tmp_path / "2")
-    # Each rank logs the loss of its half of the batch; validation is over all scans.
-    for step in (4, 8, 12):
-        assert two[(step, "val_loss")] == pytest.approx(one[(step, "val_loss")], rel=2e-3)
-    first = load_file(tmp_path / "1" / "model.safetensors")
-    second = load_file(tmp_path / "2" / "model.safetensors")
-    assert max(float((first[name] - second[name]).abs().max()) for name in first) < 1e-3
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [

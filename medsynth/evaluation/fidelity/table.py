@@ -102,7 +102,8 @@ class Sheet:
     """Scans of one class for a contact sheet, `(rows, C, *spatial)` each, in [-1, 1].
 
     `nearest` are the real training scans (of any class) nearest to `synthetic` in pixels, `distances` `(rows,)` how near;
-    `real` are random real scans of the class, fewer where the class has fewer.
+    `real` are random real scans of the class, fewer where the class has fewer. `spacing` is the voxel size in millimetres along
+    each spatial axis, where it is known; `ends` are the intensities that -1 and 1 stand for in the first channel.
     """
 
     label: str
@@ -110,6 +111,8 @@ class Sheet:
     nearest: np.ndarray
     synthetic: np.ndarray
     distances: np.ndarray
+    spacing: tuple[float, ...] | None = None
+    ends: tuple[float, float] = (-1.0, 1.0)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -18,6 +18,9 @@ from medsynth.scans.dicom.stack import Slice, Stack, picture_affine, stack_slice
 from medsynth.scans.limits import check_size, clean_voxels
 from medsynth.scans.scan import PICTURE_AFFINE, Scan, ScanHeader
 
+# Of the terms of the standard those of grey pictures; whatever else stands there is nobody's business.
+KNOWN_MODALITIES = ("CT", "MR", "CR", "DX", "MG", "XA", "RF", "PT", "NM", "US", "OT")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
@@ -35,9 +38,16 @@ class Layout:
 
 def read_header(path: Path, item: str | None, name: str, reading: ReadingOptions) -> ScanHeader:
     """Return the header of a scan after all checks that need no pixels."""
-    layout = arrange(name, find_scan(path, item, name), reading)
+    instances = find_scan(path, item, name)
+    layout = arrange(name, instances, reading)
     spacing = np.linalg.norm(layout.affine[:3, :3], axis=0)[: len(layout.shape)]
-    return ScanHeader(shape=(1, *layout.shape), dtype=layout.dtype.name, spacing=tuple(float(size) for size in spacing))
+    modality = instances[0].modality
+    return ScanHeader(
+        shape=(1, *layout.shape),
+        dtype=layout.dtype.name,
+        spacing=tuple(float(size) for size in spacing),
+        modality=modality if modality in KNOWN_MODALITIES else None,
+    )
 
 
 def read(path: Path, item: str | None, name: str, reading: ReadingOptions) -> Scan:

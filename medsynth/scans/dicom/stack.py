@@ -19,7 +19,7 @@ _SAME_DEPTH = 1e-3  # millimetres
 _CROOKED = 5e-3  # of directions whose lengths should be 1, at right angles
 _TILT = 0.1  # degrees
 _MOST_TILT = 45.0
-_LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
+LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +93,7 @@ def stack_slices(name: str, slices: Sequence[Slice], *, allow_tilt: bool) -> Sta
         drift=(float(shift[0] / spacing[0]), float(shift[1] / spacing[1])) if tilted else (0.0, 0.0),
         tilt=angle if tilted else 0.0,
         shape=(columns, rows, len(slices)),
-        affine=check_affine(name, _LPS_TO_RAS @ matrix),
+        affine=check_affine(name, LPS_TO_RAS @ matrix),
     )
 
 
@@ -107,7 +107,7 @@ def picture_affine(name: str, plane: Plane, thickness: float) -> np.ndarray:
     matrix[:3, 1] = across * plane.spacing[1]
     matrix[:3, 2] = np.cross(across, along) * thickness
     matrix[:3, 3] = plane.position
-    return check_affine(name, _LPS_TO_RAS @ matrix)
+    return check_affine(name, LPS_TO_RAS @ matrix)
 
 
 def straightened(stack: Stack) -> Stack:

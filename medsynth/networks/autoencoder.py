@@ -1,0 +1,188 @@
+"""The latent space: MONAI's autoencoder with a Gaussian posterior (Rombach et al. 2022, arXiv 2112.10752), in 2D and 3D."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from monai.networks.nets import AutoencoderKL, PatchDiscriminator
+from torch import Tensor, nn
+
+from medsynth.config import AutoencoderOptions
+from medsynth.diffusion import match_rank
+from medsynth.errors import ConfigError
+
+_MOST = 1 << 14  # of anything that a network has several of
+_VOXELS = 2**20  # that go through the frozen autoencoder at once
+_LEAST_SCALE = 1e-3  # a channel without content must not scale its noise up without bound
+
+
+def build_autoencoder(options: AutoencoderOptions, *, channels: int, size: Sequence[int]) -> AutoencoderKL:
+    """Return an untrained autoencoder for scans of `channels` channels and spatial shape `size` (2D or 3D).
+
+    It has convolutions only: attention over all positions of a volume would take more memory than all else together. Raises
+    `ConfigError` for options that contradict each other or a size that it cannot halve.
+    """
+    check_autoencoder(options, size)
+    return AutoencoderKL(
+        spatial_dims=len(size),
+        in_channels=channels,
+        out_channels=channels,
+        channels=options.channels,
+        num_res_blocks=options.residual_blocks,
+        attention_levels=[False] * len(options.channels),
+        latent_channels=options.latent_channels,
+        norm_num_groups=options.norm_groups,
+        with_encoder_nonlocal_attn=False,
+        with_decoder_nonlocal_attn=False,
+    )
+
+
+def check_autoencoder(options: AutoencoderOptions, size: Sequence[int]) -> None:
+    """Raise `ConfigError` that names what no autoencoder can be built of, for scans of spatial shape `size`."""
+    groups = options.norm_groups
+    if groups < 1 or not options.channels or any(width < 1 or width % groups for width in options.channels):
+        raise ConfigError(
+            f"autoencoder.channels: need multiples of autoencoder.norm_groups={groups}, got {list(options.channels)}; "
+            "try 32,64,64"
+        )
+    counts = {"latent_channels": options.latent_channels, "residual_blocks": options.residual_blocks}
+    for name, value in counts.items():
+        if value < 1:
+            raise ConfigError(f"autoencoder.{name}: need a number above 0, got {value}")
+    weights = ("kl_weight", "perceptual_weight", "adversarial_weight", "adversarial_start")
+    for name in weights:
+        if getattr(options, name) < 0:
+            raise ConfigError(f"autoencoder.{name}: need 0 or more, got {getattr(options, name)}")
+    factor = latent_factor(options)
+    if any(length % factor for length in size):
+        better = [max(factor, round(length / factor) * factor) for length in size]
+        raise ConfigError(f"grid.size: need multiples of {factor} for this autoencoder, got {list(size)}; try {better}")
+    if options.adversarial_weight and min(size) < 8:
+        raise ConfigError(f"autoencoder.adversarial_weight: need a grid of 8 at the least, got {list(size)}; try 0")
+
+
+def latent_factor(options: AutoencoderOptions) -> int:
+    """Return by how much each spatial axis shrinks."""
+    return int(2 ** (len(options.channels) - 1))
+
+
+def read_autoencoder_options(content: Mapping[str, Any]) -> AutoencoderOptions:
+    """Return the options in a run's description, which may come from anywhere; `ValueError` for what cannot be meant."""
+    values: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in content.items()
+    }
+    options = AutoencoderOptions(**values)
+    counts = (options.latent_channels, options.residual_blocks, options.norm_groups, *options.channels)
+    if (
+        not isinstance(options.run, str)
+        or not 0 < len(options.channels) <= 16
+        or not all(type(count) is int and 0 < count <= _MOST for count in counts)
+    ):
+        raise ValueError("spec.autoencoder")
+    return options
+
+
+def least_bytes(options: AutoencoderOptions, rank: int) -> int:
+    """Return a size that the weights have at the least: that of one convolution in each residual block going down."""
+    one_level = sum(width * width for width in options.channels) * 3**rank
+    return 4 * options.residual_blocks * one_level
+
+
+class LatentCodec(nn.Module):
+    """A frozen autoencoder whose latents have mean 0 and root mean square 1 in each channel over the training split.
+
+    `encode` takes scans in [-1, 1] to such latents, the mean of the posterior, `decode` takes them back. `mean` and `scale`
+    are `(channel,)`, 0 and 1 before `measure`. Both directions compute in float32, a part of a batch at a time, so that a batch
+    of volumes takes no more memory than one.
+    """
+
+    mean: Tensor
+    scale: Tensor
+
+    def __init__(self, autoencoder: AutoencoderKL, options: AutoencoderOptions) -> None:
+        super().__init__()
+        self.autoencoder = autoencoder.requires_grad_(False)
+        self.factor = latent_factor(options)
+        self.register_buffer("mean", torch.zeros(options.latent_channels))
+        self.register_buffer("scale", torch.ones(options.latent_channels))
+
+    def shape(self, scan: Sequence[int]) -> tuple[int, ...]:
+        """Return the shape of the latents of scans of shape `(channel, *spatial)`."""
+        return (len(self.mean), *(length // self.factor for length in scan[1:]))
+
+    @torch.no_grad()
+    def encode(self, scans: Tensor) -> Tensor:
+        """Return the latents of scans `(N, C, *spatial)`."""
+        latents = torch.cat([self._posterior_mean(part) for part in _parts(scans)])
+        return (latents - self._of_channels(self.mean, latents)) / self._of_channels(self.scale, latents)
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        """Return the scans of latents, about in [-1, 1]."""
+        raw = latents.float() * self._of_channels(self.scale, latents) + self._of_channels(self.mean, latents)
+        with torch.autocast(raw.device.type, enabled=False):
+            parts = [self.autoencoder.decode(part) for part in _parts(raw, self.factor ** (raw.ndim - 2))]
+        return torch.cat(parts)
+
+    @torch.no_grad()
+    def measure(self, batches: Iterable[Tensor]) -> None:
+        """Set `mean` and `scale` to those of the latents of all scans in `batches`, each `(N, C, *spatial)` in [-1, 1]."""
+        count = 0
+        total = squares = torch.zeros(len(self.mean), dtype=torch.float64, device=self.mean.device)
+        for scans in batches:
+            latents = (
+                torch.cat([self._posterior_mean(part) for part in _parts(scans)]).double().transpose(0, 1).flatten(1)
+            )
+            count += latents.shape[1]
+            total = total + latents.sum(1)
+            squares = squares + latents.square().sum(1)
+        mean = total / count
+        variance = (squares / count - mean.square()).clamp(min=_LEAST_SCALE**2)
+        self.mean.copy_(mean)
+        self.scale.copy_(variance.sqrt())
+
+    def _posterior_mean(self, scans: Tensor) -> Tensor:
+        with torch.autocast(scans.device.type, enabled=False):
+            latents: Tensor = self.autoencoder.encode(scans.float())[0]
+        return latents
+
+    @staticmethod
+    def _of_channels(values: Tensor, like: Tensor) -> Tensor:
+        return match_rank(values[None], like)
+
+
+class PatchCritic(nn.Module):
+    """MONAI's discriminator of patches, as deep as the grid allows; its scores are for least squares (Mao et al. 2017).
+
+    Each instance is normalised by itself: a batch of volumes may be a single one.
+    """
+
+    def __init__(self, *, channels: int, size: Sequence[int]) -> None:
+        super().__init__()
+        self.network = PatchDiscriminator(
+            spatial_dims=len(size),
+            channels=32,
+            in_channels=channels,
+            num_layers_d=max(1, min(3, int(math.log2(min(size) / 4)))),
+            norm="INSTANCE",
+        )
+
+    def forward(self, scans: Tensor) -> Tensor:
+        """Return the scores of the patches of scans, 1 for real ones."""
+        scores: Tensor = self.network(scans)[-1]
+        return scores
+
+
+def divergence(mean: Tensor, deviation: Tensor) -> Tensor:
+    """Return the Kullback-Leibler divergence of normal posteriors from the standard normal, summed over each scan, `(N,)`."""
+    terms = mean.square() + deviation.square() - 1 - 2 * deviation.clamp(min=1e-15).log()
+    return 0.5 * terms.flatten(1).sum(1)
+
+
+def _parts(batch: Tensor, voxels_each: int = 1) -> Iterator[Tensor]:
+    """Pieces of a batch that fit into memory together; `voxels_each` voxels of a scan stand behind one position."""
+    one = max(1, math.prod(batch.shape[2:]) * voxels_each)
+    return iter(batch.split(max(1, _VOXELS // one)))

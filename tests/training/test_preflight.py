@@ -1,0 +1,216 @@
+"""What a training says of memory before it begins, and what it refuses."""
+
+import dataclasses
+import gc
+
+import pytest
+import torch
+
+import medsynth
+from medsynth.cli import run_command
+from medsynth.config import NetworkOptions, TrainingPlan
+from medsynth.errors import ConfigError
+from medsynth.networks import build_denoiser
+from medsynth.training import Memory, Preflight, preflight
+from medsynth.training.augmentation import Augmentation
+from medsynth.training.memory import PeakBytes, free_memory
+
+GIB = 1 << 30
+CPU = torch.device("cpu")
+
+
+def make_plan(**options):
+    defaults = medsynth.train.__kwdefaults__
+    known = {name: value for name, value in defaults.items() if name in TrainingPlan.__annotations__}
+    network = NetworkOptions(channels=(16, 32), attention=(False, True), head_channels=16, norm_groups=4)
+    return TrainingPlan(**known | {"network": network, "accelerator": "cpu", "batch_size": 8} | options)
+
+
+def make_denoiser(plan, shape):
+    torch.manual_seed(0)
+    denoiser = build_denoiser(
+        plan.network,
+        channels=shape[0],
+        size=shape[1:],
+        classes=2,
+        augmentation_parameters=Augmentation(plan.augment, len(shape) - 1).parameters,
+        sigma_data=0.5,
+    )
+    return denoiser, sum(parameter.numel() for parameter in denoiser.parameters())
+
+
+def estimate(plan, shape=(1, 16, 16)):
+    denoiser, parameters = make_denoiser(plan, shape)
+    return preflight.estimate_memory(denoiser, shape, plan, CPU), parameters
+
+
+# Counting ----------------------------------------------------------------------------------------------------------------
+
+
+def test_peak_is_what_was_alive_at_a_time():
+    base = torch.zeros(1000)  # from before: does not count
+    with PeakBytes() as counted:
+        first = base + 1  # 4000
+        second = first * 2  # 8000
+        view = second[:10]  # no memory of its own
+        del first
+        third = second.double()  # 4000 + 8000, the peak
+        del third
+        second.add_(1)
+        _ = view + 1
+    assert counted.peak == 12000
+
+
+def test_peak_of_a_network_by_hand():
+    """Of sin(sin(x)) two activations are kept, or one and the result; the gradient adds one at a time."""
+    inputs = torch.zeros(1000, requires_grad=True)
+    with PeakBytes() as counted:
+        inputs.sin().sin().sum().backward()
+        gc.collect()
+    # sin(x); sin(sin(x)), of which the sum keeps nothing; then cos of the first and its product with the gradient.
+    assert 12000 <= counted.peak <= 16100
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"precision": "bf16-mixed"}, {"accumulate": 2}, {"activation_checkpointing": True}]
+)
+@pytest.mark.parametrize("shape", [(1, 16, 16), (1, 16, 16, 16)])
+def test_a_pass_counted_without_computing_is_that_of_one_computed(shape, options, monkeypatch):
+    computed, _ = estimate(make_plan(**options), shape)
+    monkeypatch.setattr(preflight, "_SMALL", 0)
+    counted, _ = estimate(make_plan(**options), shape)
+    assert counted.scan == pytest.approx(computed.scan, rel=0.01)
+    assert counted.fixed == pytest.approx(computed.fixed, rel=0.02, abs=2**17)
+
+
+def test_memory_grows_as_it_should():
+    memory, parameters = estimate(make_plan())
+    states = 4 * 4 * parameters  # weights, their average, two moments
+    assert states < memory.fixed
+    frugal, _ = estimate(make_plan(activation_checkpointing=True))
+    assert frugal.scan < 0.75 * memory.scan
+    double, _ = estimate(make_plan(), (1, 32, 32))
+    # Attention keeps no score of every pair, which would take 16 times as much: memory follows the area.
+    assert double.scan == pytest.approx(4 * memory.scan, rel=0.3)
+    parts, _ = estimate(make_plan(accumulate=4))
+    assert parts.of(2) < memory.of(8)
+
+
+def test_measuring_changes_no_random_number():
+    torch.manual_seed(3)
+    expected = torch.rand(3)
+    plan = make_plan()
+    denoiser, _ = make_denoiser(plan, (1, 16, 16))
+    torch.manual_seed(3)
+    preflight.estimate_memory(denoiser, (1, 16, 16), plan, CPU)
+    assert torch.equal(torch.rand(3), expected)
+
+
+# Free memory -------------------------------------------------------------------------------------------------------------
+
+
+def write(root, path, text):
+    (root / path).parent.mkdir(parents=True, exist_ok=True)
+    (root / path).write_text(text)
+
+
+def test_free_memory_of_a_machine_and_its_control_groups(tmp_path):
+    assert free_memory(CPU, root=tmp_path) is None
+    write(tmp_path, "proc/meminfo", f"MemTotal: {16 * GIB // 1024} kB\nMemAvailable: {8 * GIB // 1024} kB\n")
+    assert free_memory(CPU, root=tmp_path) == 8 * GIB
+    # Version 2, a job within a slice: the slice leaves least; half of what it uses is cache.
+    write(tmp_path, "proc/self/cgroup", "0::/slice/job\n")
+    for group, most, used in (("slice/job", "max", GIB), ("slice", 4 * GIB, 2 * GIB)):
+        write(tmp_path, f"sys/fs/cgroup/{group}/memory.max", f"{most}\n")
+        write(tmp_path, f"sys/fs/cgroup/{group}/memory.current", f"{used}\n")
+        write(tmp_path, f"sys/fs/cgroup/{group}/memory.stat", f"anon 5\ninactive_file {GIB}\nactive_file 0\n")
+    assert free_memory(CPU, root=tmp_path) == 3 * GIB
+    # Version 1, in a container that sees only its own group, at the top.
+    write(tmp_path, "proc/self/cgroup", "4:memory:/docker/0123\n3:cpuset:/\n")
+    write(tmp_path, "sys/fs/cgroup/memory/memory.limit_in_bytes", f"{2 * GIB}\n")
+    write(tmp_path, "sys/fs/cgroup/memory/memory.usage_in_bytes", f"{GIB}\n")
+    assert free_memory(CPU, root=tmp_path) == GIB
+    write(tmp_path, "sys/fs/cgroup/memory/memory.usage_in_bytes", f"{3 * GIB}\n")
+    assert free_memory(CPU, root=tmp_path) == 0
+
+
+# What is said and refused ------------------------------------------------------------------------------------------------
+
+
+def figures(**options):
+    known = {
+        "parameters": 3_000_000, "shape": (1, 64, 64, 64), "batch_size": 8, "part": 8, "max_steps": 1000, "device": "processor",
+        "free": 10 * GIB, "memory": Memory(fixed=GIB, scan=GIB // 2),
+    }  # fmt: skip
+    return Preflight(**known | options)
+
+
+def test_figures_by_hand():
+    found = figures()
+    assert found.memory.of(8) == 5 * GIB
+    assert found.largest == 18
+    assert "about 5.0 GiB a step on the processor, for 8 scans at a time (512 MiB each, 1024 MiB fixed)" in found.line()
+    assert "10.0 GiB free, enough for about 18 at a time" in found.line()
+    found.check()
+    table = dataclasses.replace(found, seconds=7.2, frugal=Memory(fixed=GIB, scan=GIB // 8)).summary()
+    assert "2 h for 1000 steps" in table
+    assert "about 72 scans at a time" in table
+    assert dataclasses.replace(found, free=None).largest is None
+    assert "free" not in dataclasses.replace(found, free=None).line()
+
+
+def test_what_surely_does_not_fit_is_refused_and_what_may_not_is_said():
+    close = figures(free=4 * GIB)
+    close.check()
+    assert "may not fit" in close.line()
+    with pytest.raises(
+        ConfigError, match=r"about 5\.0 GiB, got 3\.0 GiB free .* --accumulate with parts of at most 4 scans, "
+    ):
+        figures(free=3 * GIB).check()
+    with pytest.raises(ConfigError, match=r"got 0\.5 GiB free on the processor; try --activation_checkpointing true, "):
+        figures(free=GIB // 2).check()
+
+
+def test_a_training_without_room_is_refused_before_anything_is_prepared(
+    tiny_config, tiny_cohort, tmp_path, monkeypatch
+):
+    options = medsynth.load_config(str(tiny_config))
+    monkeypatch.setattr(preflight, "free_memory", lambda device: 1 << 20)
+    told = {"cohort": tiny_cohort, "out": tmp_path / "run", "cache_dir": tmp_path / "cache", "progress": False}
+    with pytest.raises(
+        ConfigError, match=r"batch_size: need memory for 8 scans at a time, about .* MiB, got 1\.0 MiB free"
+    ):
+        medsynth.train(**options, **told)
+    assert list(tmp_path.iterdir()) == []
+    run = medsynth.train(**options | {"max_steps": 1}, **told, preflight="off")
+    assert run.steps == 1
+
+
+def test_no_estimate_is_no_reason_to_fail(tiny_config, tiny_cohort, tmp_path, monkeypatch, capsys):
+    def broken(*_, **__):
+        raise RuntimeError("no kernel\nfor this")
+
+    monkeypatch.setattr(preflight, "estimate_memory", broken)
+    options = medsynth.load_config(str(tiny_config)) | {"max_steps": 1}
+    medsynth.train(**options, cohort=tiny_cohort, out=tmp_path / "run")
+    assert "memory: no estimate (RuntimeError: no kernel)" in capsys.readouterr().err
+
+
+def test_the_command_only_says_what_a_training_would_take(tiny_config, tiny_cohort, tmp_path, capsys):
+    arguments = ["train", "--config", str(tiny_config), "--cohort", str(tiny_cohort), "--out", str(tmp_path / "run")]
+    assert run_command([*arguments, "--cache_dir", str(tmp_path / "cache"), "--preflight", "only"]) == 0
+    table = capsys.readouterr().out
+    for name in ("parameters", "memory of a step", "memory free", "largest part", "checkpointing", "time in all"):
+        assert name in table
+    assert "8 of 16 x 16 on each process, of 8 in a step" in table
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_bfloat16_on_a_processor_is_refused_where_its_gradients_are_wrong():
+    """Volumes of 8 voxels are 2 thick behind the Haar transform and one halving."""
+    thin = make_plan(precision="bf16-mixed")
+    denoiser, _ = make_denoiser(thin, (1, 8, 8, 8))
+    with pytest.raises(ConfigError, match=r"precision: need 32-true .* got bf16-mixed with 2 x 2 x 4"):
+        preflight.check_precision(denoiser, (1, 8, 8, 16), thin)
+    for shape, plan in (((1, 8, 8), thin), ((1, 16, 8, 8), thin), ((1, 8, 8, 8), make_plan())):
+        preflight.check_precision(denoiser, shape, plan)
