@@ -1,7 +1,13 @@
 """A cohort that trains in seconds: 16 x 16 PNG, two classes that differ in brightness."""
 
+import os
+
 import numpy as np
 import pytest
+
+# Tests run in a process for each core: more threads would only get in each other's way. Before anything loads torch.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from medsynth.cohorts import Cohort, Row, write_cohort
 from medsynth.scans import Scan, write_scan

@@ -149,7 +149,7 @@ def denoising_losses(
     seed: int,
     progress: bool,
 ) -> np.ndarray:
-    """Return the mean squared error of denoising the scans at `rows`, at each noise level, `(N, levels)`.
+    """Return the mean squared error of denoising the scans at `rows` (or their latents), at each noise level, `(N, levels)`.
 
     `classes` are those of the run. The noise of a scan depends on the seed, its row and the level.
     """
@@ -159,7 +159,7 @@ def denoising_losses(
     bar = tqdm(total=losses.size, desc="membership inference", unit="scan", disable=not progress, leave=False)
     for start in range(0, len(rows), _BATCH):
         some = rows[start : start + _BATCH]
-        clean = torch.from_numpy(np.asarray(real.scans[some], dtype=np.float32)).to(device)
+        clean = denoiser.encode(torch.from_numpy(np.asarray(real.scans[some], dtype=np.float32)).to(device))
         labels = torch.tensor([classes.index(real.classes[real.labels[row]]) for row in some], device=device)
         condition = denoiser.embedding.make(labels)
         for level, value in enumerate(sigmas):
