@@ -11,7 +11,7 @@ from scipy.ndimage import binary_erosion, distance_transform_edt
 
 from medsynth.cohorts import phantom
 from medsynth.cohorts.grid import orient_scan, resize_scan, scan_axes
-from medsynth.cohorts.lesion import DENSITIES, DIAMETERS, NORMAL, RARE, SOLID
+from medsynth.cohorts.lesion import DIAMETERS, NORMAL, RARE, SOLID
 from medsynth.cohorts.manifest import read_cohort
 from medsynth.cohorts.phantom import (
     FRESH_PATIENTS,
@@ -25,6 +25,7 @@ from medsynth.cohorts.phantom import (
 from medsynth.config import GridOptions
 from medsynth.errors import ConfigError
 from medsynth.scans import Intensity, Scan, read_scan, write_scan
+from tests.cohorts.test_phantom import check_density
 
 WINDOW = Intensity(low=(-1000.0,), high=(300.0,))
 
@@ -104,20 +105,7 @@ def test_side_and_place_are_those_of_the_mask(lesions: list[PhantomScan]) -> Non
 
 
 def test_density_in_the_mask_is_the_stated_one(lesions: list[PhantomScan]) -> None:
-    compared = 0
-    for drawn in lesions:
-        low, high = DENSITIES[str(drawn.scan.label)]
-        density = float(drawn.scan.attributes["density_hu"])
-        assert low <= density <= high
-        core = binary_erosion(drawn.mask, iterations=1 if drawn.scan.label == SOLID else 3)
-        core &= (drawn.regions["vessels"] < 0.02) | (drawn.scan.label == SOLID)  # vessels show through the haze
-        if core.sum() < 12:
-            continue
-        compared += 1
-        assert np.median(drawn.scan.array[0][core]) == pytest.approx(
-            density, abs=25 if drawn.scan.label == SOLID else 35
-        )
-    assert compared > 15
+    check_density(lesions, peel=3, at_least=15)
 
 
 @pytest.mark.parametrize("label", [SOLID, RARE])
