@@ -37,6 +37,7 @@ from medsynth.errors import MedsynthError
 from medsynth.seeds import derive_seed
 
 SECONDS = 5
+_DYING = 5  # seconds between the last word of a process that dies and its end
 BUDGET = 2 << 30  # bytes of address space beyond what the libraries take
 FINE = ("read", "refused")
 
@@ -101,8 +102,12 @@ def fuzz_target(name: str, count: int, *, seed: int) -> Iterator[Outcome]:
             number = outcome.number + 1
             yield outcome
         if number < count:
-            killed = process.poll() is None
-            process.kill()
+            try:
+                process.wait(_DYING)
+                killed = False
+            except subprocess.TimeoutExpired:
+                killed = True
+                process.kill()
             code = process.wait()
             yield Outcome(
                 number=number,

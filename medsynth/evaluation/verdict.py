@@ -176,7 +176,13 @@ def _reading(row: FidelityRow, found: Comparison, extractor: str) -> tuple[Readi
         if row.real_seen is not None and "further" in (row.real_seen.kid.reading, row.real_seen.frechet.reading):
             text += " So are the real scans that the generator saw: the real splits themselves differ."
     if found.ssim is not None and found.ssim.reading in ("less varied", "more varied"):
-        text += f" They are {found.ssim.reading} than the real scans."
+        alike = "more" if found.ssim.reading == "less varied" else "less"
+        text += f" They are {alike} alike among themselves than real scans are (SSIM)."
+    if found.recall.reading == "less varied":
+        text += (
+            f" They reach {found.recall.value:.0%} of the real scans (recall); real scans reach {found.recall.real_low:.0%} "
+            "at least."
+        )
     if row.seen is not None and not row.seen.too_few and "closer" in (row.seen.kid.reading, row.seen.frechet.reading):
         text += (
             " They are closer to the real scans that the generator saw than two halves of these are: look for copies."

@@ -55,6 +55,17 @@ def test_other_scans_read_further_with_the_figures_in_the_sentence(real):
     assert "splits themselves differ" not in verdict["sentence"]
 
 
+def test_scans_that_are_all_alike_read_less_varied_in_words(real):
+    made = made_cohort({"common": {"train": 50}}, seed=1)
+    few = dataclasses.replace(made, scans=np.concatenate([made.scans[:2]] * 25))
+    result = score(real, few)
+    found = result.rows[0].held_out
+    assert (found.ssim.reading, found.recall.reading) == ("less varied", "less varied")
+    sentence = verdicts(result)["common"]["sentence"]
+    assert "more alike among themselves than real scans are (SSIM)" in sentence
+    assert f"reach {found.recall.value:.0%} of the real scans" in sentence
+
+
 def test_brighter_scans_differ_in_pixels_and_lie_off_the_real_ones(real):
     found = score(real, made_cohort({"common": {"train": 50}}, seed=1, brighter=0.3)).rows[0].held_out
     assert found.intensity.reading == found.precision.reading == found.frechet_infinite.reading == "further"
