@@ -63,7 +63,7 @@ def bare_seconds(options: dict[str, Any], prepared: PreparedCohort, spec: RunSpe
         noise = torch.randn(scans.shape, generator=generator)
         clean = module.augmentation.apply(scans, parameters)
         withheld = torch.rand(size, generator=generator) < options["label_dropout"]
-        condition = denoiser.embedding.withhold_label(
+        condition = denoiser.embedding.withhold(
             Condition(torch.from_numpy(prepared.labels[rows]), parameters), withheld
         )
         with torch.autocast("cpu", torch.bfloat16, enabled=options["precision"] == "bf16-mixed"):

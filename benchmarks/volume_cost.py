@@ -3,8 +3,10 @@
     python -m benchmarks.volume_cost --out benchmarks/results/volume_cost.json
 
 The network is that of `lung_nodule_3d`, the same for all stems; only what stands around it differs. Each cell runs in a process
-of its own, so that its peak memory is its own; scans are random, which costs what real ones do. Seconds are the median over
-repeats. On a machine with a GPU, `--accelerator cuda --sizes 32,64,128` measures there.
+of its own, so that its peak memory is its own; scans are random, which costs what real ones do. `latent` encodes the scans in
+every step, as a training does, with the default autoencoder (not trained: the cost is the same). Seconds are the median over
+repeats, on a CPU of its time in this process on one thread, so that other work on the machine does not count. On a machine with a
+GPU, `--accelerator cuda --sizes 32,64,128` measures there.
 """
 
 from __future__ import annotations
@@ -24,12 +26,12 @@ import torch
 
 import medsynth
 from benchmarks.machine import describe_machine
-from medsynth.config import GuidanceOptions, NetworkOptions, SolverOptions
+from medsynth.config import AutoencoderOptions, GuidanceOptions, NetworkOptions, SolverOptions
 from medsynth.files import write_json
 from medsynth.networks import build_denoiser, build_stem, sample_scans
 from medsynth.networks.condition import Condition
 
-STEMS = {"pixel": ("pixel", 1), "haar": ("haar", 1), "haar, 2 levels": ("haar", 2)}
+STEMS = {"pixel": ("pixel", 1), "haar": ("haar", 1), "haar, 2 levels": ("haar", 2), "latent": ("latent", 1)}
 _REPEATS = 3
 _PARAMETERS = 13  # of the augmentation of volumes
 
@@ -37,9 +39,12 @@ _PARAMETERS = 13  # of the augmentation of volumes
 def measure(stem: str, size: int, batch: int, accelerator: str) -> dict[str, Any]:
     """Return the figures of one cell; to be called once in a process."""
     device = torch.device(accelerator)
+    if device.type == "cpu":
+        torch.set_num_threads(1)
     kind, levels = STEMS[stem]
     options: NetworkOptions = replace(medsynth.load_config("lung_nodule_3d")["network"], stem=kind, levels=levels)
-    bands = build_stem(options).band_count(1, 3)
+    autoencoder = AutoencoderOptions() if kind == "latent" else None
+    bands = build_stem(options).band_count(1 if autoencoder is None else autoencoder.latent_channels, 3)
     denoiser = build_denoiser(
         options,
         channels=1,
@@ -47,8 +52,9 @@ def measure(stem: str, size: int, batch: int, accelerator: str) -> dict[str, Any
         classes=2,
         augmentation_parameters=_PARAMETERS,
         sigma_data=torch.full((bands,), 0.5),
+        autoencoder=autoencoder,
     ).to(device)
-    optimiser = torch.optim.AdamW(denoiser.parameters())
+    optimiser = torch.optim.AdamW([each for each in denoiser.parameters() if each.requires_grad])
     scans, sigma = torch.rand(batch, 1, size, size, size, device=device), torch.ones(batch, device=device)
     condition = Condition(
         label=torch.zeros(batch, dtype=torch.long, device=device),
@@ -59,7 +65,8 @@ def measure(stem: str, size: int, batch: int, accelerator: str) -> dict[str, Any
     def step() -> None:
         optimiser.zero_grad()
         with torch.autocast(device.type, dtype=torch.bfloat16):
-            loss = (denoiser(scans + torch.randn_like(scans), sigma, condition) - scans).square().mean()
+            clean = denoiser.encode(scans)
+            loss = (denoiser(clean + torch.randn_like(clean), sigma, condition) - clean).square().mean()
         loss.backward()
         optimiser.step()
 
@@ -88,13 +95,14 @@ def measure(stem: str, size: int, batch: int, accelerator: str) -> dict[str, Any
 
 def _seconds(job: Any, device: torch.device) -> float:
     job()
+    clock = time.perf_counter if device.type == "cuda" else time.process_time
     found = []
     for _ in range(_REPEATS):
-        began = time.perf_counter()
+        began = clock()
         job()
         if device.type == "cuda":
             torch.cuda.synchronize()
-        found.append(time.perf_counter() - began)
+        found.append(clock() - began)
     return statistics.median(found)
 
 

@@ -17,8 +17,8 @@ from medsynth.errors import ConfigError, GateError, MedsynthError
 _JOBS = {
     "the whole job": ("run",),
     "scans in": ("demo", "index"),
-    "models and synthetic scans": ("train", "sample", "edit"),
-    "proof and hand-over": ("evaluate", "augment", "card"),
+    "models and synthetic scans": ("train", "distill", "sample", "edit"),
+    "proof and hand-over": ("select", "evaluate", "augment", "card"),
     "the installation": ("doctor", "fetch"),
 }
 _EPILOG = """\
@@ -37,9 +37,11 @@ _EXAMPLES = {
     "demo": "medsynth demo --out phantom --scans 400",
     "index": "medsynth index --scans scans/ --labels labels.csv --columns.label finding --out cohort.csv",
     "train": "medsynth train --config chest_xray_2d --cohort cohort.csv --out run --max_steps 20000",
+    "distill": "medsynth distill --run run --cohort cohort.csv --out quick",
     "sample": "medsynth sample --run run --count viral_pneumonia=400,normal=100 --out synthetic --format nifti",
     "edit": "medsynth edit --run run --cohort cohort.csv --donor_class bacterial_pneumonia --target_class viral_pneumonia "
     "--count 400 --out edited",
+    "select": "medsynth select --real cohort.csv --synthetic synthetic --run run --out selected --share 0.75",
     "evaluate": "medsynth evaluate --real cohort.csv --synthetic synthetic --run run --out report",
     "augment": "medsynth augment --real cohort.csv --synthetic synthetic --report report --out augmented/cohort.csv",
     "card": "medsynth card --synthetic synthetic --report report --source source.yaml",

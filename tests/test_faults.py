@@ -13,6 +13,7 @@ import pickle
 import shutil
 import zipfile
 import zlib
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import nibabel
@@ -24,6 +25,7 @@ from PIL.PngImagePlugin import PngInfo
 import medsynth
 from medsynth.cli import run_command
 from medsynth.files import folder_label
+from tests.dicom_files import dataset, new_uid, write
 from tests.scans.test_faults import Trap, gzip_zeros, nifti_bytes, npy_bytes, png_bytes, set_field
 
 SIZE = 16
@@ -434,8 +436,14 @@ def test_fault_28_an_interrupted_set_is_completed_bit_for_bit(tiny_run, tmp_path
 PLANTED = (b"MILLER", b"19450212", b"MRN-77")
 
 
+def uids_of(numbers: Iterable[int]) -> Iterator[tuple[object, ...]]:
+    """Return what the UIDs of planted DICOM files are made of."""
+    for series in (f"MILLER-{number}" for number in numbers):
+        yield from ((series, 1), ("study", series), ("series", series))
+
+
 def planted_scan(file: Path, number: int) -> None:
-    """Write a scan whose header, beside its name, tells a patient: NIfTI description and extension, or PNG text."""
+    """Write a scan whose header, beside its name, tells a patient: NIfTI description and extension, PNG text, DICOM elements."""
     text = f"MILLER^ANNA born 19450212 MRN-77-{number}"
     level = 200 if number % 5 == 0 else 60
     y, x = np.mgrid[:SIZE, :SIZE]
@@ -445,6 +453,13 @@ def planted_scan(file: Path, number: int) -> None:
         info.add_text("PatientName", text)
         Image.fromarray(pixels).save(file, pnginfo=info)
         return
+    if file.suffix == ".dcm":
+        made = dataset(pixels, modality="CR", series=f"MILLER-{number}")
+        made.PatientID, made.PatientName, made.AccessionNumber = f"MRN-77-{number}", "MILLER^ANNA", f"MRN-77-{number}"
+        made.PatientBirthDate, made.InstitutionName, made.PatientComments = "19450212", "MILLER CLINIC", text
+        made.private_block(0x0011, "MILLER", create=True).add_new(1, "LO", text)
+        write(made, file, preamble=text.encode())
+        return
     image = nibabel.Nifti1Image(pixels[:, :, None].astype(np.int16), np.diag([1.0, 1, 1, 1]))
     image.header["descrip"] = text[:79].encode()
     image.header["db_name"] = b"MILLER"
@@ -452,7 +467,7 @@ def planted_scan(file: Path, number: int) -> None:
     nibabel.save(image, file)
 
 
-@pytest.mark.parametrize("suffix", [".png", ".nii.gz"])
+@pytest.mark.parametrize("suffix", [".png", ".nii.gz", ".dcm"])
 def test_fault_30_patients_in_headers_and_paths_reach_nothing(tmp_path, capsys, suffix):
     """From scans whose headers, names, folders and labels CSV tell patients, to everything that medsynth writes of them."""
     scans = tmp_path / "MILLER_ANNA" / "scans"
@@ -464,6 +479,7 @@ def test_fault_30_patients_in_headers_and_paths_reach_nothing(tmp_path, capsys, 
         split = "train" if number < 24 else "val" if number < 32 else "test"
         rows.append((name, "bright" if number % 5 == 0 else "dark", f"MRN-77-{number}", split))
     labels = write_cohort_csv(scans, rows)
+    planted = [*PLANTED, *(new_uid(*words).encode() for words in uids_of(range(40)) if suffix == ".dcm")]
     cohort = tmp_path / "MILLER_ANNA" / "cohort.csv"
     assert run("index", "--scans", scans, "--labels", labels, "--out", cohort) == 0
     # What follows may say nothing of them, on the terminal either.
@@ -477,17 +493,17 @@ def test_fault_30_patients_in_headers_and_paths_reach_nothing(tmp_path, capsys, 
     )
     judged = ("evaluate", "--real", cohort, "--synthetic", out / "set", "--run", out / "run", "--out", out / "report")
     assert run(*judged, "--parts", "fidelity,privacy" if suffix == ".png" else "privacy") in (0, 4)
+    assert run("card", "--synthetic", out / "set", "--report", out / "report") == 0
     edited = ("edit", "--run", out / "run", "--cohort", cohort, "--donor_class", "dark", "--target_class", "bright")
     assert run(*edited, "--count", 2, "--out", out / "edits", "--solver.steps", 4) == 0
     said = capsys.readouterr()
-    for planted in PLANTED:
-        assert planted.decode() not in said.out + said.err
+    assert not [each for each in planted if each.decode() in said.out + said.err]
     kinds = set()
     for path in out.rglob("*"):
         if path.is_file():
             content = path.read_bytes()
             kinds.add(path.name if path.parent == out / "run" else path.suffix)
             unpacked = gzip.decompress(content) if path.suffix == ".gz" else content
-            assert not [planted for planted in PLANTED if planted in content + unpacked], path
+            assert not [each for each in planted if each in content + unpacked], path
     assert {"run.json", "metrics.csv", "patients.json", ".ckpt", ".html", ".json", ".csv"} <= kinds
     assert json.loads((out / "report" / "report.json").read_text())["settings"]

@@ -16,7 +16,7 @@ from medsynth.config import (
 from medsynth.files import PathLike
 
 if TYPE_CHECKING:
-    from medsynth.evaluation import Handover
+    from medsynth.evaluation import Handover, Selection
     from medsynth.reporting import CardFiles, CheckedCard, ReportFiles
 
 
@@ -122,6 +122,70 @@ def evaluate(
         pairs=evaluation.pairs,
         figures=figures,
         real_pictures=real_pictures,
+    )
+
+
+def select(
+    *,
+    real: PathLike,
+    synthetic: PathLike,
+    out: PathLike,
+    share: float = 0.5,
+    by: Literal["both", "classifier", "distance"] = "both",
+    min_distance: float = 0.05,
+    run: PathLike | None = None,
+    seed: int = 0,
+    cache_dir: PathLike | None = None,
+    grid: GridOptions | None = None,
+    intensity: IntensityOptions | None = None,
+    features: FeatureOptions = FeatureOptions(),
+    reading: ReadingOptions = ReadingOptions(),
+    progress: bool = True,
+) -> "Selection":
+    """Select the scans of a synthetic set that are clearly of their class and not too near to a training scan.
+
+    A classifier of real training scans says how likely each scan is of its own class, and the least likely go. Of val scans only
+    their distances to training scans are used, of test scans nothing. Scans stay where they are: the new cohort names their
+    folder, and its provenance says by what rule how many were kept of each class. Selection makes a set less varied; whether it
+    helps, `medsynth evaluate` tells. It replaces no privacy gate.
+
+    Args:
+        real: The real cohort CSV.
+        synthetic: The synthetic set: its folder or a cohort CSV.
+        out: Folder of the selected set.
+        share: Share of each class to keep; the scans least likely of their class by the classifier go.
+        by: `classifier`, `distance`, or `both`: first scans too near to a training scan go, then the least likely of their class
+            until the share is left.
+        min_distance: Scans go that are nearer to a training scan than this share of the val scans of their class are: a quantile,
+            at which a set without copies loses about as many.
+        run: Run folder that made the set; gives the grid and the intensity range, as in the evaluation.
+        seed: Decides the order in which the classifier sees scans.
+        cache_dir: Folder for prepared scans and features, by default `.medsynth_cache` beside each cohort.
+        grid: Pixel grid for the comparison, by default that of the run, or else that of the synthetic scans.
+        intensity: Conversion to [-1, 1] for both sides, by default that of the run, or else percentiles of the real training
+            split.
+        features: What turns scans into features for the classifier.
+        reading: Limits on what a scan file may be.
+        progress: Show progress bars.
+    """
+    from medsynth.evaluation import select_scans
+    from medsynth.runs import load_run
+
+    return select_scans(
+        Path(real),
+        Path(synthetic),
+        Path(out),
+        share=share,
+        by=by,
+        min_distance=min_distance,
+        run=load_run(run) if run is not None else None,
+        grid=grid,
+        intensity=intensity,
+        features=features,
+        reading=reading,
+        cache_dir=Path(cache_dir) if cache_dir is not None else None,
+        seed=seed,
+        progress=progress,
     )
 
 

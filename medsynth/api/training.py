@@ -7,6 +7,7 @@ from medsynth.config import (
     AugmentOptions,
     AutoencoderOptions,
     BalanceOptions,
+    ConditionOptions,
     GridOptions,
     IntensityOptions,
     MonitorOptions,
@@ -53,6 +54,7 @@ def train(
     reconstruction: ReconstructionOptions = ReconstructionOptions(),
     noise: NoiseOptions = NoiseOptions(),
     balance: BalanceOptions = BalanceOptions(),
+    condition: ConditionOptions = ConditionOptions(),
     rare: RareOptions = RareOptions(),
     start: StartOptions = StartOptions(),
     augment: AugmentOptions = AugmentOptions(),
@@ -97,6 +99,7 @@ def train(
         reconstruction: Limits of the gate that an autoencoder has to pass.
         noise: Noise levels in training.
         balance: How often each class is drawn.
+        condition: Attributes, masks and given channels.
         rare: What a rare class borrows from one that it resembles.
         start: Begin from the weights of another run.
         augment: Conditioned augmentation.
@@ -132,6 +135,7 @@ def train(
         reconstruction=reconstruction,
         noise=noise,
         balance=balance,
+        condition=condition,
         rare=rare,
         start=start,
         augment=augment,

@@ -16,15 +16,17 @@ from typing import Any
 import numpy as np
 from tqdm.auto import tqdm
 
-from medsynth.cohorts.grid import (
-    centre_of_mask,
-    grid_affine,
-    grid_size,
-    grid_spacing,
-    orient_scan,
-    resize_scan,
-    scan_axes,
+from medsynth.cohorts.channels import (
+    channel_names,
+    image_files,
+    mask_channel,
+    only_images,
+    read_channels,
+    read_headers,
+    read_mask,
+    with_mask,
 )
+from medsynth.cohorts.grid import centre_of_mask, grid_affine, grid_size, grid_spacing, resize_scan, scan_axes
 from medsynth.cohorts.manifest import SPLITS, Cohort, Row, reason_of
 from medsynth.config import GridOptions, IntensityOptions, ReadingOptions
 from medsynth.errors import ConfigError, DataError
@@ -32,11 +34,8 @@ from medsynth.files import atomic_path, check_space, hash_file, stamp_file, writ
 from medsynth.scans import (
     Intensity,
     Scan,
-    ScanHeader,
     list_files,
     measure_intensity,
-    read_header,
-    read_scan,
     split_item,
 )
 
@@ -51,7 +50,9 @@ class PreparedCohort:
 
     `scans` is a read-only float16 memory map `(N, C, *spatial)` in [-1, 1]; `labels` index `classes`; `splits` are text;
     `patients` number the patients without naming them. `affine` (4x4, RAS mm) is that of a prepared scan with the median
-    voxel size; its origin is the centre of the grid. `key` identifies the content of scans and options.
+    voxel size; its origin is the centre of the grid. `key` identifies the content of scans and options. `channels` names each
+    channel by its file, `path`, a sequence or `mask`. `attributes` `(N, attributes)` float32 is what a model is told of them
+    besides the class, None without.
     """
 
     scans: np.ndarray
@@ -63,6 +64,8 @@ class PreparedCohort:
     intensity: Intensity
     affine: np.ndarray
     key: str
+    channels: tuple[str, ...] = ()
+    attributes: np.ndarray | None = None
 
     def indices(self, split: str | Sequence[str] | None = None, label: int | None = None) -> np.ndarray:
         """Return the row numbers of one or several splits, of one class (its index), or both, ascending."""
@@ -80,6 +83,7 @@ def prepare_cohort(
     intensity: IntensityOptions | Intensity,
     reading: ReadingOptions = ReadingOptions(),
     classes: Sequence[str] | None = None,
+    mask: bool = False,
     cache_dir: Path | None = None,
     progress: bool = True,
 ) -> PreparedCohort:
@@ -90,7 +94,11 @@ def prepare_cohort(
     Intensities, where they are measured, are measured over the training split at full resolution. `classes` fixes the
     order of labels (default: sorted); `cache_dir` defaults to `.medsynth_cache` in the cohort's folder.
 
-    Raises `DataError` for a scan that is missing, unreadable, or differs from the first in channels or axes,
+    Sequences of a scan become channels after those of `path`, and with `mask` its mask becomes the last: 1 where it is not 0
+    and -1 elsewhere, by nearest neighbours, all -1 of a scan without one. A fixed intensity may have the mask's ends or not.
+
+    Raises `DataError` for a scan that is missing, unreadable, or differs from the first in channels or axes, for sequences and
+    masks of another geometry than their scan, for a cohort without masks where they are wanted,
     and for a label outside `classes`; `ConfigError` for a grid that does not suit the scans, or a folder that cannot be
     written.
     """
@@ -100,17 +108,25 @@ def prepare_cohort(
     if unknown := sorted(set(cohort.classes) - set(names)):
         raise DataError(f"label: need one of {', '.join(names)}, got {unknown[0]!r}; try another cohort")
     folder = cohort.folder / ".medsynth_cache" if cache_dir is None else Path(cache_dir)
-    files = [cohort.file_of(row) for row in cohort.rows]
+    files = image_files(cohort)
+    masks = [cohort.mask_of(row) for row in cohort.rows] if mask or _by_mask(grid) else [None] * len(files)
+    if mask and not any(masks):
+        raise DataError(
+            f"{cohort.folder}: need a mask of one scan at least, got none; try the column mask, or condition.mask false"
+        )
     try:
-        hashes = _hash_files(files, folder / "hashes.json", progress=progress)
+        everything = [*(file for each in files for file in each.values()), *filter(None, masks)]
+        hashes = _hash_files(everything, folder / "hashes.json", progress=progress)
         key = _content_key(cohort.rows, files, hashes, grid, intensity, reading, names)
         if _by_mask(grid):
-            masks = [mask for row in cohort.rows if (mask := cohort.mask_of(row)) is not None]
-            known = _hash_files(masks, folder / "hashes.json", progress=progress)
-            key = hashlib.sha256("\n".join([key, *(known[split_item(mask)[0]] for mask in masks)]).encode()).hexdigest()
+            known = [hashes[split_item(each)[0]] for each in masks if each is not None]
+            key = hashlib.sha256("\n".join([key, *known]).encode()).hexdigest()
+        if mask:
+            known = ["" if each is None else hashes[split_item(each)[0]] for each in masks]
+            key = hashlib.sha256("\n".join([key, "mask", *known]).encode()).hexdigest()
         stored = _open_cache(folder, key)
         if stored is None:
-            _build_cache(folder, key, cohort, files, grid, intensity, reading, progress=progress)
+            _build_cache(folder, key, cohort, files, masks, grid, intensity, reading, mask=mask, progress=progress)
             stored = _open_cache(folder, key)
     except OSError as error:
         raise ConfigError(
@@ -130,6 +146,7 @@ def prepare_cohort(
         intensity=Intensity.from_dict(facts["intensity"]),
         affine=np.array(facts["affine"], dtype=np.float64),
         key=key,
+        channels=tuple(facts.get("channels", ())) or ("path",) * scans.shape[1],
     )
 
 
@@ -139,33 +156,45 @@ def hash_cohort(cohort: Cohort, *, cache_dir: Path | None = None, progress: bool
     It changes with none of the paths, roots or patients' names. `DataError` for a missing file.
     """
     folder = cohort.folder / ".medsynth_cache" if cache_dir is None else Path(cache_dir)
-    files = [cohort.file_of(row) for row in cohort.rows]
-    hashes = _hash_files(files, folder / "hashes.json", progress=progress)
+    files = [cohort.files_of(row) for row in cohort.rows]
+    hashes = _hash_files([file for each in files for file in each.values()], folder / "hashes.json", progress=progress)
     digest = hashlib.sha256()
     numbers: dict[str, int] = {}
-    for row, path in zip(cohort.rows, files, strict=True):
-        file, item = split_item(path)
+    for row, each in zip(cohort.rows, files, strict=True):
         patient = numbers.setdefault(row.patient_id, len(numbers))
-        digest.update(json.dumps([hashes[file], item, row.label, row.split, patient]).encode())
+        facts = [*_content_of(each["path"], hashes), row.label, row.split, patient, *_sequences(each, hashes)]
+        digest.update(json.dumps(facts).encode())
     return digest.hexdigest()
+
+
+def _content_of(path: Path, hashes: dict[Path, str]) -> list[str | None]:
+    file, item = split_item(path)
+    return [hashes[file], item]
+
+
+def _sequences(files: dict[str, Path], hashes: dict[Path, str]) -> list[list[str | None]]:
+    """Return names and contents of the files beside that of `path`."""
+    return [[name, *_content_of(path, hashes)] for name, path in files.items() if name != "path"]
 
 
 def _build_cache(
     folder: Path,
     key: str,
     cohort: Cohort,
-    files: Sequence[Path],
+    files: Sequence[dict[str, Path]],
+    masks: Sequence[Path | None],
     grid: GridOptions,
     intensity: IntensityOptions | Intensity,
     reading: ReadingOptions,
     *,
+    mask: bool,
     progress: bool,
 ) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=folder):  # an unwritable folder shows now, not after an hour of reading
         pass
-    first = _check_headers(files, grid, reading)
-    shape = (len(files), first.shape[0], *grid_size(grid, len(first.shape) - 1))
+    channels, size = _check_headers(files, grid, reading)
+    shape = (len(files), len(channels) + mask, *size)
     check_space(folder, math.prod(shape) * _VOXEL_BYTES, purpose="the prepared scans", option="--cache_dir")
     if isinstance(intensity, IntensityOptions):
         train = [file for file, row in zip(files, cohort.rows, strict=True) if row.split == "train"]
@@ -174,22 +203,26 @@ def _build_cache(
                 f"intensity: need training scans to measure {intensity.method}, got none; try --intensity.method range"
             )
         bar = tqdm(train, desc="measuring intensity", unit="scan", disable=not progress)
-        intensity = measure_intensity(intensity, (read_scan(file, reading=reading).array for file in bar))
+        intensity = measure_intensity(intensity, (read_channels(each, reading).array for each in bar))
+    images = only_images(intensity, len(channels)) if mask else intensity
     spacings: list[tuple[float, ...]] = []
     axes: list[str] = []
 
     def prepared() -> Iterator[np.ndarray]:
         bar = tqdm(files, desc="preparing scans", unit="scan", disable=not progress)
-        for file, row in zip(bar, cohort.rows, strict=True):
-            scan = orient_scan(read_scan(file, reading=reading))
+        for each, mask_file in zip(bar, masks, strict=True):
+            scan = read_channels(each, reading)
             axes.append(scan_axes(scan))
             if axes[-1] != axes[0]:
                 raise DataError(
-                    f"{file}: need the plane {axes[0]} of the first scan, got {axes[-1]}; try separate cohorts"
+                    f"{each['path']}: need the plane {axes[0]} of the first scan, got {axes[-1]}; try separate cohorts"
                 )
-            centre = _centre(cohort.mask_of(row), scan, file, grid, reading)
-            array, spacing = resize_scan(scan, grid=grid, intensity=intensity, centre=centre)
+            found = None if mask_file is None else read_mask(mask_file, scan, reading)
+            centre = _centre(found, each["path"], grid)
+            array, spacing = resize_scan(scan, grid=grid, intensity=images, centre=centre)
             spacings.append(spacing)
+            if mask:
+                array = np.concatenate([array, mask_channel(found, size, grid=grid, centre=centre)])
             yield array.astype(np.float16)
 
     array_file = folder / f"{key[:32]}.npy"
@@ -198,7 +231,8 @@ def _build_cache(
         "format": FORMAT,
         "key": key,
         "shape": shape,
-        "intensity": intensity.as_dict(),
+        "channels": [*channels, "mask"] if mask else channels,
+        "intensity": (with_mask(images, len(channels)) if mask else images).as_dict(),
         "affine": grid_affine(axes[0], np.median(spacings, axis=0), shape[2:]).tolist(),
         "sha256": digest,
         "stamp": stamp_file(array_file),
@@ -211,21 +245,13 @@ def _by_mask(grid: GridOptions) -> bool:
     return grid.spacing is not None and grid.centre == "mask"
 
 
-def _centre(
-    mask: Path | None, scan: Scan, file: Path, grid: GridOptions, reading: ReadingOptions
-) -> tuple[float, ...] | None:
+def _centre(mask: Scan | None, file: Path, grid: GridOptions) -> tuple[float, ...] | None:
     """Return the index that comes to the middle of the grid; None for the middle of the scan, also where its mask is empty."""
     if not _by_mask(grid):
         return None
     if mask is None:
         raise DataError(f"{file}: need a mask for its centre, got none; try grid.centre scan")
-    found = orient_scan(read_scan(mask, reading=reading))
-    if found.spatial_shape != scan.spatial_shape or not np.allclose(found.affine, scan.affine, atol=1e-2):
-        raise DataError(
-            f"{mask}: need the geometry of its scan, {scan.spatial_shape}, got {found.spatial_shape} or another place; "
-            "try resampling it"
-        )
-    return centre_of_mask(found)
+    return centre_of_mask(mask)
 
 
 def _open_cache(folder: Path, key: str) -> tuple[np.ndarray, dict[str, Any]] | None:
@@ -259,26 +285,34 @@ def _write_array(path: Path, shape: tuple[int, ...], arrays: Iterable[np.ndarray
         return hash_file(temporary)
 
 
-def _check_headers(files: Sequence[Path], grid: GridOptions, reading: ReadingOptions) -> ScanHeader:
-    """Return the first header; refuse scans with other channels or axes than the first before any is decoded."""
-    first = read_header(files[0], reading=reading)
-    grid_size(grid, len(first.shape) - 1)
+def _check_headers(
+    files: Sequence[dict[str, Path]], grid: GridOptions, reading: ReadingOptions
+) -> tuple[tuple[str, ...], tuple[int, ...]]:
+    """Return the names of the channels of all scans and the size of their grid.
+
+    Scans with other channels or axes than the first are refused before any is decoded.
+    """
+    first = read_headers(files[0], reading)
+    axes = len(first["path"].shape) - 1
+    size = grid_size(grid, axes)
     if grid.spacing is not None:
-        grid_spacing(grid, len(first.shape) - 1)
-    for file in files[1:]:
-        header = read_header(file, reading=reading)
-        for name, have, want in (
-            ("spatial axes", len(header.shape) - 1, len(first.shape) - 1),
-            ("channels", header.shape[0], first.shape[0]),
-        ):
-            if have != want:
-                raise DataError(f"{file}: need {want} {name} like the first scan, got {have}; try separate cohorts")
-    return first
+        grid_spacing(grid, axes)
+    for each in files[1:]:
+        for name, header in read_headers(each, reading).items():
+            for what, have, want in (
+                ("spatial axes", len(header.shape) - 1, axes),
+                ("channels", header.shape[0], first[name].shape[0]),
+            ):
+                if have != want:
+                    raise DataError(
+                        f"{each[name]}: need {want} {what} like the first scan, got {have}; try separate cohorts"
+                    )
+    return channel_names(first, mask=False), size
 
 
 def _content_key(
     rows: Sequence[Row],
-    files: Sequence[Path],
+    files: Sequence[dict[str, Path]],
     hashes: dict[Path, str],
     grid: GridOptions,
     intensity: IntensityOptions | Intensity,
@@ -304,9 +338,9 @@ def _content_key(
     if reading.tilt != "refuse":  # where it refuses, there is nothing that it could have changed
         options["tilt"] = reading.tilt
     digest = hashlib.sha256(json.dumps(options, sort_keys=True).encode())
-    for row, path in zip(rows, files, strict=True):
-        file, item = split_item(path)
-        digest.update(json.dumps([hashes[file], item, row.label, row.split]).encode())
+    for row, each in zip(rows, files, strict=True):
+        facts = [*_content_of(each["path"], hashes), row.label, row.split, *_sequences(each, hashes)]
+        digest.update(json.dumps(facts).encode())
     return digest.hexdigest()
 
 

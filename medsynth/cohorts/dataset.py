@@ -15,7 +15,8 @@ from medsynth.cohorts.cache import PreparedCohort
 class ScanDataset(Dataset[dict[str, Any]]):
     """Scans of a prepared cohort, all or those of `indices` (as `PreparedCohort.indices` gives them).
 
-    An item is `{"scan": float32 (C, *spatial) in [-1, 1], "label": class number, "index": row of the cohort}`.
+    An item is `{"scan": float32 (C, *spatial) in [-1, 1], "label": class number, "index": row of the cohort}`, with
+    `"attributes": float32 (attributes,)` where the prepared cohort has them.
     """
 
     def __init__(self, prepared: PreparedCohort, indices: Sequence[int] | np.ndarray | None = None) -> None:
@@ -28,4 +29,7 @@ class ScanDataset(Dataset[dict[str, Any]]):
     def __getitem__(self, position: int) -> dict[str, Any]:
         index = int(self.rows[position])
         scan = torch.from_numpy(np.array(self.prepared.scans[index], dtype=np.float32))
-        return {"scan": scan, "label": int(self.prepared.labels[index]), "index": index}
+        item = {"scan": scan, "label": int(self.prepared.labels[index]), "index": index}
+        if self.prepared.attributes is not None:
+            item["attributes"] = torch.from_numpy(self.prepared.attributes[index])
+        return item

@@ -6,7 +6,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -44,7 +44,7 @@ class FoundScan:
     """A scan before it is a row; `name` is its POSIX path below the scans folder, with its `#item`.
 
     `problem` says why it cannot be read, or the items of its file not be listed; `aside` why it is taken only where a labels CSV
-    names it. `dicom` is what its DICOM headers say.
+    names it. `dicom` is what its DICOM headers say, `sequences` the further files of the same scan.
     """
 
     file: Path
@@ -56,6 +56,7 @@ class FoundScan:
     problem: str | None = None
     aside: str | None = None
     dicom: DicomScan | None = None
+    sequences: Mapping[str, Path] = field(default_factory=dict)
     attributes: Mapping[str, str]
 
     @property

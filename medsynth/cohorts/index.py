@@ -288,7 +288,7 @@ def _as_cohort(
             labels_of.setdefault(patient, set()).add(label)
         split_of = split_patients(labels_of, split, seed=seed)
         splits = [split_of[patient] for patient in patients]
-    files = [path for one in found for path in (one.file, one.mask) if path is not None]
+    files = [path for one in found for path in (one.file, one.mask, *one.sequences.values()) if path is not None]
     bases = (out.parent, scans, *(() if labels is None else (labels.parent,)))
     base = next((base for base in bases if all(path.is_relative_to(base) for path in files)), None)
     if base is None:
@@ -304,6 +304,7 @@ def _as_cohort(
             split=part,
             mask=None if one.mask is None else one.mask.relative_to(base).as_posix(),
             root=root,
+            sequences={name: file.relative_to(base).as_posix() for name, file in one.sequences.items()},
             attributes={**one.attributes, **sublabel},
         )
         for one, label, patient, part, sublabel in zip(found, names, patients, splits, sublabels, strict=True)

@@ -12,6 +12,7 @@ from pathlib import Path
 from medsynth.cohorts.finding import SPLIT_WORDS, FoundScan
 from medsynth.cohorts.manifest import REQUIRED, read_table, resolve_below
 from medsynth.cohorts.quality import ScanQuality
+from medsynth.cohorts.sequences import sequences_in
 from medsynth.config import ColumnOptions
 from medsynth.errors import DataError
 from medsynth.scans import SUFFIXES, scan_suffix, split_item
@@ -72,7 +73,8 @@ def join_labels(
     columns = _choose_key(names, columns, listed, notes)
     chosen = {key: getattr(columns, key) for key in ("path", "label", "patient", "split", "mask")}
     _check_columns(labels, names, table, chosen, columns.attributes)
-    attributes = columns.attributes or _free_columns(names, chosen.values(), notes)
+    sequences = {name: column for name, column in sequences_in(names).items() if column not in chosen.values()}
+    attributes = columns.attributes or _free_columns(names, (*chosen.values(), *sequences.values()), notes)
     rows = list({tuple(cells.items()): cells for cells in table}.values())
     if repeats := len(table) - len(rows):
         notes.append(f"{repeats} rows of the labels CSV repeat another one in every column and count once")
@@ -99,12 +101,17 @@ def join_labels(
                     label=cells[columns.label].strip(),
                     patient=cells[columns.patient].strip() if columns.patient in cells else None,
                     split=scan.split if split is None else split,
-                    mask=_mask(cells.get(columns.mask, ""), scans, labels),
+                    mask=_companion(cells.get(columns.mask, ""), scans, labels, columns.mask),
+                    sequences={
+                        name: file
+                        for name, column in sequences.items()
+                        if (file := _companion(cells[column], scans, labels, column)) is not None
+                    },
                     # A column that was not chosen may bear a name that a cohort reserves.
                     attributes={
                         f"original_{name}" if name in (*REQUIRED, "mask", "root") else name: cells[name]
                         for name in attributes
-                        if cells[name]
+                        if cells[name] and name not in sequences.values()
                     },
                 )
             )
@@ -336,12 +343,13 @@ def _check_missing(
     )
 
 
-def _mask(cell: str, scans: Path, labels: Path) -> Path | None:
+def _companion(cell: str, scans: Path, labels: Path, column: str) -> Path | None:
+    """Return the file (or DICOM folder) that lies beside a scan by this cell, None for an empty one."""
     if not cell:
         return None
     relative = _relative(cell, scans)
     for base in (scans, labels.parent):
         resolve_below(base, relative, hint="paths relative to --scans")
-        if (base / split_item(relative)[0]).is_file():
+        if (base / split_item(relative)[0]).exists():
             return base / relative
-    raise DataError(f"{labels}: need an existing mask, got none at {cell!r}; try --columns.mask with another column")
+    raise DataError(f"{labels}: need an existing file in the column {column!r}, got none at {cell!r}; try another path")

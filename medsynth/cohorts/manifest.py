@@ -14,6 +14,7 @@ from typing import Any
 
 import yaml
 
+from medsynth.cohorts.sequences import PATH, is_sequence_name, sequence_column, sequences_in, sequences_of
 from medsynth.errors import ConfigError, DataError
 from medsynth.files import write_text
 from medsynth.scans import split_item
@@ -29,8 +30,9 @@ class Row:
 
     `path` and `mask` are POSIX paths relative to the cohort's folder, or to the folder that `root` names; a path may end in
     `#item` for one scan of an NPZ of several. A DICOM scan in one file is that file, a series of several files their folder,
-    or `folder#series/SeriesInstanceUID` where the folder holds several scans. `attributes` holds every further column as
-    text, without empty cells.
+    or `folder#series/SeriesInstanceUID` where the folder holds several scans. `sequences` are further scans of the same
+    patient on the same grid, by name, whose channels follow those of `path`. `attributes` holds every further column as text,
+    without empty cells.
     """
 
     path: str
@@ -39,6 +41,7 @@ class Row:
     split: str
     mask: str | None = None
     root: str | None = None
+    sequences: Mapping[str, str] = field(default_factory=dict)
     attributes: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -55,6 +58,11 @@ class Cohort:
         """The labels that occur, sorted."""
         return tuple(sorted({row.label for row in self.rows}))
 
+    @property
+    def sequences(self) -> tuple[str, ...]:
+        """The names of the sequences beside `path` that some row has, in the order of their channels."""
+        return sequences_of(row.sequences for row in self.rows)
+
     def file_of(self, row: Row) -> Path:
         """Return the scan's path, ending in `#item` if the row's does.
 
@@ -62,6 +70,10 @@ class Cohort:
         DICOM folder any in it).
         """
         return self._existing(row, row.path)
+
+    def files_of(self, row: Row) -> dict[str, Path]:
+        """Return the files of the scan by name: that of `path`, then those of its sequences; `DataError` as `file_of`."""
+        return {PATH: self.file_of(row)} | {name: self._existing(row, each) for name, each in row.sequences.items()}
 
     def mask_of(self, row: Row) -> Path | None:
         """Return the path of the scan's mask, or None; `DataError` as for `file_of`."""
@@ -145,9 +157,9 @@ def resolve_below(base: Path, relative: str, *, hint: str = "a root in cohort.ya
 def read_cohort(path: Path | str) -> Cohort:
     """Read a cohort CSV and the `cohort.yaml` beside it; scan files are not opened.
 
-    Columns `path,label,patient_id,split`, optional `mask` and `root`; every further column becomes an attribute. Cells are
-    text, taken literally: a cell that a spreadsheet would run as a formula is only text here. Blanks around labels,
-    patients and splits are dropped, so that "P1" and "P1 " are one patient.
+    Columns `path,label,patient_id,split`, optional `mask`, `root` and, for further sequences of the same scan, `path_<name>`;
+    every further column becomes an attribute. Cells are text, taken literally: a cell that a spreadsheet would run as a formula
+    is only text here. Blanks around labels, patients and splits are dropped, so that "P1" and "P1 " are one patient.
 
     Raises `DataError` for a missing file or column, an empty label or patient, an unknown split or root, a scan listed
     twice, a patient in two splits, and a path that leaves its root.
@@ -181,6 +193,7 @@ def write_cohort(cohort: Cohort, path: Path | str) -> None:
     if clash := sorted(
         {name for name in attributes if name.strip() != name or not name}
         | {*REQUIRED, *_OPTIONAL}.intersection(attributes)
+        | {*sequences_in(attributes).values()}
     ):
         raise DataError(
             f"{path}: need attribute names that are no column of a cohort, got {clash[0]!r}; try another name"
@@ -188,13 +201,14 @@ def write_cohort(cohort: Cohort, path: Path | str) -> None:
     lines = (
         [row.path, row.label, row.patient_id, row.split]
         + [getattr(row, name) or "" for name in optional]
+        + [row.sequences.get(name, "") for name in cohort.sequences]
         + [row.attributes.get(name, "") for name in attributes]
         for row in cohort.rows
     )
     # The YAML first: a CSV that is there can be read.
     if cohort.roots:
         _write_roots(cohort.roots, folder)
-    write_table(path, [*REQUIRED, *optional, *attributes], lines)
+    write_table(path, [*REQUIRED, *optional, *map(sequence_column, cohort.sequences), *attributes], lines)
 
 
 def check_cohort(cohort: Cohort, *, source: Path | str) -> None:
@@ -209,12 +223,15 @@ def check_cohort(cohort: Cohort, *, source: Path | str) -> None:
             raise DataError(
                 f"{source}: need the split train, val or test, got {row.split!r} for {row.path!r}; try `medsynth index`"
             )
-        real = resolve_below(cohort.base_of(row), row.path)
         if row.mask is not None:
             resolve_below(cohort.base_of(row), row.mask)
-        if real in seen:
-            raise DataError(f"{source}: need each scan once, got {row.path!r} twice; try removing one of the rows")
-        seen.add(real)
+        if wrong := [name for name in row.sequences if not is_sequence_name(name)]:
+            raise DataError(f"{source}: need sequences named by letters and digits, got {wrong[0]!r}; try another name")
+        for relative in (row.path, *row.sequences.values()):
+            real = resolve_below(cohort.base_of(row), relative)
+            if real in seen:
+                raise DataError(f"{source}: need each scan once, got {relative!r} twice; try removing one of the rows")
+            seen.add(real)
         known = split_of.setdefault(row.patient_id, row.split)
         if known != row.split:
             raise DataError(
@@ -307,7 +324,8 @@ def require_columns(columns: Sequence[str], needed: Sequence[str], *, source: Pa
 
 
 def _row(cells: Mapping[str, str]) -> Row:
-    own = {*REQUIRED, *_OPTIONAL}
+    sequences = sequences_in(cells)
+    own = {*REQUIRED, *_OPTIONAL, *sequences.values()}
     return Row(
         path=cells["path"],
         label=cells["label"].strip(),
@@ -315,6 +333,7 @@ def _row(cells: Mapping[str, str]) -> Row:
         split=cells["split"].strip(),
         mask=cells.get("mask") or None,
         root=cells.get("root") or None,
+        sequences={name: cells[column] for name, column in sequences.items() if cells[column]},
         attributes={name: cell for name, cell in cells.items() if name not in own and cell},
     )
 

@@ -5,6 +5,8 @@ Defaults live here and nowhere else. Nothing in this room imports torch, so `--h
 
 from medsynth.config.autoencoder import AutoencoderOptions, ReconstructionOptions
 from medsynth.config.changes import changed_options
+from medsynth.config.distillation import ConsistencyOptions
+from medsynth.config.editing import InpaintOptions, TrialOptions
 from medsynth.config.evaluation import (
     ClassicalOptions,
     ClassifierOptions,
@@ -14,11 +16,13 @@ from medsynth.config.evaluation import (
     PrivacyOptions,
     ProbeOptions,
 )
+from medsynth.config.given import GivenOptions
 from medsynth.config.labels import parse_pairs
 from medsynth.config.model import (
     AugmentOptions,
     BalanceOptions,
     ColumnOptions,
+    ConditionOptions,
     GridOptions,
     GuidanceOptions,
     IntensityOptions,
@@ -43,11 +47,15 @@ __all__ = [
     "ClassicalOptions",
     "ClassifierOptions",
     "ColumnOptions",
+    "ConditionOptions",
+    "ConsistencyOptions",
     "DownstreamOptions",
     "FeatureOptions",
     "FidelityOptions",
+    "GivenOptions",
     "GridOptions",
     "GuidanceOptions",
+    "InpaintOptions",
     "IntensityOptions",
     "MonitorOptions",
     "NetworkOptions",
@@ -62,6 +70,7 @@ __all__ = [
     "SolverOptions",
     "StartOptions",
     "TrainingPlan",
+    "TrialOptions",
     "changed_options",
     "parse_pairs",
 ]

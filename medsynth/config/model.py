@@ -118,6 +118,28 @@ class RareOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ConditionOptions:
+    """What a model is told of a scan besides its class, and which channels it generates or can be given.
+
+    Args:
+        attributes: Columns of the cohort, separated by commas, such as `diameter_mm,texture`. One of numbers is continuous, any
+            other, or one written `texture:category`, takes one of its values; cells may be empty. `spacing_mm` (largest side
+            of a voxel) and `modality` come from the headers of the scans where the cohort has no such columns. The run folder
+            keeps which values occur together, without patients: choose no column that names them.
+        dropout: Probability with which each attribute of a training scan is withheld, beside `label_dropout`, which withholds
+            class and attributes together.
+        mask: Generate the mask of each scan along with it, as one more channel.
+        given: Probability with which some of the channels (sequences, mask) of a training scan, drawn at random, are given to the
+            network rather than generated; without it no channel can be given later.
+    """
+
+    attributes: str = ""
+    dropout: float = 0.1
+    mask: bool = False
+    given: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
 class StartOptions:
     """A training that begins from the weights of another, such as one on common classes.
 
@@ -189,6 +211,8 @@ class MonitorOptions:
         memorisation_scans: Samples of the rarest class behind each point of the memorisation curve.
         validation_scans: Validation scans at most, drawn evenly over the classes.
         tensorboard: Also write TensorBoard logs (needs the extra `tensorboard`).
+        early_share: Part of the steps after which the weights are also kept as the weaker model of autoguidance
+            (`guidance.weak early`); 0 keeps none. Of the stage `diffusion` only.
     """
 
     log_every: int = 50
@@ -199,6 +223,7 @@ class MonitorOptions:
     memorisation_scans: int = 32
     validation_scans: int = 256
     tensorboard: bool = False
+    early_share: float = 0.125
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -225,6 +250,7 @@ class TrainingPlan:
     reconstruction: ReconstructionOptions
     noise: NoiseOptions
     balance: BalanceOptions
+    condition: ConditionOptions
     rare: RareOptions
     start: StartOptions
     augment: AugmentOptions
@@ -238,15 +264,18 @@ class SolverOptions:
     """How noise becomes scans.
 
     Args:
-        name: `dpmpp_2m` (DPM-Solver++(2M), Lu et al. 2022), `heun` (Karras et al. 2022, algorithm 1) or `euler`.
-        steps: Steps; Heun evaluates the network about twice a step, the others once.
+        name: `dpmpp_2m` (DPM-Solver++(2M), Lu et al. 2022), `heun` (Karras et al. 2022, algorithm 1) or `euler`; a run of
+            `medsynth distill` has `consistency` alone (Song et al. 2023, algorithm 1). `auto` is `consistency` for such a run,
+            else `dpmpp_2m`.
+        steps: Steps, by default 20, of `consistency` 2 (1 to 4 make sense); Heun evaluates the network about twice a step, the
+            others once.
         sigma_min: Last noise level before zero.
         sigma_max: First noise level.
         rho: Curvature of the noise schedule (Karras et al. 2022, equation 5).
     """
 
-    name: Literal["dpmpp_2m", "heun", "euler"] = "dpmpp_2m"
-    steps: int = 20
+    name: Literal["auto", "dpmpp_2m", "heun", "euler", "consistency"] = "auto"
+    steps: int | None = None
     sigma_min: float = 0.002
     sigma_max: float = 80.0
     rho: float = 7.0
@@ -254,7 +283,7 @@ class SolverOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class GuidanceOptions:
-    """Classifier-free guidance, applied between two noise levels only (Kynkäänniemi et al. 2024).
+    """Guidance, applied between two noise levels only (Kynkäänniemi et al. 2024): classifier-free, or autoguidance.
 
     Args:
         scale: 1 switches guidance off; larger values sharpen the class and cost variety.
@@ -262,12 +291,16 @@ class GuidanceOptions:
         sigma_high: Guidance acts up to this noise level.
         against: Classes with the class that each is steered away from, such as `viral=bacterial,bacterial=viral`; those that are
             not named, from the network without a class.
+        weak: Autoguidance (Karras et al. 2024): steer away from what a weaker model makes of the same class. `early` is what this
+            model was early in its training (`monitor.early_share`); else a run folder of a smaller or less trained model of the
+            same classes, grid, intensities and stem. Not together with `against`.
     """
 
     scale: float = 1.0
     sigma_low: float = 0.2
     sigma_high: float = 5.0
     against: str = ""
+    weak: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

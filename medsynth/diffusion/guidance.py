@@ -1,4 +1,4 @@
-"""Guidance: wrappers that turn a conditional denoiser into a `denoise(noisy, sigma)` for the solvers."""
+"""Guidance: wrappers that turn conditional denoisers into one `denoise(noisy, sigma)` for the solvers."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from medsynth.config import GuidanceOptions
 from medsynth.diffusion.solvers import Denoise
 from medsynth.errors import ConfigError
 
-# A condition is a tuple of tensors with one row a scan; the diffusion maths only joins and passes it on.
-ConditionRows = tuple[Tensor, ...]
+# A condition is a tuple of tensors with one row a scan, or None; the diffusion maths only joins and passes it on.
+ConditionRows = tuple[Tensor | None, ...]
 ConditionalDenoise = Callable[[Tensor, Tensor, ConditionRows], Tensor]
 
 
@@ -39,8 +39,31 @@ def guide(
     return guided
 
 
+def autoguide(strong: Denoise, weak: Denoise, options: GuidanceOptions) -> Denoise:
+    """Return a denoiser that a weaker one, of the same condition, guides between two noise levels.
+
+    For sigma in (sigma_low, sigma_high] the result is weak + scale * (strong - weak) (Karras et al. 2024, arXiv 2406.02507):
+    what the weaker one gets wrong, the stronger one gets wrong less, so the step beyond it corrects. Elsewhere,
+    and for scale 1, it is the stronger one alone. Raises `ConfigError` as `check_guidance` does.
+    """
+    check_guidance(options)
+
+    def guided(noisy: Tensor, sigma: Tensor) -> Tensor:
+        denoised = strong(noisy, sigma)
+        if options.scale == 1 or not options.sigma_low < float(sigma[0]) <= options.sigma_high:
+            return denoised
+        worse = weak(noisy, sigma)
+        return worse + options.scale * (denoised - worse)
+
+    return guided
+
+
 def check_guidance(options: GuidanceOptions) -> None:
-    """Raise `ConfigError` for a negative scale, which would steer away from the class, or an empty interval."""
+    """Raise `ConfigError` for a negative scale, which would steer away from the class, an empty interval, or both kinds."""
+    if options.weak and options.against:
+        raise ConfigError(
+            f"guidance.weak: need one of weak and against, got both, {options.weak!r} and {options.against!r}; try one of them"
+        )
     if options.scale < 0 or not 0 <= options.sigma_low < options.sigma_high:
         raise ConfigError(
             f"guidance: need scale >= 0 and 0 <= sigma_low < sigma_high, got scale={options.scale}, "
@@ -49,7 +72,10 @@ def check_guidance(options: GuidanceOptions) -> None:
 
 
 def join_conditions(first: ConditionRows, second: ConditionRows) -> ConditionRows:
-    """Return the rows of both conditions, in the type of the first (a tuple or named tuple of tensors)."""
-    rows = [torch.cat(pair) for pair in zip(first, second, strict=True)]
+    """Return the rows of both conditions, in the type of the first (a tuple or named tuple); None where the first has None."""
+    rows = [
+        None if one is None or other is None else torch.cat([one, other])
+        for one, other in zip(first, second, strict=True)
+    ]
     make = getattr(type(first), "_make", tuple)
     return make(rows)

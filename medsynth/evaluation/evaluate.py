@@ -26,9 +26,17 @@ from medsynth.evaluation.cost import Clock
 from medsynth.evaluation.downstream import DownstreamResult, check_downstream, make_task, score_downstream
 from medsynth.evaluation.features import cached_features
 from medsynth.evaluation.fidelity import FidelityResult, Sheet, check_options, score_fidelity
-from medsynth.evaluation.inputs import check_patients, check_run, clipping_notes, open_real, open_synthetic
+from medsynth.evaluation.inputs import (
+    check_patients,
+    check_run,
+    clipping_notes,
+    open_real,
+    open_synthetic,
+    read_provenance,
+)
 from medsynth.evaluation.privacy import Copy, PrivacyResult, check_privacy_options, score_privacy
 from medsynth.evaluation.reader import ReaderResult, ReaderStudy, StudyKey, check_reader_study, plan_study
+from medsynth.evaluation.selection import selection_note
 from medsynth.evaluation.verdict import build_report
 from medsynth.measures.extractors import open_extractor
 from medsynth.measures.features import Extractor
@@ -124,7 +132,7 @@ def evaluate_cohorts(
         check_run(made, run)
         check_patients(real_cohort, run)
     extractor = open_extractor(features)
-    chosen: IntensityOptions | Intensity = intensity or (run.spec.intensity if run else IntensityOptions())
+    chosen: IntensityOptions | Intensity = intensity or (run.spec.image_intensity if run else IntensityOptions())
     shared = grid or (run.grid if run else _grid_of(made, reading))
     prepare = partial(
         _prepared, extractor=extractor, reading=reading, cache_dir=cache_dir, devices=devices,
@@ -148,6 +156,7 @@ def evaluate_cohorts(
         gate = score_privacy(
             one.prepared, other.prepared, real_features=one.features, synthetic_features=other.features,
             options=replace(privacy, drop_copies=privacy.drop_copies or drop_copies), run=run, seed=seed, progress=progress,
+            members=_with_masks(real_cohort, run, one.prepared, shared, reading, cache_dir, progress),
         )  # fmt: skip
         pairs = tuple(
             Pair(
@@ -196,6 +205,8 @@ def evaluate_cohorts(
         "seed": seed,
     }
     notes = clipping_notes(real_cohort, one.prepared.intensity, reading) if run and intensity is None else []
+    if note := selection_note(read_provenance(made)):
+        notes.append(note)
     if without_task is not None:
         notes.append(f"The downstream gain was not measured: {without_task}.")
     if study is not None:
@@ -205,6 +216,29 @@ def evaluate_cohorts(
         cost=clock.cost(run), reader_study=None if readers is None else readers.as_dict(),
     )  # fmt: skip
     return Evaluation(report=report, sheets=sheets, pairs=pairs, study=study)
+
+
+def _with_masks(
+    real: Cohort,
+    run: Run | None,
+    prepared: PreparedCohort,
+    grid: GridOptions,
+    reading: ReadingOptions,
+    cache_dir: Path | None,
+    progress: bool,
+) -> PreparedCohort:
+    """Return the real scans as the run saw them: with their masks as a channel, where it makes masks and there are some."""
+    if run is None or not run.spec.mask or all(row.mask is None for row in real.rows):
+        return prepared
+    return prepare_cohort(
+        real,
+        grid=grid,
+        intensity=prepared.intensity,
+        reading=reading,
+        mask=True,
+        cache_dir=cache_dir,
+        progress=progress,
+    )
 
 
 def _spacing(prepared: PreparedCohort) -> tuple[float, ...]:

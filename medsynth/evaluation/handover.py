@@ -76,9 +76,9 @@ def augment_cohort(
     dropped = {copy["synthetic_row"] for copy in privacy["copies"]} if privacy["options"]["drop_copies"] else set()
     roots: dict[str, Path] = {}
     rows = [
-        _rooted(row, real_cohort, "real", "0", roots, row.split) for row in real_cohort.rows if row.split in splits
+        root_row(row, real_cohort, "real", "0", roots, row.split) for row in real_cohort.rows if row.split in splits
     ] + [
-        _rooted(row, made, "synthetic", "1", roots, "train")
+        root_row(row, made, "synthetic", "1", roots, "train")
         for number, row in enumerate(made.rows)
         if number not in dropped
     ]
@@ -98,8 +98,11 @@ def _check_gate(content: Mapping[str, Any], report: Path) -> None:
         )
 
 
-def _rooted(row: Row, cohort: Cohort, name: str, synthetic: str, roots: dict[str, Path], split: str) -> Row:
-    """Return a row that names its root in `roots`, where the folder of its files is entered under a free name."""
+def root_row(row: Row, cohort: Cohort, name: str, synthetic: str, roots: dict[str, Path], split: str) -> Row:
+    """Return a row that names its root in `roots`, where the folder of its files is entered under a free name.
+
+    `synthetic` (`1` or `0`) becomes its column of that name.
+    """
     folder = cohort.base_of(row)
     wanted = row.root or name
     chosen, number = wanted, 2

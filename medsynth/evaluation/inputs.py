@@ -10,13 +10,14 @@ from typing import Any
 import numpy as np
 
 from medsynth.cohorts import Cohort, Row, read_cohort
+from medsynth.cohorts.channels import read_channels
 from medsynth.cohorts.manifest import REQUIRED, check_cohort, declared_roots, read_table, require_columns
 from medsynth.config import ReadingOptions
 from medsynth.errors import DataError
 from medsynth.runs import Run
-from medsynth.scans import Intensity, read_scan
+from medsynth.scans import Intensity
 
-_COHORT_FILE, _PROVENANCE_FILE = "cohort.csv", "provenance.json"
+_COHORT_FILE, PROVENANCE_FILE = "cohort.csv", "provenance.json"
 _CLIPPED = 0.2  # share of pixels beyond an end of the range above which figures may overlook what matters
 _LOOKED_AT = 12  # scans say enough about a range, and volumes take long to read
 
@@ -102,7 +103,7 @@ def check_patients(real: Cohort, run: Run) -> None:
 
 def read_provenance(synthetic: Cohort) -> dict[str, Any]:
     """Return the `provenance.json` of a synthetic set; empty for sets without. `DataError` for one that cannot be read."""
-    path = synthetic.folder / _PROVENANCE_FILE
+    path = synthetic.folder / PROVENANCE_FILE
     try:
         provenance = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
@@ -124,7 +125,8 @@ def clipping_notes(real: Cohort, intensity: Intensity, reading: ReadingOptions) 
     """
     rows = real.select(split="train").rows
     chosen = rows[:: max(1, -(-len(rows) // _LOOKED_AT))]
-    below, above = _shares_outside((read_scan(real.file_of(row), reading=reading).array for row in chosen), intensity)
+    scans = (read_channels(real.files_of(row), reading).array for row in chosen)
+    below, above = _shares_outside(scans, intensity)
     return [
         f"{share:.0%} of the pixels of real training scans lie {side} the run's intensity range "
         f"({_ends(ends)}) and look the same to every figure. Was the run trained on this cohort?"

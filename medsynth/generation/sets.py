@@ -13,16 +13,25 @@ import torch
 from tqdm.auto import tqdm
 
 from medsynth.cohorts import Cohort, Row, read_cohort, write_cohort
+from medsynth.cohorts.sequences import MASK, PATH
 from medsynth.config import GuidanceOptions, SolverOptions, changed_options
-from medsynth.diffusion import karras_sigmas
+from medsynth.diffusion import noise_levels, settle_solver
 from medsynth.errors import ConfigError, DataError
 from medsynth.files import check_space, label_folder, remove_partial, write_json
 from medsynth.generation.forms import choose_form, scan_bytes
-from medsynth.generation.generate import Chunk, SyntheticScan, check_guidance_of, choose_device, plan_chunks
+from medsynth.generation.generate import (
+    Chunk,
+    SyntheticScan,
+    check_guidance_of,
+    choose_device,
+    describe_guidance,
+    plan_chunks,
+)
+from medsynth.generation.weak import Weak
 from medsynth.networks import Denoiser
 from medsynth.processes import Ranks, check_world, run_ranks
 from medsynth.runs import Run
-from medsynth.scans import write_dicom, write_scan
+from medsynth.scans import write_dicom, write_scan, write_segmentation
 from medsynth.seeds import derive_seed
 from medsynth.versions import installed_versions
 
@@ -34,7 +43,8 @@ PROVENANCE_FILE, COHORT_FILE = "provenance.json", "cohort.csv"
 class SetPlan:
     """What a set needs by any method: run and folder, scans wanted of each class, how they are computed and written.
 
-    `plan_set` makes one whose options have been checked. Scans are made in `devices` processes on each of `num_nodes` nodes.
+    `plan_set` makes one whose options have been checked; `weak` is the model that `guidance.weak` names; with `masks` each
+    scan has a mask also where the run makes none. Scans are made in `devices` processes on each of `num_nodes` nodes.
     """
 
     run: Run
@@ -50,6 +60,8 @@ class SetPlan:
     progress: bool
     devices: int = 1
     num_nodes: int = 1
+    weak: Weak | None = None
+    masks: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +69,8 @@ class Method:
     """One way to make scans.
 
     `make` returns the scans of a chunk; `seed_of` the seed of a scan and `columns_of` its further columns in `cohort.csv`, by
-    class and number; `facts` is what `provenance.json` says, and a restart compares, beyond what it says of every set.
+    class and number; `facts` is what `provenance.json` says, and a restart compares, beyond what it says of every set; `split` is
+    that of its scans.
     """
 
     name: str
@@ -66,6 +79,7 @@ class Method:
     seed_of: Callable[[str, int], int]
     columns_of: Callable[[str, int], Mapping[str, str]] = lambda label, number: {}
     facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    split: str = "train"
 
 
 def plan_set(
@@ -86,8 +100,9 @@ def plan_set(
 ) -> SetPlan:
     """Return the plan of a set; `ConfigError` for whatever these options can get wrong, before the first file."""
     check_world(devices=devices, num_nodes=num_nodes)
-    karras_sigmas(solver)
-    check_guidance_of(run, guidance)
+    solver = settle_solver(solver, distilled=run.distilled)
+    noise_levels(solver)
+    weak = check_guidance_of(run, guidance)
     plan_chunks(counts, batch_size)
     suffix, modality_written = choose_form(run.spec, file_format, modality)
     return SetPlan(
@@ -104,6 +119,7 @@ def plan_set(
         progress=progress,
         devices=devices,
         num_nodes=num_nodes,
+        weak=weak,
     )
 
 
@@ -151,7 +167,7 @@ def _begin(plan: SetPlan, method: Method, ranks: Ranks) -> tuple[list[Chunk], De
     missing = [
         chunk
         for chunk in plan_chunks(plan.counts, plan.batch_size)
-        if not all(_file(plan, chunk.label, number).exists() for number in chunk.numbers)
+        if not all(file.exists() for number in chunk.numbers for file in _files(plan, chunk.label, number).values())
     ]
     still = _count(missing)
     check_space(plan.out, still * scan_bytes(plan.run.spec, plan.modality), purpose=f"{still} scans", option="--out")
@@ -188,11 +204,16 @@ def _count(chunks: Iterable[Chunk]) -> int:
 
 
 def _write(plan: SetPlan, made: SyntheticScan) -> None:
-    file = _file(plan, made.label, made.number)
+    files = _files(plan, made.label, made.number)
     if plan.modality is None:
-        write_scan(made.scan, file)
-    elif not file.exists():  # of a chunk that was interrupted: a series never replaces another
-        write_dicom(made.scan, file, modality=plan.modality, patient_id=_patient_id(plan, made.seed))
+        scans = {PATH: made.scan, **made.sequences} | ({} if made.mask is None else {MASK: made.mask})
+        for name, file in files.items():
+            write_scan(scans[name], file)
+        return
+    if not files[PATH].exists():  # of a chunk that was interrupted: a series never replaces another
+        write_dicom(made.scan, files[PATH], modality=plan.modality, patient_id=_patient_id(plan, made.seed))
+    if made.mask is not None:
+        write_segmentation(made.mask, files[MASK], images=files[PATH])
 
 
 def _settings(plan: SetPlan, method: Method) -> dict[str, Any]:
@@ -211,15 +232,20 @@ def _settings(plan: SetPlan, method: Method) -> dict[str, Any]:
         **({} if plan.modality is None else {"modality": plan.modality}),
         "batch_size": plan.batch_size,
         "solver": dataclasses.asdict(plan.solver),
-        "guidance": dataclasses.asdict(plan.guidance),
+        "guidance": describe_guidance(plan.guidance, plan.weak),
         "classes": list(spec.classes),
         "training_scans": dict(zip(spec.classes, spec.class_counts, strict=True)),
         "training_patients": dict(zip(spec.classes, spec.class_patients, strict=True)),
     }
 
 
-def _file(plan: SetPlan, label: str, number: int) -> Path:
-    return plan.out / label_folder(label) / f"{number:06d}{plan.suffix}"
+def _files(plan: SetPlan, label: str, number: int) -> dict[str, Path]:
+    """Return the files of a scan, by the name of their channels; the scan is there when all of them are."""
+    stem = plan.out / label_folder(label) / f"{number:06d}"
+    files = {name: Path(f"{stem}{'' if name == PATH else f'_{name}'}{plan.suffix}") for name in plan.run.spec.files}
+    if plan.run.spec.mask or plan.masks:
+        files[MASK] = Path(f"{stem}_{MASK}{plan.suffix or '.dcm'}")
+    return files
 
 
 def _patient_id(plan: SetPlan, seed: int) -> str:
@@ -228,11 +254,14 @@ def _patient_id(plan: SetPlan, seed: int) -> str:
 
 def _row(plan: SetPlan, method: Method, label: str, number: int) -> Row:
     seed = method.seed_of(label, number)
+    files = {name: file.relative_to(plan.out).as_posix() for name, file in _files(plan, label, number).items()}
     return Row(
-        path=_file(plan, label, number).relative_to(plan.out).as_posix(),
+        path=files.pop(PATH),
         label=label,
         patient_id=_patient_id(plan, seed),
-        split="train",
+        split=method.split,
+        mask=files.pop(MASK, None),
+        sequences=files,
         attributes={
             "synthetic": "1",
             "seed": str(seed),

@@ -8,6 +8,7 @@ import torch
 from monai.networks.nets import DiffusionModelUNet
 from monai.networks.nets.diffusion_model_unet import DiffusionUNetResnetBlock
 from torch import Tensor, nn
+from torch.nn.functional import avg_pool2d, avg_pool3d
 
 from medsynth.config import AutoencoderOptions, NetworkOptions
 from medsynth.diffusion import match_rank, noise_embedding_position, precondition
@@ -24,6 +25,9 @@ class Denoiser(nn.Module):
     preconditioning acts in the domain of the stem, with one sigma_data for each of its bands (equal ones give the scalar
     case, since the stem is orthonormal).
 
+    A network that is `given` channels sees, beside the noisy scan, the channels that its condition says are known, and returns
+    these as they are.
+
     With a `codec` diffusion acts on its latents: `noisy` and `denoised` are latents, as `encode` gives them, and what a solver
     reaches from noise of `noise_shape` becomes scans by `decode`. Without one these three leave everything as it is.
     """
@@ -31,12 +35,19 @@ class Denoiser(nn.Module):
     sigma_data: Tensor
 
     def __init__(
-        self, unet: DiffusionModelUNet, stem: Stem, sigma_data: Tensor, codec: LatentCodec | None = None
+        self,
+        unet: DiffusionModelUNet,
+        stem: Stem,
+        sigma_data: Tensor,
+        codec: LatentCodec | None = None,
+        *,
+        given: bool = False,
     ) -> None:
         super().__init__()
         self.unet = unet
         self.stem = stem
         self.codec = codec
+        self.given = given
         self.register_buffer("sigma_data", sigma_data.float())
 
     @property
@@ -63,14 +74,33 @@ class Denoiser(nn.Module):
 
     def forward(self, noisy: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
         """Return the denoised scans, in the dtype of `noisy`."""
-        bands = self.stem(noisy)
-        scale = precondition(
-            match_rank(sigma[:, None], bands), match_rank(self.sigma_data[None].to(bands.dtype), bands)
-        )
+        bands = self.stem(hold_given(noisy, condition))
+        sigma_data = match_rank(self.sigma_data[None].to(bands.dtype), bands)
+        scale = precondition(match_rank(sigma[:, None], bands), sigma_data)
         position = noise_embedding_position(sigma)
         condition = self.embedding.gate(condition, sigma)
-        features = self.unet(scale.input * bands, position, class_labels=condition).to(bands.dtype)
-        return self.stem.inverse(scale.skip * bands + scale.output * features)
+        seen = scale.input * bands
+        if self.given:
+            seen = torch.cat([seen, *self._given_bands(condition, noisy, sigma_data)], dim=1)
+        features = self.unet(seen, position, class_labels=condition).to(bands.dtype)
+        return hold_given(self.stem.inverse(scale.skip * bands + scale.output * features), condition)
+
+    def _given_bands(self, condition: Condition, noisy: Tensor, sigma_data: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the bands of what is given, of unit power, and where it is, on the grid of the bands."""
+        given = condition.given
+        values, known = (torch.zeros_like(noisy),) * 2 if given is None else given.to(noisy.dtype).chunk(2, dim=1)
+        bands = self.stem(values) / sigma_data
+        factor = self.stem.factor()
+        pool = avg_pool2d if self.rank == 2 else avg_pool3d
+        return bands, known if factor == 1 else pool(known, factor)
+
+
+def hold_given(scans: Tensor, condition: Condition) -> Tensor:
+    """Return scans `(N, C, *spatial)` in which what the condition gives is as it says."""
+    if condition.given is None:
+        return scans
+    values, known = condition.given.chunk(2, dim=1)
+    return torch.where(known > 0, values.to(scans.dtype), scans)
 
 
 def build_stem(options: NetworkOptions) -> Stem:
@@ -121,14 +151,19 @@ def build_denoiser(
     sigma_data: Tensor | float,
     parents: Sequence[int] = (),
     gate_sigma: float = 0.0,
+    categories: Sequence[int] = (),
+    given: bool = False,
     autoencoder: AutoencoderOptions | None = None,
 ) -> Denoiser:
     """Return an untrained denoiser for scans of `channels` channels and spatial shape `size` (2D or 3D).
 
-    `sigma_data` is one value or one for each band of the stem; `parents` and `gate_sigma` are those of `ConditionEmbedding`;
-    `autoencoder` describes the one behind the stem `latent`. Raises `ConfigError` as `check_network` does.
+    `sigma_data` is one value or one for each band of the stem; `parents`, `gate_sigma` and `categories` are those of
+    `ConditionEmbedding`; `given` makes a network that can be given channels, which latents have none of; `autoencoder` describes
+    the one behind the stem `latent`. Raises `ConfigError` as `check_network` does.
     """
     check_network(options, size, autoencoder=autoencoder)
+    if given and autoencoder is not None:
+        raise ConfigError("condition.given: need network.stem haar or pixel, got latent; try condition.given 0")
     codec = None
     if autoencoder is not None:
         codec = LatentCodec(build_autoencoder(autoencoder, channels=channels, size=size), autoencoder)
@@ -139,7 +174,7 @@ def build_denoiser(
     last = len(options.channels) - 1
     unet = DiffusionModelUNet(
         spatial_dims=rank,
-        in_channels=bands,
+        in_channels=2 * bands + channels if given else bands,
         out_channels=bands,
         channels=options.channels,
         num_res_blocks=options.residual_blocks,
@@ -158,9 +193,10 @@ def build_denoiser(
         unet.class_embedding.embedding_dim,
         parents=parents,
         gate_sigma=gate_sigma,
+        categories=categories,
     )
     for module in unet.modules():
         if isinstance(module, DiffusionUNetResnetBlock):
             module.conv2 = nn.Sequential(nn.Dropout(options.dropout), module.conv2)
     values = torch.as_tensor(sigma_data, dtype=torch.float32)
-    return Denoiser(unet, stem, values.expand(bands).clone(), codec)
+    return Denoiser(unet, stem, values.expand(bands).clone(), codec, given=given)

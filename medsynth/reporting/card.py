@@ -14,6 +14,7 @@ from medsynth.cohorts.manifest import REQUIRED, read_columns
 from medsynth.errors import DataError
 from medsynth.evaluation.inputs import open_real, open_synthetic, read_provenance
 from medsynth.evaluation.reports import check_sets, read_report
+from medsynth.evaluation.selection import selection_note
 from medsynth.files import write_json, write_text
 from medsynth.reporting import card_words
 from medsynth.reporting.card_facts import (
@@ -175,6 +176,8 @@ def _front_matter(
     notes = [] if report is None else [str(note) for note in report.get("notes") or ()]
     if (counts := provenance.get("counts")) and counts != data["classes"]:
         notes.append("The manifest lists other scans than were made: rows were removed, added or relabelled since.")
+    if (note := selection_note(provenance)) and note not in notes:
+        notes.append(note)
     front["use"]["prohibited"] = card_words.prohibited_uses(front, stated["use"]["prohibited"])
     front["limits"]["found"] = card_words.found_limits(front, notes)
     return front | {"gaps": [".".join(path) for path in find_gaps(front)]}

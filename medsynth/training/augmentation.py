@@ -21,18 +21,19 @@ _CUT = 2.0  # standard deviations at which the normal draws are cut off
 
 
 class Augmentation:
-    """Changes for scans with `rank` spatial axes.
+    """Changes for scans with `rank` spatial axes, whose last channel may be a `mask` of -1 and 1: it stays one.
 
     Columns of the parameters, all zero without a change: one flip for each axis (0 or 1), rotation angles (one in 2D,
     about each axis in 3D), ln(zoom), one shift for each axis, ln(contrast), and 1 where rotation, zoom or shift resampled the
     scan; all but the flips and the last in standard deviations.
     """
 
-    def __init__(self, options: AugmentOptions, rank: int) -> None:
+    def __init__(self, options: AugmentOptions, rank: int, *, mask: bool = False) -> None:
         if wrong := [axis for axis in options.flip_axes if not 0 <= axis < rank]:
             raise ConfigError(f"augment.flip_axes: need axes from 0 to {rank - 1} for {rank}D scans, got {wrong[0]}")
         self._options = options
         self._rank = rank
+        self._mask = mask
         self._rotations = 1 if rank == 2 else 3
 
     @property
@@ -77,11 +78,15 @@ class Augmentation:
         # torch has no cubic interpolation of volumes.
         mode = "bicubic" if rank == 2 else "bilinear"
         warped = grid_sample(_upsample(scans), grid, mode=mode, padding_mode="border", align_corners=False).clamp(-1, 1)
+        if self._mask:
+            warped[:, -1] = torch.where(warped[:, -1] > 0, 1.0, -1.0)
         changed = (parameters[:, :-2] != 0).any(dim=1)
         result = torch.where(changed.reshape(-1, *[1] * (scans.ndim - 1)), warped, scans)
         if options.contrast > 0:
             factor = (contrast * options.contrast).exp().reshape(-1, *[1] * (scans.ndim - 1))
-            result = torch.where(factor == 1, result, ((result + 1) * factor - 1).clamp(-1, 1))
+            images = result[:, :-1] if self._mask else result
+            images = torch.where(factor == 1, images, ((images + 1) * factor - 1).clamp(-1, 1))
+            result = torch.cat([images, result[:, -1:]], dim=1) if self._mask else images
         return result
 
 

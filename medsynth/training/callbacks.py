@@ -19,7 +19,8 @@ from tqdm import tqdm
 from medsynth.cohorts import PreparedCohort
 from medsynth.config import GuidanceOptions, MonitorOptions, SolverOptions
 from medsynth.measures.neighbours import nearest_distances
-from medsynth.networks import sample_scans
+from medsynth.networks import Condition, sample_scans
+from medsynth.runs import EARLY_FILE, save_early
 from medsynth.scans.picture import captioned_rows, write_picture
 from medsynth.seeds import derive_seed
 from medsynth.training.checkpoints import MetricsLog
@@ -105,13 +106,20 @@ class Previews(Callback):
     """
 
     def __init__(
-        self, prepared: PreparedCohort, options: MonitorOptions, folder: Path, *, seed: int, last_step: int
+        self,
+        prepared: PreparedCohort,
+        options: MonitorOptions,
+        folder: Path,
+        *,
+        seed: int,
+        last_step: int,
+        solver: SolverOptions = SolverOptions(),
     ) -> None:
         counts = [len(prepared.indices(split="train", label=number)) for number in range(len(prepared.classes))]
         self._rarest = int(np.argmin([count or np.inf for count in counts]))
         self._classes = [number for number, count in enumerate(counts) if count]
         self._prepared, self._options, self._folder = prepared, options, folder
-        self._seed, self._last_step = seed, last_step
+        self._seed, self._last_step, self._solver = seed, last_step, solver
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
         """Draw samples when it is time."""
@@ -122,15 +130,25 @@ class Previews(Callback):
         assert isinstance(pl_module, DiffusionModule)
         samples = self._sample(pl_module)
         shown = [
-            (self._prepared.classes[number], samples[number][: self._options.preview_scans]) for number in self._classes
+            (title, samples[number][: self._options.preview_scans, channel:])
+            for number in self._classes
+            for channel, title in self._rows(self._prepared.classes[number])
         ]
         spacing = np.linalg.norm(self._prepared.affine[:3, : self._prepared.scans.ndim - 2], axis=0)
         write_picture(self._folder / f"step_{step:07d}.png", captioned_rows(shown, spacing=spacing.tolist()))
         for logger in trainer.loggers:
             logger.log_metrics(self._memorisation(samples[self._rarest][: self._options.memorisation_scans]), step - 1)
 
+    def _rows(self, label: str) -> list[tuple[int, str]]:
+        """The channels that are shown of a class, each with the first of its file, and their captions."""
+        names = self._prepared.channels
+        return [
+            (names.index(name), f"{label}: {name}" if number else label)
+            for number, name in enumerate(dict.fromkeys(names))
+        ]
+
     def _sample(self, module: DiffusionModule) -> dict[int, np.ndarray]:
-        options, device = self._options, module.device
+        options = self._options
         result = {}
         for number in self._classes:
             count = max(options.preview_scans, options.memorisation_scans if number == self._rarest else 0)
@@ -139,25 +157,39 @@ class Previews(Callback):
                 places = range(start, min(count, start + options.preview_scans))
                 scans = sample_scans(
                     module.averaged.eval(),
-                    torch.full((len(places),), number, device=device),
+                    self._wanted(module, number, places),
                     [derive_seed(self._seed, "preview", number, place) for place in places],
                     shape=self._prepared.scans.shape[1:],
-                    solver=SolverOptions(),
+                    solver=self._solver,
                     guidance=GuidanceOptions(),
                 )
                 parts.append(scans.float().cpu().numpy())
             result[number] = np.concatenate(parts)
         return result
 
+    def _wanted(self, module: DiffusionModule, number: int, places: range) -> Condition:
+        """The condition of some preview scans of a class, with the attributes of training scans."""
+        attributes = None
+        if self._prepared.attributes is not None:
+            train = self._prepared.indices(split="train", label=number)
+            rows = [
+                train[derive_seed(self._seed, "preview attributes", number, place) % len(train)] for place in places
+            ]
+            attributes = torch.from_numpy(self._prepared.attributes[rows])
+        return module.averaged.embedding.make(torch.full((len(places),), number), attributes)
+
     def _memorisation(self, samples: np.ndarray) -> dict[str, float]:
         prepared = self._prepared
         name = f"memorisation/{prepared.classes[self._rarest]}"
-        train = np.asarray(prepared.scans[prepared.indices(split="train", label=self._rarest)], dtype=np.float32)
+        images = len(prepared.channels) - prepared.channels.count(
+            "mask"
+        )  # masks are alike for other reasons than copying
+        train = prepared.scans[prepared.indices(split="train", label=self._rarest), :images].astype(np.float32)
         metrics = {}
         sources = {"sample": samples, "held_out": prepared.scans[prepared.indices(split="val", label=self._rarest)]}
         for source, scans in sources.items():
             if len(scans):
-                distances, _ = nearest_distances(np.asarray(scans, dtype=np.float32), train)
+                distances, _ = nearest_distances(scans[:, :images].astype(np.float32), train)
                 distances = distances / np.sqrt(train[0].size)
                 metrics[f"{name}/{source}_median"] = float(np.median(distances))
                 metrics[f"{name}/{source}_p5"] = float(np.percentile(distances, 5))
@@ -189,6 +221,30 @@ class RunKeeper(Callback):
         """Save now, on the first rank."""
         if trainer.is_global_zero:
             self._save(pl_module, trainer.global_step)
+
+
+class EarlyWeights(Callback):
+    """Keeps in `folder` the averaged weights of one step, the `share` of all; with a share of 0, none.
+
+    A training that goes on from before that step comes there again and writes the same file.
+    """
+
+    def __init__(self, folder: Path, share: float) -> None:
+        self._folder, self._share = folder, share
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Remove what a training left here that was killed before its first checkpoint, or after the last."""
+        if trainer.is_global_zero and trainer.global_step < max(1, self._step(trainer)):
+            (self._folder / EARLY_FILE).unlink(missing_ok=True)
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
+        """Write the file when it is time, on the first rank."""
+        if trainer.is_global_zero and trainer.global_step == self._step(trainer):
+            assert isinstance(pl_module, DiffusionModule)
+            save_early(self._folder, pl_module.averaged)
+
+    def _step(self, trainer: pl.Trainer) -> int:
+        return max(1, round(self._share * trainer.max_steps)) if self._share else 0
 
 
 class StopOnSignal(Callback):

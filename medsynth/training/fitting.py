@@ -22,7 +22,7 @@ from medsynth.config import TrainingPlan, changed_options
 from medsynth.errors import ConfigError
 from medsynth.files import remove_partial
 from medsynth.processes import cluster_environment, is_loss, lost_process
-from medsynth.runs import METRICS_FILE, PATIENTS_FILE, RUN_FILE, WEIGHTS_FILE
+from medsynth.runs import ATTRIBUTES_FILE, EARLY_FILE, METRICS_FILE, PATIENTS_FILE, RUN_FILE, WEIGHTS_FILE
 from medsynth.seeds import numpy_generator
 from medsynth.training.batches import StepSampler, class_shares, make_loader
 from medsynth.training.callbacks import Progress, RunKeeper, StopOnSignal, Throughput
@@ -30,7 +30,17 @@ from medsynth.training.checkpoints import AtomicCheckpointIO, MetricsLog, check_
 
 CHECKPOINT = Path("checkpoints") / "last.ckpt"
 # Files of a run that was killed before its first run.json.
-_OWN = (WEIGHTS_FILE, PATIENTS_FILE, METRICS_FILE, "config.yaml", "previews", "checkpoints", "tensorboard")
+_OWN = (
+    WEIGHTS_FILE,
+    EARLY_FILE,
+    PATIENTS_FILE,
+    ATTRIBUTES_FILE,
+    METRICS_FILE,
+    "config.yaml",
+    "previews",
+    "checkpoints",
+    "tensorboard",
+)
 # What may change between two calls of the same training. The numbers of processes and of parts of a batch change which dropout
 # masks are drawn (and a GPU draws other noise than a CPU), so weights are the same to the last bit only where these stay.
 _FREE = (
@@ -87,15 +97,17 @@ def make_trainer(
     previews: Callback | None,
     validate: bool,
     progress: bool,
+    early: Callback | None = None,
 ) -> tuple[pl.Trainer, StopOnSignal]:
     """Return the trainer and the callback that knows whether a signal stopped it; `save(module, step)` writes the run.
 
+    `early` acts after each step before the run is written.
     Raises `ConfigError` for devices that are not there.
     """
     monitor = plan.monitor
     keeper = RunKeeper(save, monitor.checkpoint_every)
     stop = StopOnSignal(out / CHECKPOINT, keeper)
-    callbacks: list[Callback] = [stop, keeper]
+    callbacks: list[Callback] = [*([] if early is None else [early]), stop, keeper]
     if progress:
         callbacks.append(Progress())
     if previews is not None:

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 
-from medsynth.config import AugmentOptions, NoiseOptions, OptimiserOptions
+from medsynth.config import AugmentOptions, ConditionOptions, NoiseOptions, OptimiserOptions
 from medsynth.diffusion import draw_sigma, loss_weight, match_rank
-from medsynth.networks import Condition, Denoiser
+from medsynth.networks import Condition, Denoiser, draw_given, give_channels
 from medsynth.seeds import derive_seed, torch_generator
 from medsynth.training.augmentation import Augmentation
 from medsynth.training.draws import make_optimiser, place_noise
@@ -24,8 +24,9 @@ VALIDATION_SIGMAS = (0.1, 0.3, 1.0, 3.0, 10.0)
 class DiffusionModule(PartwiseModule):
     """Trains a denoiser; batches are `{"scan": (N, C, *spatial) in [-1, 1], "label": (N,)}`.
 
-    Batches of medsynth's own loader also carry `position`, the place of each scan in the global batch; without it, ranks
-    take turns. Every random draw is a function of (seed, step, position), so it is the same after a resume and for any
+    A network with attributes also needs `"attributes": (N, attributes)`. Batches of medsynth's own loader carry `position`,
+    the place of each scan in the global batch; without it, ranks take turns. Every random draw is a function of
+    (seed, step, position), so it is the same after a resume and for any
     number of processes; only dropout masks differ between ranks. The loss is weighted by the scalar sigma_data of all
     pixels, also where the stem's bands have their own: a band counts with the energy that it has in the scans. Augmentation
     acts on scans, noise and loss on what the denoiser makes of them (`Denoiser.encode`). `ema` holds the averaged weights,
@@ -46,6 +47,7 @@ class DiffusionModule(PartwiseModule):
         noise: NoiseOptions = NoiseOptions(),
         optimiser: OptimiserOptions = OptimiserOptions(),
         augment: AugmentOptions = AugmentOptions(),
+        condition: ConditionOptions = ConditionOptions(),
         label_dropout: float = 0.1,
         accumulate: int = 1,
         seed: int = 0,
@@ -55,8 +57,9 @@ class DiffusionModule(PartwiseModule):
         self.ema = AveragedModel(denoiser, multi_avg_fn=_warm_average(optimiser.ema_decay), use_buffers=False)
         self.ema.requires_grad_(False)
         self.classes = tuple(classes)
-        self.augmentation = Augmentation(augment, denoiser.rank)
+        self.augmentation = Augmentation(augment, denoiser.rank, mask=condition.mask)
         self._noise, self._optimiser, self._label_dropout = noise, optimiser, label_dropout
+        self._condition = condition
         self._total_steps, self._accumulate, self._seed = total_steps, accumulate, seed
         # The stem is orthonormal, so the mean of the bands' variances is the variance of the pixels.
         self._sigma_data = float(denoiser.sigma_data.square().mean().sqrt())
@@ -86,13 +89,23 @@ class DiffusionModule(PartwiseModule):
         sigma = draw_sigma(total, mean=self._noise.mean, std=self._noise.std, generator=generator)[positions]
         withheld = (torch.rand(total, generator=generator, device=scans.device) < self._label_dropout)[positions]
         parameters = self.augmentation.draw(total, generator)[positions]
-        condition = self.denoiser.embedding.withhold_label(Condition(labels, parameters), withheld)
+        condition = Condition(labels, parameters, batch.get("attributes"))
+        if condition.attributes is not None:
+            unknown = torch.rand(total, condition.attributes.shape[1], generator=generator, device=scans.device)
+            hidden = (unknown < self._condition.dropout)[positions]
+            condition = condition._replace(attributes=condition.attributes.masked_fill(hidden, torch.nan))
+        condition = self.denoiser.embedding.withhold(condition, withheld)
+        known = None
+        if self.denoiser.given:
+            known = draw_given(total, scans.shape[1], self._condition.given, generator)[positions]
 
         mean = torch.zeros((), device=scans.device)
         for part in part_slices(len(scans), self._accumulate):
             clean = self.denoiser.encode(self.augmentation.apply(scans[part], parameters[part]))
             noise = self._draw_noise(clean, positions[part], *keys)
-            told = Condition(condition.label[part], condition.augmentation[part])
+            told = condition.rows(part)
+            if known is not None:
+                told = told._replace(given=give_channels(clean, known[part]))
             loss = self._losses(self.denoiser, clean, noise, sigma[part], told).sum() / len(scans)
             mean += loss.detach()
             if part.stop < len(scans):
@@ -103,7 +116,7 @@ class DiffusionModule(PartwiseModule):
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         """Add up the loss of the averaged denoiser for each class and noise level, with fixed noise for each scan."""
         scans, labels = self.averaged.encode(batch["scan"]), batch["label"]
-        condition = self.averaged.embedding.make(labels)
+        condition = self.averaged.embedding.make(labels, batch.get("attributes"))
         numbers = batch.get("index")
         if numbers is None:
             numbers = torch.arange(len(scans)) + batch_idx * len(scans)
@@ -153,9 +166,13 @@ class DiffusionModule(PartwiseModule):
 
 
 def denoising_errors(denoiser: Denoiser, clean: Tensor, noise: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
-    """Return the mean squared error of each denoised scan (or latent), `(N,)` float32."""
+    """Return the mean squared error of each denoised scan (or latent) over what is not given, `(N,)` float32."""
     noisy = clean + match_rank(sigma, clean) * noise
-    return (denoiser(noisy, sigma, condition) - clean).square().flatten(1).mean(1)
+    errors = (denoiser(noisy, sigma, condition) - clean).square()
+    if condition.given is None:
+        return errors.flatten(1).mean(1)
+    free = 1 - condition.given.chunk(2, dim=1)[1]
+    return (errors * free).flatten(1).sum(1) / free.flatten(1).sum(1).clamp(min=1)
 
 
 def _warm_average(decay: float) -> Any:

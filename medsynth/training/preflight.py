@@ -261,7 +261,7 @@ def _own_random_numbers(device: torch.device) -> AbstractContextManager[None]:
 
 def _pass(denoiser: Denoiser, shape: tuple[int, ...], plan: TrainingPlan, device: torch.device, count: int) -> None:
     """The forward and backward pass of `count` scans, as `DiffusionModule` has it."""
-    augmentation = Augmentation(plan.augment, len(shape) - 1)
+    augmentation = Augmentation(plan.augment, len(shape) - 1, mask=plan.condition.mask)
     with torch.autocast(device.type, torch.bfloat16, enabled=plan.precision == "bf16-mixed"):
         scans = torch.randn(count, *shape, device=device)
         condition = denoiser.embedding.make(torch.zeros(count, dtype=torch.long, device=device))

@@ -6,11 +6,13 @@ import numpy as np
 import torch
 
 from medsynth.cohorts import Cohort, PreparedCohort
+from medsynth.cohorts.attributes import Attribute
+from medsynth.cohorts.channels import read_headers
 from medsynth.config import NetworkOptions, TrainingPlan
 from medsynth.errors import ConfigError, DataError
 from medsynth.networks import build_stem, check_network
 from medsynth.runs import Run, RunSpec
-from medsynth.scans import read_header, scan_suffix
+from medsynth.scans import scan_suffix
 from medsynth.training.augmentation import Augmentation
 from medsynth.training.start import check_start
 
@@ -37,6 +39,7 @@ def make_spec(
     plan: TrainingPlan,
     *,
     parents: tuple[int, ...] = (),
+    attributes: tuple[Attribute, ...] = (),
     start: Run | None = None,
 ) -> RunSpec:
     """Return the description of a run on this cohort; measures sigma_data over the whole training split.
@@ -47,14 +50,20 @@ def make_spec(
     shape = tuple(int(length) for length in prepared.scans.shape[1:])
     autoencoder = plan.autoencoder if plan.network.stem == "latent" else None
     check_network(plan.network, shape[1:], autoencoder=autoencoder)
+    if plan.condition.given > 0 and shape[0] == 1:
+        raise ConfigError(
+            "condition.given: need scans of several channels, of which some can be given, got one; try condition.mask true"
+        )
     train = prepared.indices(split="train")
     counts = np.bincount(prepared.labels[train], minlength=len(prepared.classes))
     patients = [
         len(np.unique(prepared.patients[prepared.indices(split="train", label=number)]))
         for number in range(len(prepared.classes))
     ]
-    first = cohort.file_of(prepared.rows[int(train[0])])
-    header = read_header(first, reading=plan.reading)
+    files = cohort.files_of(prepared.rows[int(train[0])])
+    headers = read_headers(files, plan.reading)
+    first, header = files["path"], headers["path"]
+    several = set(prepared.channels) != {"path"}
     spec = RunSpec(
         classes=prepared.classes,
         class_counts=tuple(counts.tolist()),
@@ -71,6 +80,12 @@ def make_spec(
         parents=parents,
         gate_sigma=plan.rare.gate_sigma,
         autoencoder=autoencoder,
+        attributes=attributes,
+        given=plan.condition.given > 0,
+        channels=prepared.channels if several else (),
+        dtypes=tuple(headers[name].dtype for name in dict.fromkeys(prepared.channels) if name in headers)
+        if several
+        else (),
     )
     if start is not None:
         check_start(start, spec)

@@ -37,7 +37,7 @@ def check_start(start: Run, spec: RunSpec) -> None:
     """Raise `ConfigError` if the weights of `start` do not fit a run described by `spec` (it names what differs)."""
     differs = [
         f"{name} {getattr(start.spec, name)} -> {getattr(spec, name)}"
-        for name in ("shape", "network", "autoencoder", "augmentation_parameters")
+        for name in ("shape", "channels", "given", "network", "autoencoder", "augmentation_parameters")
         if getattr(start.spec, name) != getattr(spec, name)
     ]
     if start.spec.intensity.as_dict() != spec.intensity.as_dict():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -14,14 +16,15 @@ import yaml
 
 from medsynth import processes
 from medsynth.cohorts import Cohort, PreparedCohort, prepare_cohort
+from medsynth.cohorts.attributes import read_attributes
 from medsynth.config import TrainingPlan
 from medsynth.errors import ConfigError
 from medsynth.files import remove_partial, write_text
 from medsynth.networks import checkpoint_activations
-from medsynth.runs import RUN_FILE, Run, RunSpec, load_run, save_run, write_patients
+from medsynth.runs import RUN_FILE, Run, RunSpec, load_run, save_run, write_attributes, write_patients
 from medsynth.training.autoencoder_run import AutoencoderRun, check_scans, open_autoencoder, put_autoencoder
 from medsynth.training.batches import class_shares
-from medsynth.training.callbacks import Previews, StopOnSignal
+from medsynth.training.callbacks import EarlyWeights, Previews, StopOnSignal
 from medsynth.training.fitting import (
     CHECKPOINT,
     check_folder,
@@ -62,6 +65,11 @@ def train_run(
     cohort = replace(cohort, rows=tuple(row for row in cohort.rows if row.label in classes))
     start = load_run(plan.start.run) if plan.start.run else None
     before = start or autoencoder
+    if plan.condition.mask and autoencoder is not None:
+        raise ConfigError("condition.mask: need network.stem haar or pixel, got latent; try condition.mask false")
+    if start is not None and start.spec.mask != plan.condition.mask:
+        raise ConfigError(f"condition.mask: need {start.spec.mask} as in start.run, got {plan.condition.mask}")
+    table = read_attributes(cohort, plan.condition, reading=plan.reading)
     check_training_space(cohort, out, plan, classes)
     previous = load_run(out) if (out / RUN_FILE).is_file() else None
     if preflight and processes.is_first_process() and (previous is None or previous.steps < plan.max_steps):
@@ -75,6 +83,7 @@ def train_run(
         intensity=plan.intensity if before is None else before.spec.intensity,
         reading=plan.reading,
         classes=classes,
+        mask=plan.condition.mask,
         cache_dir=cache_dir,
         progress=progress,
     )
@@ -82,11 +91,15 @@ def train_run(
         check_scans(autoencoder, prepared)
     described = _options(plan, start)
     options = described | {"cohort": prepared.key}
+    if table is not None:
+        prepared = replace(prepared, attributes=table.encode())
+        options |= {"attributes": hashlib.sha256(json.dumps(table.as_dict()).encode()).hexdigest()}
     resumed = check_folder(out, options, previous)
     if previous is not None and previous.steps >= plan.max_steps:
         remove_partial(out)
         return previous
-    spec = make_spec(cohort, prepared, plan, parents=parents, start=start)
+    attributes = () if table is None else table.attributes
+    spec = make_spec(cohort, prepared, plan, parents=parents, attributes=attributes, start=start)
 
     # A checkpoint holds the autoencoder, and so do the weights of another run.
     latent = None if resumed or start is not None else autoencoder
@@ -102,6 +115,8 @@ def train_run(
                 {split: [row.patient_id for row in cohort.select(split=split).rows] for split in ("train", "val")},
                 start=before,
             )
+            if table is not None:
+                write_attributes(out, table.select(prepared.indices(split="train")))
         if progress:
             print("\n".join([describe_training(spec, plan), *advice(spec)]), file=sys.stderr, flush=True)
     loaders = make_loaders(prepared, trainer, plan)
@@ -158,9 +173,12 @@ def check_plan(plan: TrainingPlan) -> None:
             raise ConfigError(f"{name}: need 0 or more, got {value}")
     shares = {
         "label_dropout": plan.label_dropout,
+        "condition.dropout": plan.condition.dropout,
+        "condition.given": plan.condition.given,
         "network.dropout": plan.network.dropout,
         "augment.probability": plan.augment.probability,
         "optimiser.ema_decay": plan.optimiser.ema_decay,
+        "monitor.early_share": monitor.early_share,
     }
     for name, value in shares.items():
         if not 0 <= value <= 1:
@@ -243,6 +261,7 @@ def _assemble(
         noise=plan.noise,
         optimiser=plan.optimiser,
         augment=plan.augment,
+        condition=plan.condition,
         label_dropout=plan.label_dropout,
         accumulate=plan.accumulate,
         seed=plan.seed,
@@ -258,6 +277,7 @@ def _assemble(
         else None,
         validate=monitor.validate_every > 0 and len(prepared.indices(split="val")) > 0,
         progress=progress,
+        early=EarlyWeights(out, monitor.early_share),
     )
     return trainer, module, stop
 

@@ -12,6 +12,7 @@ import yaml
 from torch import nn
 
 from medsynth.cohorts import Cohort, PreparedCohort, prepare_cohort
+from medsynth.cohorts.channels import count_channels
 from medsynth.cohorts.grid import grid_size
 from medsynth.config import TrainingPlan
 from medsynth.errors import ConfigError
@@ -165,12 +166,13 @@ def _judge(
 
 def _check_space(cohort: Cohort, out: Path, plan: TrainingPlan) -> None:
     """Raise `ConfigError` for options that no autoencoder can be built of, or a disk too small for its run."""
-    shape = read_header(cohort.file_of(cohort.select(split="train").rows[0]), reading=plan.reading).shape
-    size = grid_size(plan.grid, len(shape) - 1)
+    first = cohort.select(split="train").rows[0]
+    size = grid_size(plan.grid, len(read_header(cohort.file_of(first), reading=plan.reading).shape) - 1)
+    channels = count_channels(cohort, first, mask=False, reading=plan.reading)
     with torch.random.fork_rng(devices=[]):
-        networks: list[nn.Module] = [build_autoencoder(plan.autoencoder, channels=shape[0], size=size)]
+        networks: list[nn.Module] = [build_autoencoder(plan.autoencoder, channels=channels, size=size)]
         if plan.autoencoder.adversarial_weight:
-            networks.append(PatchCritic(channels=shape[0], size=size))
+            networks.append(PatchCritic(channels=channels, size=size))
     parameters = sum(parameter.numel() for network in networks for parameter in network.parameters())
     check_run_space(out, run_bytes(parameters))
 

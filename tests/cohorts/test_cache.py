@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from medsynth.cohorts import Cohort, Row, ScanDataset, cache, prepare_cohort
+from medsynth.cohorts import Cohort, Row, ScanDataset, cache, channels, prepare_cohort
 from medsynth.config import GridOptions, IntensityOptions, ReadingOptions
 from medsynth.errors import ConfigError, DataError
 from medsynth.scans import Intensity, Scan, read_scan, write_scan
@@ -33,8 +33,8 @@ def no_reading(monkeypatch):
     def fail(*_args, **_options):
         raise AssertionError("a scan was decoded")
 
-    monkeypatch.setattr(cache, "read_scan", fail)
-    monkeypatch.setattr(cache, "read_header", fail)
+    monkeypatch.setattr(channels, "read_scan", fail)
+    monkeypatch.setattr(channels, "read_header", fail)
 
 
 def test_values_equal_block_means_and_percentiles_of_the_training_split(png_cohort):

@@ -11,7 +11,7 @@ from medsynth.cli import run_command
 from medsynth.cohorts import Cohort, write_cohort
 from medsynth.config import GridOptions, GuidanceOptions, SolverOptions
 from medsynth.errors import ConfigError, DataError
-from medsynth.evaluation.privacy.gate import _donors
+from medsynth.evaluation.privacy.gate import donor_rows
 from medsynth.generation import sets
 from medsynth.generation.edit import Donors
 from medsynth.scans import Scan, write_scan
@@ -100,7 +100,7 @@ def test_strength_decides_how_much_of_the_donor_stays(edit, tiny_run, tiny_cohor
     for strength in (0.01, 0.1, 0.5, 2.0, 20.0):
         made = edit(f"set-{strength}", count=8, strength=strength)
         synthetic = prepared(made, tiny_run)
-        own = _donors(synthetic, len(real.scans))
+        own = donor_rows(synthetic, len(real.scans))
         assert own.tolist() == donor_numbers(made)
         errors[strength] = rmse(synthetic.scans, real.scans[own])
         if strength == 0.01:

@@ -77,10 +77,10 @@ def test_class_and_augmentation_reach_the_output_and_rows_do_not_mix():
 def test_withheld_rows_only():
     embedding = ConditionEmbedding(3, 4, 8)
     condition = Condition(torch.tensor([0, 1, 2]), torch.randn(3, 4, generator=torch.Generator().manual_seed(0)))
-    changed = embedding.withhold_label(condition, torch.tensor([False, True, False]))
+    changed = embedding.withhold(condition, torch.tensor([False, True, False]))
     assert changed.label.tolist() == [0, 3, 2]
     assert changed.augmentation is condition.augmentation
-    assert embedding.withhold_label(condition).label.tolist() == [3, 3, 3]
+    assert embedding.withhold(condition).label.tolist() == [3, 3, 3]
 
 
 def test_dropout_acts_while_training_only():

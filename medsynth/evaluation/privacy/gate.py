@@ -56,6 +56,7 @@ def score_privacy(
     synthetic_features: np.ndarray,
     options: PrivacyOptions = PrivacyOptions(),
     run: Run | None = None,
+    members: PreparedCohort | None = None,
     seed: int = 0,
     progress: bool = True,
 ) -> PrivacyResult:
@@ -63,7 +64,7 @@ def score_privacy(
 
     Features are `(N, D)`, rows as in the cohorts. Where a row of the synthetic set names its `donor` (row number in the real
     cohort), likeness to that patient is reported apart and does not count; a scan identical to any real one always does.
-    With `run`, membership inference on its denoiser. Raises `ConfigError` for options that leave nothing to tell, and
+    With `run`, membership inference on its denoiser, with `members` as the real scans that it looks at. Raises `ConfigError` for options that leave nothing to tell, and
     `DataError` without training scans, for classes that `real` lacks, other shapes, or a donor that is no row number.
     """
     check_privacy_options(options)
@@ -74,7 +75,7 @@ def score_privacy(
         raise DataError(f"label: need classes of the real cohort, got {unknown[0]!r}; try renaming labels")
     labels = np.array([real.classes.index(name) for name in synthetic.classes])[synthetic.labels]
     present = tuple(int(label) for label in np.unique(labels))
-    donors = _donors(synthetic, len(real.scans))
+    donors = donor_rows(synthetic, len(real.scans))
     barred = np.where(donors >= 0, real.patients[donors], -1)
     measure = partial(
         measure_nearness,
@@ -138,7 +139,8 @@ def score_privacy(
     )
     membership = None
     if run is not None:
-        membership = score_membership(real, run, options=options, labels=present, seed=seed, progress=progress)
+        seen_by_run = real if members is None else members
+        membership = score_membership(seen_by_run, run, options=options, labels=present, seed=seed, progress=progress)
     return PrivacyResult(
         rows=tuple(_row(evidence, real, label, options, seed) for label in present),
         copies=tuple(_copy(evidence, real, int(row), options) for row in np.flatnonzero(found)),
@@ -293,7 +295,7 @@ def _copy(evidence: _Evidence, real: PreparedCohort, row: int, options: PrivacyO
     )
 
 
-def _donors(synthetic: PreparedCohort, count: int) -> np.ndarray:
+def donor_rows(synthetic: PreparedCohort, count: int) -> np.ndarray:
     """Return the row of each synthetic scan's donor in the real cohort, -1 without; `DataError` for what is no row."""
     donors = np.full(len(synthetic.scans), -1)
     for place, row in enumerate(synthetic.rows):

@@ -205,6 +205,8 @@ def _auc_row(
 
 def _unsuitable(real: PreparedCohort, run: Run) -> str | None:
     """Return why the run's denoiser cannot look at these scans, or None."""
+    if run.spec.mask and real.channels[-1:] != ("mask",):
+        return "the run makes masks, which the real cohort lacks"
     if tuple(real.scans.shape[1:]) != tuple(run.spec.shape):
         here, there = (" x ".join(map(str, shape)) for shape in (real.scans.shape[1:], run.spec.shape))
         return f"the scans were compared on a grid of {here}, the run works on {there}"

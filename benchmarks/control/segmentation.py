@@ -1,0 +1,140 @@
+"""Does a set with masks train segmentation? Dice on real test scans of networks trained on real, synthetic, and both.
+
+    python -m benchmarks.control.segmentation --run RUN --cohort COHORT.csv --synthetic SET --result OUT.json
+
+MONAI's UNet, Dice and cross-entropy loss, the same steps for every arm, several seeds; scans on the run's grid. Only scans with a
+mask count. The mean Dice of a scan over the seeds is compared in pairs; intervals are bootstraps over test patients.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from monai.losses import DiceCELoss
+from monai.networks.nets import UNet
+from tqdm import tqdm
+
+import medsynth
+from benchmarks.control.attributes import interval
+from benchmarks.machine import describe_machine
+from medsynth.cohorts import PreparedCohort, prepare_cohort
+from medsynth.files import write_json
+from medsynth.runs import Run
+from medsynth.seeds import numpy_generator
+
+ARMS = ("real", "synthetic", "both")
+
+
+def read_scans(path: Path, run: Run, cache: Path) -> PreparedCohort:
+    """Return the scans of a cohort with their masks as the last channel, on the run's grid."""
+    return prepare_cohort(
+        medsynth.read_cohort(path),
+        grid=run.grid,
+        intensity=run.spec.intensity,
+        classes=run.spec.classes,
+        mask=True,
+        cache_dir=cache,
+    )
+
+
+def with_lesion(scans: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Return those rows whose mask is not empty."""
+    return np.array([row for row in rows if (scans[row, -1] > 0).any()], dtype=np.int64)
+
+
+def train_network(
+    parts: Sequence[tuple[np.ndarray, np.ndarray]], *, steps: int, batch: int, seed: int
+) -> torch.nn.Module:
+    """Return a network trained on scans `(N, C + 1, *spatial)` and rows of each part, as often from each part."""
+    torch.manual_seed(seed)
+    rank, channels = parts[0][0].ndim - 2, parts[0][0].shape[1] - 1
+    network = UNet(
+        spatial_dims=rank, in_channels=channels, out_channels=1, channels=(16, 32, 64), strides=(2, 2), num_res_units=1
+    )
+    optimiser = torch.optim.AdamW(network.parameters(), lr=2e-3)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
+    loss_of = DiceCELoss(sigmoid=True)
+    random = numpy_generator(seed, "segmentation")
+    for _ in range(steps):
+        chosen = []
+        for place in range(batch):
+            scans, rows = parts[place % len(parts)]
+            scan = np.asarray(scans[rows[random.integers(len(rows))]], dtype=np.float32)
+            flips = tuple(axis for axis in range(1, scan.ndim) if random.random() < 0.5)
+            chosen.append(np.flip(scan, flips).copy())
+        scans_ = torch.from_numpy(np.stack(chosen))
+        loss = loss_of(network(scans_[:, :-1]), (scans_[:, -1:] > 0).float())
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        schedule.step()
+    return network.eval()
+
+
+@torch.inference_mode()
+def dice_of(network: torch.nn.Module, scans: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Return the Dice overlap of each scan, `(rows,)`."""
+    values = []
+    for start in range(0, len(rows), 16):
+        part = torch.from_numpy(np.asarray(scans[rows[start : start + 16]], dtype=np.float32))
+        found, truth = network(part[:, :-1]) > 0, part[:, -1:] > 0
+        axes = tuple(range(1, part.ndim))
+        values.append(2 * (found & truth).sum(axes) / (found.sum(axes) + truth.sum(axes)))
+    return torch.cat(values).numpy()
+
+
+def main() -> None:
+    """Train the arms, print and write their Dice."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--run", required=True)
+    parser.add_argument("--cohort", type=Path, required=True)
+    parser.add_argument("--synthetic", type=Path, required=True, help="a set of the run with masks")
+    parser.add_argument("--cache", type=Path, required=True)
+    parser.add_argument("--scarce", type=int, default=0, help="real training scans to use at the most; 0 uses all")
+    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--result", type=Path, required=True)
+    arguments = parser.parse_args()
+    run = medsynth.load_run(arguments.run)
+    real = read_scans(arguments.cohort, run, arguments.cache)
+    made = read_scans(arguments.synthetic / "cohort.csv", run, arguments.cache)
+    train = with_lesion(real.scans, real.indices(split="train"))
+    if arguments.scarce:
+        train = numpy_generator(0, "scarce").permutation(train)[: arguments.scarce]
+    test = with_lesion(real.scans, real.indices(split="test"))
+    new = with_lesion(made.scans, np.arange(len(made.scans)))
+    own, synthetic = (real.scans, train), (made.scans, new)
+    parts = {"real": [own], "synthetic": [synthetic], "both": [own, synthetic]}
+    dice = {}
+    with tqdm(total=len(ARMS) * arguments.seeds, unit="network") as bar:
+        for arm in ARMS:
+            values = []
+            for seed in range(arguments.seeds):
+                network = train_network(parts[arm], steps=arguments.steps, batch=arguments.batch, seed=seed)
+                values.append(dice_of(network, real.scans, test))
+                bar.update()
+            dice[arm] = np.mean(values, axis=0)
+    patients = real.patients[test]
+    mean = lambda values: float(np.mean(values))  # noqa: E731
+    result: dict[str, Any] = {
+        "machine": describe_machine(),
+        "scans": {"real": len(train), "synthetic": len(new), "synthetic_without_mask": len(made.scans) - len(new)},
+        "test": {"scans": len(test), "patients": len(np.unique(patients))},
+        "steps": arguments.steps,
+        "seeds": arguments.seeds,
+        "dice": {arm: interval(mean, patients, dice[arm]) for arm in ARMS},
+        "against_real": {arm: interval(mean, patients, dice[arm] - dice["real"]) for arm in ARMS[1:]},
+    }
+    write_json(arguments.result, result)
+    print(json.dumps({key: value for key, value in result.items() if key != "machine"}, indent=2))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""What a training step and a new scan cost, beside peers on the same scans."""

@@ -1,0 +1,165 @@
+"""What is compared: every method trains on the same scans with the same budget and draws scans of given classes."""
+
+from __future__ import annotations
+
+import importlib
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import torch
+
+import medsynth
+from medsynth.cohorts import PreparedCohort, prepare_cohort
+from medsynth.config import SolverOptions
+
+
+class Solver(NamedTuple):
+    """A way to draw scans: the name under which its library knows it, and how often it takes a step."""
+
+    name: str
+    steps: int
+
+    def __str__(self) -> str:
+        return f"{self.name}, {self.steps} steps"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """What is the same for all methods: scans, grid, scans of a step, precision, network, optimiser.
+
+    `config` names the configuration of medsynth of which all take network and optimiser; `rank` is 2 or 3; `folder` holds what
+    a method writes.
+    """
+
+    config: str
+    cohort: Path
+    size: int
+    rank: int
+    batch_size: int
+    device: str
+    folder: Path
+    seed: int = 0
+
+    def options(self) -> dict[str, Any]:
+        """Return the options of `medsynth train`, on this grid and with this batch."""
+        options = medsynth.load_config(self.config)
+        return options | {"grid": replace(options["grid"], size=self.size), "batch_size": self.batch_size}
+
+    def prepare(self) -> PreparedCohort:
+        """Return all scans on the grid, from a cache where there is one."""
+        options = self.options()
+        return prepare_cohort(
+            medsynth.read_cohort(self.cohort),
+            grid=options["grid"],
+            intensity=options["intensity"],
+            cache_dir=self.folder.parent / "cache",
+            progress=False,
+        )
+
+
+class Method(Protocol):
+    """A generator of scans; the first of `solvers` is what its curve over training time is drawn with."""
+
+    @property
+    def solvers(self) -> tuple[Solver, ...]: ...
+
+    @property
+    def slow_solvers(self) -> tuple[Solver, ...]:
+        """Solvers that take minutes a batch: drawn from after the longest training alone, and fewer scans."""
+        ...
+
+    @property
+    def parameters(self) -> int:
+        """Weights of the network."""
+        ...
+
+    def train(self, steps: int) -> None:
+        """Train for so many steps; a method that is used for its scans is trained once."""
+        ...
+
+    def draw(self, labels: np.ndarray, solver: Solver, batch: int) -> np.ndarray:
+        """Return scans `(N, C, *spatial)` in [-1, 1] of the classes `labels` `(N,)`, ascending, `batch` at a time."""
+        ...
+
+
+class Medsynth:
+    """medsynth as its verbs use it: `medsynth.train` and `medsynth.generate`, with start-up, checkpoint and loading."""
+
+    stem = "haar"
+    solvers: tuple[Solver, ...] = tuple(Solver("dpmpp_2m", steps) for steps in (20, 10, 7, 5))
+    slow_solvers: tuple[Solver, ...] = ()
+
+    def __init__(self, setting: Setting) -> None:
+        importlib.import_module("medsynth.training")  # as with peers, loading the library is no part of training
+        self._setting = setting
+        self._out = setting.folder / "run"
+        options = setting.options()
+        monitor = replace(options["monitor"], validate_every=0, preview_every=0)
+        network = replace(options["network"], stem=self.stem)
+        self._options = options | {"monitor": monitor, "network": network}
+
+    @property
+    def parameters(self) -> int:
+        """Weights of the network; known once it is trained."""
+        denoiser = medsynth.load_denoiser(self._out)
+        return sum(parameter.numel() for parameter in denoiser.parameters())
+
+    def train(self, steps: int) -> None:
+        """Train with nothing to look at on the way and one checkpoint, at the end."""
+        shutil.rmtree(self._out, ignore_errors=True)
+        monitor = replace(self._options["monitor"], log_every=steps, checkpoint_every=steps)
+        medsynth.train(
+            **self._options | {"max_steps": steps, "monitor": monitor},
+            cohort=self._setting.cohort,
+            out=self._out,
+            cache_dir=self._setting.folder.parent / "cache",
+            seed=self._setting.seed,
+            accelerator="gpu" if self._setting.device == "cuda" else "cpu",
+            preflight="off",
+            progress=False,
+        )
+
+    def draw(self, labels: np.ndarray, solver: Solver, batch: int) -> np.ndarray:
+        """Draw scans and bring them from physical units back to [-1, 1]."""
+        run = medsynth.load_run(self._out)
+        numbers, counts = np.unique(labels, return_counts=True)
+        made = medsynth.generate(
+            run,
+            count={run.spec.classes[number]: int(count) for number, count in zip(numbers, counts, strict=True)},
+            solver=replace(SolverOptions(), **solver._asdict()),
+            batch_size=batch,
+            device=self._setting.device,
+        )
+        return np.stack([run.spec.intensity.to_model(each.scan.array) for each in made]).astype(np.float32)
+
+
+class MedsynthPixel(Medsynth):
+    """medsynth without its Haar stem: the network sees pixels, as those of the peers do."""
+
+    stem = "pixel"
+    solvers = (Solver("dpmpp_2m", 20), Solver("dpmpp_2m", 10))
+
+
+class Clock:
+    """Seconds: of this process on one core of a processor, so that other jobs on the machine do not count; else of the wall."""
+
+    def __init__(self, device: str) -> None:
+        self._cuda = device == "cuda"
+        self.kind = "processor" if not self._cuda and torch.get_num_threads() == 1 else "wall"
+
+    def now(self) -> float:
+        """Return the time; a GPU finishes first."""
+        if self._cuda:
+            torch.cuda.synchronize()
+        return time.process_time() if self.kind == "processor" else time.perf_counter()
+
+    def seconds(self, job: Callable[..., object], *inputs: Any) -> float:
+        """Return the seconds that a call takes."""
+        began = self.now()
+        job(*inputs)
+        return self.now() - began

@@ -1,0 +1,229 @@
+"""Likeness against network evaluations: a run by several solvers, and the run that was distilled from it.
+
+    python -m benchmarks.speed.steps --run teacher --distilled quick --real fresh/cohort.csv --splits train,val,test \
+        --work work/steps --out benchmarks/results/speed_steps.json --figure docs/images/speed_steps.png
+
+Real scans must be new to both runs. Every candidate makes as many scans of each class as a half of them has, under the same
+seeds; its KID and Fréchet distance (EfficientNet-Lite0, on principal axes) are those of the fidelity table, beside the two halves.
+What has been computed lies in `--work` and is not computed again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+import medsynth
+from benchmarks.machine import describe_machine
+from medsynth.cohorts import prepare_cohort
+from medsynth.config import FeatureOptions, GuidanceOptions, SolverOptions
+from medsynth.evaluation.fidelity.draws import as_indicators, disjoint_halves, half_size, random_picks
+from medsynth.evaluation.fidelity.measured import DISTANCE, Measured
+from medsynth.files import atomic_path, write_json
+from medsynth.measures.distances import Kernels, Projection, frechet_distance, projected_dims
+from medsynth.measures.extractors import open_extractor
+from medsynth.measures.features import Extractor, extract_features
+from medsynth.networks import sample_scans
+from medsynth.runs import Run
+from medsynth.seeds import derive_seed, numpy_generator
+
+AXES, REPEATS = 64, 100
+SOLVERS = [
+    *(SolverOptions(name="dpmpp_2m", steps=steps) for steps in (1, 2, 4, 6, 8, 10, 15, 20, 40)),
+    *(SolverOptions(name="heun", steps=steps) for steps in (2, 3, 4, 6, 10, 18)),
+]
+DISTILLED = [SolverOptions(name="consistency", steps=steps) for steps in (1, 2, 4)]
+TITLES = {"dpmpp_2m": "DPM-Solver++(2M)", "heun": "Heun", "consistency": "distilled"}
+COLOURS = {"dpmpp_2m": "#0072B2", "heun": "#009E73", "consistency": "#D55E00"}
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Reals:
+    """Real scans: features `(N, D)`, and draws of two halves without a common patient.
+
+    `sizes` is how many scans of each class a half has, `draws` positions `(REPEATS, sum of sizes)` twice, class by class.
+    """
+
+    features: np.ndarray
+    sizes: list[int]
+    draws: tuple[np.ndarray, np.ndarray]
+
+
+def evaluations(solver: SolverOptions) -> int:
+    """Network evaluations of a solver; Heun's last step to 0 takes one."""
+    assert solver.steps is not None
+    return 2 * solver.steps - 1 if solver.name == "heun" else solver.steps
+
+
+def read_reals(run: Run, path: Path, splits: list[str], extractor: Extractor, work: Path) -> Reals:
+    """Return the real scans of a cohort on the grid of a run."""
+    cohort = medsynth.read_cohort(path)
+    cohort = dataclasses.replace(
+        cohort, rows=tuple(row for row in cohort.rows if row.split in splits and row.label in run.spec.classes)
+    )
+    prepared = prepare_cohort(
+        cohort, grid=run.grid, intensity=run.spec.intensity, classes=run.spec.classes, cache_dir=work, progress=False
+    )
+    file = work / f"real-{prepared.key[:16]}.npy"
+    if not file.exists():
+        with atomic_path(file) as temporary:
+            np.save(temporary, extract_features(extractor, prepared.scans, progress=False))
+    sizes, halves = [], []
+    for number in range(len(run.spec.classes)):
+        rows = prepared.indices(label=number)
+        sizes.append(half_size(prepared.patients[rows]))
+        pair = disjoint_halves(prepared.patients[rows], sizes[-1], REPEATS, numpy_generator(0, "steps halves", number))
+        halves.append([rows[half] for half in pair])
+    one, other = (np.concatenate([pair[side] for pair in halves], axis=1) for side in (0, 1))
+    return Reals(features=np.load(file), sizes=sizes, draws=(one, other))
+
+
+def make_features(
+    run: Run, solver: SolverOptions, sizes: list[int], extractor: Extractor, work: Path, *, batch_size: int
+) -> tuple[np.ndarray, float]:
+    """Return the features of new scans, `sizes` of each class, and the seconds that a scan took."""
+    name = f"{run.fingerprint[:16]}-{solver.name}-{solver.steps}-{'-'.join(map(str, sizes))}"
+    file, facts = work / f"{name}.npy", work / f"{name}.json"
+    if not facts.exists():
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        denoiser = run.load_denoiser(device)
+        labels = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes))
+        numbers = torch.cat([torch.arange(size) for size in sizes])
+        parts, seconds = [], 0.0
+        for chosen in torch.arange(len(labels)).split(batch_size):
+            seeds = [derive_seed(0, "steps", int(labels[row]), int(numbers[row])) for row in chosen]
+            began = time.perf_counter()
+            scans = sample_scans(
+                denoiser, labels[chosen], seeds, shape=run.spec.shape, solver=solver, guidance=GuidanceOptions()
+            ).cpu()
+            seconds += time.perf_counter() - began
+            parts.append(extract_features(extractor, scans.numpy(), progress=False))
+        with atomic_path(file) as temporary:
+            np.save(temporary, np.concatenate(parts))
+        write_json(facts, {"seconds_per_scan": seconds / len(labels)})
+    return np.load(file), float(json.loads(facts.read_text())["seconds_per_scan"])
+
+
+def compare(reals: Reals, made: np.ndarray) -> dict[str, Measured]:
+    """Return KID and the Fréchet distance of the new scans from real halves, beside those of the other halves.
+
+    Each draw takes the same three quarters of places in both halves and in the new scans, all of which lie class by class.
+    """
+    one, other = reals.draws
+    total = sum(reals.sizes)
+    kept = max(2, total * 3 // 4)
+    picked = random_picks(total, kept, REPEATS, numpy_generator(0, "steps picks"))
+    one, other = (np.take_along_axis(half, picked, axis=1) for half in (one, other))
+    kernels = Kernels.of(reals.features, made)
+    indicators = [as_indicators(half, len(reals.features)) for half in (one, other)]
+    across = kernels.across(indicators[0], as_indicators(picked, total))
+    dims = projected_dims(AXES, kept)
+    # As the fidelity table does it: the axes of half A, in the span of the leading axes of all real scans.
+    span = Projection.fit(reals.features, 256)
+    real, new = span.project(reals.features), span.project(made)
+
+    def distance(first: np.ndarray, second: np.ndarray) -> float:
+        axes = Projection.fit(first, dims)
+        return frechet_distance(axes.project(first), axes.project(second))
+
+    rows = list(zip(one, other, picked, strict=True))
+    fd = [np.array([distance(real[half], new[draw]) for half, _, draw in rows])]
+    fd.append(np.array([distance(real[half], real[rest]) for half, rest, _ in rows]))
+    return {
+        "kid": Measured.of_draws(across, kernels.inside(*indicators), DISTANCE),
+        "fd": Measured.of_draws(fd[0], fd[1], DISTANCE),
+    }
+
+
+def candidates(run: Run, distilled: Run) -> Iterator[tuple[Run, SolverOptions]]:
+    """Yield what is compared, the distilled run first."""
+    yield from ((distilled, solver) for solver in DISTILLED)
+    yield from ((run, solver) for solver in SOLVERS)
+
+
+def draw_figure(result: dict[str, Any], path: Path) -> None:
+    """Write the curves, with the interval of real against real as a band."""
+    figure = Figure(figsize=(7.5, 3.2), layout="constrained")
+    FigureCanvasAgg(figure)
+    titles = {"fd": "Fréchet distance, Lite0", "kid": "KID, Lite0"}
+    for axes, measure in zip(figure.subplots(1, 2), titles, strict=True):
+        real = result["rows"][0][measure]
+        axes.axhspan(max(real["real_low"], 1e-6), real["real_high"], color="#dddddd", label="real against real")
+        for name, title in TITLES.items():
+            rows = sorted(
+                (row for row in result["rows"] if row["solver"] == name), key=lambda row: int(row["evaluations"])
+            )
+            axes.plot(
+                [row["evaluations"] for row in rows],
+                [row[measure]["value"] for row in rows],
+                marker="o", markersize=4, linewidth=1.2, color=COLOURS[name], label=title,
+            )  # fmt: skip
+        axes.set_xscale("log")
+        axes.set_yscale("log")
+        axes.set_xticks([1, 2, 4, 10, 20, 40], ["1", "2", "4", "10", "20", "40"])
+        axes.minorticks_off()
+        axes.set_xlabel("network evaluations a scan")
+        axes.set_ylabel(titles[measure])
+        axes.grid(color="#dddddd", linewidth=0.5)
+    figure.axes[0].legend(fontsize=8, frameon=False)
+    figure.savefig(path, dpi=130)
+
+
+def main() -> None:
+    """Measure what is missing and write the result."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--run", type=Path, required=True)
+    parser.add_argument("--distilled", type=Path, required=True)
+    parser.add_argument("--real", type=Path, required=True)
+    parser.add_argument("--splits", default="test")
+    parser.add_argument("--batch_size", type=int, default=32)
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--figure", type=Path)
+    arguments = parser.parse_args()
+    run, distilled = medsynth.load_run(arguments.run), medsynth.load_run(arguments.distilled)
+    if not distilled.distilled or distilled.options["distilled"]["run"] != run.fingerprint[:16]:
+        raise SystemExit(f"{arguments.distilled}: need a run that was distilled from {arguments.run}")
+    arguments.work.mkdir(parents=True, exist_ok=True)
+    extractor = open_extractor(FeatureOptions(), device="cuda" if torch.cuda.is_available() else "cpu")
+    reals = read_reals(run, arguments.real, arguments.splits.split(","), extractor, arguments.work)
+    rows: list[dict[str, Any]] = []
+    for each, solver in candidates(run, distilled):
+        made, seconds = make_features(
+            each, solver, reals.sizes, extractor, arguments.work, batch_size=arguments.batch_size
+        )
+        found = {name: dataclasses.asdict(figure) for name, figure in compare(reals, made).items()}
+        facts = {"solver": solver.name, "steps": solver.steps, "evaluations": evaluations(solver)}
+        rows.append(facts | found | {"seconds_per_scan": seconds})
+        print(
+            f"{TITLES[solver.name]:<18} {evaluations(solver):>3} evaluations: FD {found['fd']['value']:.2f} "
+            f"[{found['fd']['low']:.2f}, {found['fd']['high']:.2f}], KID {found['kid']['value']:.5f}; real "
+            f"FD {found['fd']['real_median']:.2f}, KID {found['kid']['real_median']:.5f}; {1000 * seconds:.1f} ms",
+            flush=True,
+        )
+        result = describe_machine() | {
+            "run": {"fingerprint": run.fingerprint[:16], "steps": run.steps, "training_scans": run.spec.class_counts},
+            "distilled": {"fingerprint": distilled.fingerprint[:16], "steps": distilled.steps}
+            | {name: distilled.options[name] for name in ("batch_size", "optimiser", "distilled")},
+            "shape": run.spec.shape,
+            "scans_a_side": sum(reals.sizes),
+            "rows": rows,
+        }
+        write_json(arguments.out, result)
+    if arguments.figure:
+        draw_figure(result, arguments.figure)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,134 @@
+"""A scan of several files: sequences that lie on one grid become its channels, and its mask one more."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from medsynth.cohorts.grid import orient_scan, resize_mask
+from medsynth.cohorts.manifest import Cohort, Row
+from medsynth.cohorts.sequences import MASK, PATH
+from medsynth.config import GridOptions, ReadingOptions
+from medsynth.errors import ConfigError, DataError
+from medsynth.scans import Intensity, Scan, ScanHeader, read_header, read_scan
+
+_SAME_PLACE = 1e-2  # millimetres
+
+
+def image_files(cohort: Cohort) -> list[dict[str, Path]]:
+    """Return the files of every row, by name in the order of their channels.
+
+    Raises `DataError` for a file that is missing, and for a row without one of the cohort's sequences.
+    """
+    names = (PATH, *cohort.sequences)
+    found = []
+    for row in cohort.rows:
+        files = cohort.files_of(row)
+        if missing := [name for name in names if name not in files]:
+            raise DataError(
+                f"{files[PATH]}: need a file of the sequence {missing[0]} like other scans of the cohort, got an empty cell; "
+                "try filling it in, or leaving out the row or the column"
+            )
+        found.append({name: files[name] for name in names})
+    return found
+
+
+def read_headers(files: dict[str, Path], reading: ReadingOptions) -> dict[str, ScanHeader]:
+    """Return the headers of the files of one scan; `DataError` where they have not the same axes."""
+    headers = {name: read_header(file, reading=reading) for name, file in files.items()}
+    wanted = headers[PATH].shape[1:]
+    for name, header in headers.items():
+        if sorted(header.shape[1:]) != sorted(wanted):  # axes may be stored in another order
+            raise _other_geometry(files[name], "of the first sequence of its scan", wanted, header.shape[1:])
+    return headers
+
+
+def channel_names(headers: dict[str, ScanHeader], *, mask: bool) -> tuple[str, ...]:
+    """Return the name of each channel of a scan: that of its file, as often as the file has channels."""
+    names = [name for name, header in headers.items() for _ in range(header.shape[0])]
+    return tuple([*names, MASK] if mask else names)
+
+
+def count_channels(cohort: Cohort, row: Row, *, mask: bool, reading: ReadingOptions) -> int:
+    """Return how many channels a scan has, its mask among them or not, from the headers of its files."""
+    headers = (read_header(file, reading=reading) for file in cohort.files_of(row).values())
+    return sum(header.shape[0] for header in headers) + mask
+
+
+def read_channels(files: dict[str, Path], reading: ReadingOptions) -> Scan:
+    """Return the scan `(C, *spatial)` of all files, oriented as `orient_scan` does.
+
+    Raises `DataError` for a file of another geometry than the first.
+    """
+    first, *others = (orient_scan(read_scan(file, reading=reading)) for file in files.values())
+    for scan, file in zip(others, list(files.values())[1:], strict=True):
+        check_geometry(scan, first, file, whose="of the first sequence of its scan")
+    if not others:
+        return first
+    return replace(first, array=np.concatenate([scan.array for scan in (first, *others)]))
+
+
+def read_mask(mask: Path, scan: Scan, reading: ReadingOptions) -> Scan:
+    """Return a mask, oriented like its scan; `DataError` for one of another geometry."""
+    found = orient_scan(read_scan(mask, reading=reading))
+    check_geometry(found, scan, mask, whose="of its scan")
+    return found
+
+
+def check_geometry(found: Scan, scan: Scan, file: Path, *, whose: str) -> None:
+    """Raise `DataError` that names the file where a scan has another shape or lies at another place than its like."""
+    if found.spatial_shape != scan.spatial_shape or not np.allclose(found.affine, scan.affine, atol=_SAME_PLACE):
+        raise _other_geometry(file, whose, scan.spatial_shape, found.spatial_shape)
+
+
+def mask_channel(
+    mask: Scan | None, size: Sequence[int], *, grid: GridOptions, centre: Sequence[float] | None
+) -> np.ndarray:
+    """Return `(1, *grid)` float32: 1 where the mask is not 0, else -1, placed as `resize_mask` does; all -1 without one."""
+    if mask is None:
+        return np.full((1, *size), -1, dtype=np.float32)
+    inside = replace(mask, array=np.any(mask.array != 0, axis=0, keepdims=True).astype(np.uint8))
+    return resize_mask(inside, grid=grid, centre=centre).astype(np.float32) * 2 - 1
+
+
+def with_mask(intensity: Intensity, channels: int) -> Intensity:
+    """Return the conversion of `channels` image channels with that of a mask, 0 and 1, after them."""
+    images = only_images(intensity, channels)
+    repeat = channels if len(images.low) == 1 else 1
+    return Intensity(low=(*images.low * repeat, 0.0), high=(*images.high * repeat, 1.0))
+
+
+def only_images(intensity: Intensity, channels: int) -> Intensity:
+    """Return the conversion without that of a mask, if it has one after `channels` image channels."""
+    if len(intensity.low) != channels + 1:
+        return intensity
+    return Intensity(low=intensity.low[:channels], high=intensity.high[:channels])
+
+
+def select_channels(cohort: Cohort, names: Sequence[str]) -> Cohort:
+    """Return the cohort as one of some of its files, the first of which takes the place of `path`; its masks stay.
+
+    Raises `ConfigError` for a sequence that the cohort lacks, `DataError` for a row without.
+    """
+    first, *others = names or (PATH,)
+    if unknown := [name for name in (first, *others) if name not in (PATH, *cohort.sequences)]:
+        known = ", ".join((PATH, *cohort.sequences))
+        raise ConfigError(f"channels: need sequences of the cohort ({known}), got {unknown[0]}; try another cohort")
+    rows = []
+    for row in cohort.rows:
+        files = {PATH: row.path} | dict(row.sequences)
+        if missing := [name for name in (first, *others) if name not in files]:
+            raise DataError(
+                f"{row.path}: need a file of the sequence {missing[0]}, got an empty cell; try without the row"
+            )
+        rows.append(replace(row, path=files[first], sequences={name: files[name] for name in others}))
+    return replace(cohort, rows=tuple(rows))
+
+
+def _other_geometry(file: Path, whose: str, wanted: Sequence[int], got: Sequence[int]) -> DataError:
+    return DataError(
+        f"{file}: need the geometry {whose}, {tuple(wanted)}, got {tuple(got)} or another place; try resampling it"
+    )
