@@ -2,7 +2,7 @@
 
     python -m benchmarks.volume_cost --out benchmarks/results/volume_cost.json
 
-The network is that of `lung_nodule_3d`, the same for all stems; only what stands around it differs. Each cell runs in a process
+The UNet has 32, 64 and 96 channels and is the same for all stems; only what stands around it differs. Each cell runs in a process
 of its own, so that its peak memory is its own; scans are random, which costs what real ones do. `latent` encodes the scans in
 every step, as a training does, with the default autoencoder (not trained: the cost is the same). Seconds are the median over
 repeats, on a CPU of its time in this process on one thread, so that other work on the machine does not count. On a machine with a
@@ -24,7 +24,6 @@ from typing import Any
 
 import torch
 
-import medsynth
 from benchmarks.machine import describe_machine
 from medsynth.config import AutoencoderOptions, GuidanceOptions, NetworkOptions, SolverOptions
 from medsynth.files import write_json
@@ -32,6 +31,7 @@ from medsynth.networks import build_denoiser, build_stem, sample_scans
 from medsynth.networks.condition import Condition
 
 STEMS = {"pixel": ("pixel", 1), "haar": ("haar", 1), "haar, 2 levels": ("haar", 2), "latent": ("latent", 1)}
+_NETWORK = NetworkOptions(channels=(32, 64, 96), attention=(False, False, True))
 _REPEATS = 3
 _PARAMETERS = 13  # of the augmentation of volumes
 
@@ -42,7 +42,7 @@ def measure(stem: str, size: int, batch: int, accelerator: str) -> dict[str, Any
     if device.type == "cpu":
         torch.set_num_threads(1)
     kind, levels = STEMS[stem]
-    options: NetworkOptions = replace(medsynth.load_config("lung_nodule_3d")["network"], stem=kind, levels=levels)
+    options: NetworkOptions = replace(_NETWORK, stem=kind, levels=levels)
     autoencoder = AutoencoderOptions() if kind == "latent" else None
     bands = build_stem(options).band_count(1 if autoencoder is None else autoencoder.latent_channels, 3)
     denoiser = build_denoiser(

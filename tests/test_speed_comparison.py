@@ -211,6 +211,17 @@ def test_a_cell_is_measured_once(tmp_path, monkeypatch):
     assert [each["batch_size"] for each in asked] == [16, 16, 4, 4]
 
 
+def test_a_cell_with_all_solvers_answers_for_the_first_alone():
+    """So a longer budget, which takes the ladder from the others, measures nothing anew but itself."""
+    every, first = (
+        {"budget": 120, "ladder": True, "folder": "here"},
+        {"budget": 120, "ladder": False, "folder": "there"},
+    )
+    assert not compare._differs(every, first)
+    assert compare._differs(first, every)
+    assert compare._differs(every, {**first, "steps": 3})
+
+
 # Peers -------------------------------------------------------------------------------------------------------------------
 
 

@@ -10,83 +10,28 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from monai.losses import DiceCELoss
-from monai.networks.nets import UNet
 from tqdm import tqdm
 
 import medsynth
 from benchmarks.control.attributes import interval
+from benchmarks.control.networks import predict, read_scans, train_network, with_lesion
 from benchmarks.machine import describe_machine
-from medsynth.cohorts import PreparedCohort, prepare_cohort
 from medsynth.files import write_json
-from medsynth.runs import Run
 from medsynth.seeds import numpy_generator
 
 ARMS = ("real", "synthetic", "both")
 
 
-def read_scans(path: Path, run: Run, cache: Path) -> PreparedCohort:
-    """Return the scans of a cohort with their masks as the last channel, on the run's grid."""
-    return prepare_cohort(
-        medsynth.read_cohort(path),
-        grid=run.grid,
-        intensity=run.spec.intensity,
-        classes=run.spec.classes,
-        mask=True,
-        cache_dir=cache,
-    )
-
-
-def with_lesion(scans: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """Return those rows whose mask is not empty."""
-    return np.array([row for row in rows if (scans[row, -1] > 0).any()], dtype=np.int64)
-
-
-def train_network(
-    parts: Sequence[tuple[np.ndarray, np.ndarray]], *, steps: int, batch: int, seed: int
-) -> torch.nn.Module:
-    """Return a network trained on scans `(N, C + 1, *spatial)` and rows of each part, as often from each part."""
-    torch.manual_seed(seed)
-    rank, channels = parts[0][0].ndim - 2, parts[0][0].shape[1] - 1
-    network = UNet(
-        spatial_dims=rank, in_channels=channels, out_channels=1, channels=(16, 32, 64), strides=(2, 2), num_res_units=1
-    )
-    optimiser = torch.optim.AdamW(network.parameters(), lr=2e-3)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
-    loss_of = DiceCELoss(sigmoid=True)
-    random = numpy_generator(seed, "segmentation")
-    for _ in range(steps):
-        chosen = []
-        for place in range(batch):
-            scans, rows = parts[place % len(parts)]
-            scan = np.asarray(scans[rows[random.integers(len(rows))]], dtype=np.float32)
-            flips = tuple(axis for axis in range(1, scan.ndim) if random.random() < 0.5)
-            chosen.append(np.flip(scan, flips).copy())
-        scans_ = torch.from_numpy(np.stack(chosen))
-        loss = loss_of(network(scans_[:, :-1]), (scans_[:, -1:] > 0).float())
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
-        schedule.step()
-    return network.eval()
-
-
-@torch.inference_mode()
 def dice_of(network: torch.nn.Module, scans: np.ndarray, rows: np.ndarray) -> np.ndarray:
     """Return the Dice overlap of each scan, `(rows,)`."""
-    values = []
-    for start in range(0, len(rows), 16):
-        part = torch.from_numpy(np.asarray(scans[rows[start : start + 16]], dtype=np.float32))
-        found, truth = network(part[:, :-1]) > 0, part[:, -1:] > 0
-        axes = tuple(range(1, part.ndim))
-        values.append(2 * (found & truth).sum(axes) / (found.sum(axes) + truth.sum(axes)))
-    return torch.cat(values).numpy()
+    found, truth = predict(network, scans[rows]) > 0.5, scans[rows][:, -1] > 0
+    axes = tuple(range(1, found.ndim))
+    return np.asarray(2 * (found & truth).sum(axes) / (found.sum(axes) + truth.sum(axes)))
 
 
 def main() -> None:
@@ -97,7 +42,7 @@ def main() -> None:
     parser.add_argument("--synthetic", type=Path, required=True, help="a set of the run with masks")
     parser.add_argument("--cache", type=Path, required=True)
     parser.add_argument("--scarce", type=int, default=0, help="real training scans to use at the most; 0 uses all")
-    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--result", type=Path, required=True)

@@ -4,7 +4,7 @@
         --work work/steps --out benchmarks/results/speed_steps.json --figure docs/images/speed_steps.png
 
 Real scans must be new to both runs. Every candidate makes as many scans of each class as a half of them has, under the same
-seeds; its KID and Fréchet distance (EfficientNet-Lite0, on principal axes) are those of the fidelity table, beside the two halves.
+seeds; its KID and Fréchet distance (EfficientNet-Lite0, principal axes) are those of the fidelity table, beside the two halves.
 What has been computed lies in `--work` and is not computed again.
 """
 
@@ -39,9 +39,12 @@ from medsynth.runs import Run
 from medsynth.seeds import derive_seed, numpy_generator
 
 AXES, REPEATS = 64, 100
+# What says most comes first: each takes its time, and the result is written after each.
 SOLVERS = [
-    *(SolverOptions(name="dpmpp_2m", steps=steps) for steps in (1, 2, 4, 6, 8, 10, 15, 20, 40)),
-    *(SolverOptions(name="heun", steps=steps) for steps in (2, 3, 4, 6, 10, 18)),
+    *(SolverOptions(name="dpmpp_2m", steps=steps) for steps in (20, 4, 8, 2, 1)),
+    *(SolverOptions(name="heun", steps=steps) for steps in (18, 4, 2)),
+    *(SolverOptions(name="dpmpp_2m", steps=steps) for steps in (10, 6, 15, 40)),
+    *(SolverOptions(name="heun", steps=steps) for steps in (6, 10, 3)),
 ]
 DISTILLED = [SolverOptions(name="consistency", steps=steps) for steps in (1, 2, 4)]
 TITLES = {"dpmpp_2m": "DPM-Solver++(2M)", "heun": "Heun", "consistency": "distilled"}

@@ -16,6 +16,7 @@ def demo(
     scans: int = 400,
     size: int | None = None,
     volumes: bool = False,
+    contrasts: bool = False,
     rare_share: float = 0.05,
     seed: int = 0,
     progress: bool = True,
@@ -29,6 +30,7 @@ def demo(
         scans: Number of scans, two to three of each patient.
         size: Pixels along each axis; by default 128, for volumes 32.
         volumes: Draw cubes of 64 mm of lung about a lesion or a healthy place, instead of slices of the whole chest.
+        contrasts: Draw two further sequences of every scan on the same grid, as MR might show it (`path_t1` and `path_t2`).
         rare_share: Share of the rare class (ground-glass opacity).
         seed: The same seed gives the same files.
         progress: Show a progress bar.
@@ -36,7 +38,14 @@ def demo(
     from medsynth.cohorts import read_cohort, write_phantom
 
     path = write_phantom(
-        Path(out), scans=scans, size=size, volumes=volumes, rare_share=rare_share, seed=seed, progress=progress
+        Path(out),
+        scans=scans,
+        size=size,
+        volumes=volumes,
+        contrasts=contrasts,
+        rare_share=rare_share,
+        seed=seed,
+        progress=progress,
     )
     return read_cohort(path)
 

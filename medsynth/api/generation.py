@@ -19,6 +19,8 @@ def sample(
     out: PathLike,
     where: str = "",
     where_from: Literal["scans", "ranges"] = "scans",
+    prompt: str = "",
+    prompt_words: str = "",
     given: GivenOptions = GivenOptions(),
     seed: int = 0,
     format: Literal["auto", "nifti", "dicom", "png", "npz"] = "auto",
@@ -46,6 +48,11 @@ def sample(
             range or some categories of each that it names. Without it attributes occur as often as in training scans.
         where_from: `scans` takes the attributes of training scans that have what is wanted, so that what belongs together stays
             together; `ranges` draws them evenly from what is wanted, also beyond training scans, and the others from the nearest.
+        prompt: The scans in words, in place of `where`: `a 6 to 10 mm nodule in the right lung`. Numbers with units, categories
+            and class names are read; what was understood is printed and kept in `provenance.json`, other words are named, and
+            what could turn the meaning round is refused. A plain `count` is then for the classes that it names.
+        prompt_words: Further words for `prompt`: `lung_nodule`, or the path of a YAML file such as
+            `texture: {hazy: 1..2, solid: 5}`.
         given: Channels that come from real scans and are not generated. The attributes of these scans, moved a little, are
             told, too, unless `where` wants some; the column `given_from` holds their row numbers. A set with real images says
             `contains_real_pixels` and must not leave the house.
@@ -63,14 +70,15 @@ def sample(
         reading: Limits on what a scan file that gives channels may be.
         progress: Show a progress bar.
     """
-    from medsynth.generation import parse_counts, plan_set, sample_set
+    from medsynth.generation import parse_counts, plan_prompt, plan_set, sample_set
     from medsynth.runs import load_run
 
     loaded = load_run(run)
+    where, asked = plan_prompt(loaded, prompt, prompt_words, where)
     plan = plan_set(
         loaded,
         Path(out),
-        parse_counts(count, loaded.spec.classes),
+        parse_counts(count, loaded.spec.classes, named=asked.classes if asked else ()),
         seed=seed,
         file_format=format,
         modality=modality,
@@ -83,7 +91,9 @@ def sample(
         progress=progress,
     )
     cache = Path(cache_dir) if cache_dir is not None else None
-    return sample_set(plan, where=where, where_from=where_from, given=given, reading=reading, cache_dir=cache)
+    return sample_set(
+        plan, where=where, where_from=where_from, asked=asked, given=given, reading=reading, cache_dir=cache
+    )
 
 
 def edit(

@@ -174,7 +174,7 @@ def _content_of(path: Path, hashes: dict[Path, str]) -> list[str | None]:
 
 def _sequences(files: dict[str, Path], hashes: dict[Path, str]) -> list[list[str | None]]:
     """Return names and contents of the files beside that of `path`."""
-    return [[name, *_content_of(path, hashes)] for name, path in files.items() if name != "path"]
+    return [[name, *_content_of(path, hashes)] for name, path in sorted(files.items()) if name != "path"]
 
 
 def _build_cache(

@@ -109,14 +109,14 @@ def only_images(intensity: Intensity, channels: int) -> Intensity:
 
 
 def select_channels(cohort: Cohort, names: Sequence[str]) -> Cohort:
-    """Return the cohort as one of some of its files, the first of which takes the place of `path`; its masks stay.
+    """Return the cohort as one of some of its files, in the order of their channels; the first takes the place of `path`.
 
-    Raises `ConfigError` for a sequence that the cohort lacks, `DataError` for a row without.
+    Masks stay. Raises `ConfigError` for a sequence that the cohort lacks, `DataError` for a row without.
     """
-    first, *others = names or (PATH,)
-    if unknown := [name for name in (first, *others) if name not in (PATH, *cohort.sequences)]:
+    if unknown := [name for name in names if name not in (PATH, *cohort.sequences)]:
         known = ", ".join((PATH, *cohort.sequences))
         raise ConfigError(f"channels: need sequences of the cohort ({known}), got {unknown[0]}; try another cohort")
+    first, *others = [name for name in (PATH, *cohort.sequences) if name in names] or [PATH]
     rows = []
     for row in cohort.rows:
         files = {PATH: row.path} | dict(row.sequences)

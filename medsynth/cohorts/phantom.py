@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -16,6 +16,7 @@ import numpy as np
 from scipy.ndimage import distance_transform_edt, gaussian_filter
 from tqdm import tqdm
 
+from medsynth.cohorts.contrasts import CONTRASTS, draw_contrasts
 from medsynth.cohorts.lesion import (
     NORMAL,
     RARE,
@@ -51,16 +52,25 @@ class PhantomScan:
 
     `scan.array` is int16 (1, row, column) in HU; `scan.attributes` holds `diameter_mm`, `density_hu` and `side` of the
     lesion, and nothing without one. `mask` is bool (row, column), the lesion. `regions` are the shares in [0, 1] of each
-    pixel that `body`, `lungs`, `vessels` (of the lungs), `heart` and `vertebra` fill.
+    pixel that `body`, `lungs`, `vessels` (of the lungs), `heart` and `vertebra` fill. `contrasts` are what `draw_contrasts` makes
+    of it, where they are wanted.
     """
 
     scan: Scan
     mask: np.ndarray
     regions: dict[str, np.ndarray]
+    contrasts: dict[str, Scan] = field(default_factory=dict)
 
 
 def phantom_scan(
-    patient: int, scan: int, *, label: str | None = None, size: int = 128, seed: int = 0, rare_share: float = 0.05
+    patient: int,
+    scan: int,
+    *,
+    label: str | None = None,
+    size: int = 128,
+    seed: int = 0,
+    rare_share: float = 0.05,
+    contrasts: bool = False,
 ) -> PhantomScan:
     """Return slice number `scan` of a patient, drawn in memory.
 
@@ -71,20 +81,30 @@ def phantom_scan(
     label = _label_of(patient, label, seed, rare_share)
     anatomy, pose, lesion = _slice_subject(patient, scan, label, seed)
     scanner = _slice_points(size)
-    hu, mask, regions = _draw(
-        anatomy, pose, lesion, scanner, numpy_generator(seed, "phantom", "noise", patient, scan, size)
-    )
+    noise = numpy_generator(seed, "phantom", "noise", patient, scan, size)
+    tissue, hu, mask, regions = _draw(anatomy, pose, lesion, scanner, noise)
     affine = PICTURE_AFFINE @ np.diag([scanner.voxel, scanner.voxel, scanner.voxel, 1])
     affine[:3, 3] = -scanner.x[0, 0], -scanner.y[0, 0], pose.level
+    made = Scan(array=hu[None], affine=affine, label=label, attributes=_attributes(lesion))
+    random = numpy_generator(seed, "phantom", "contrasts", patient, scan, size)
+    others = draw_contrasts(tissue, regions, mask, label, random) if contrasts else {}
     return PhantomScan(
-        scan=Scan(array=hu[None], affine=affine, label=label, attributes=_attributes(lesion)),
+        scan=made,
         mask=mask,
         regions=regions,
+        contrasts={name: replace(made, array=array[None]) for name, array in others.items()},
     )
 
 
 def phantom_volume(
-    patient: int, scan: int, *, label: str | None = None, size: int = 32, seed: int = 0, rare_share: float = 0.05
+    patient: int,
+    scan: int,
+    *,
+    label: str | None = None,
+    size: int = 32,
+    seed: int = 0,
+    rare_share: float = 0.05,
+    contrasts: bool = False,
 ) -> PhantomScan:
     """Return volume number `scan` of a patient, drawn in memory: a cube of `VOLUME_FIELD` mm about a place in a lung.
 
@@ -96,21 +116,27 @@ def phantom_volume(
     anatomy, pose, centre, lesion = _volume_subject(patient, scan, label, seed)
     scanner = _cube_points(centre, size, VOLUME_FIELD / size)
     noise = numpy_generator(seed, "phantom", "volume noise", patient, scan, size)
-    hu, mask, regions = _draw(anatomy, pose, lesion, scanner, noise)
+    tissue, hu, mask, regions = _draw(anatomy, pose, lesion, scanner, noise)
     affine = VOLUME_AFFINE @ np.diag([scanner.voxel, scanner.voxel, scanner.voxel, 1])
     affine[:3, 3] = -scanner.x[0, 0, 0], -scanner.y[0, 0, 0], pose.level + scanner.z[0, 0, 0]
-    array = _slices_first(hu)[None]
+    made = Scan(array=_slices_first(hu)[None], affine=affine, label=label, attributes=_attributes(lesion))
+    random = numpy_generator(seed, "phantom", "volume contrasts", patient, scan, size)
+    others = draw_contrasts(tissue, regions, mask, label, random) if contrasts else {}
     return PhantomScan(
-        scan=Scan(array=array, affine=affine, label=label, attributes=_attributes(lesion)),
+        scan=made,
         mask=_slices_first(mask),
         regions={name: _slices_first(share) for name, share in regions.items()},
+        contrasts={name: replace(made, array=_slices_first(array)[None]) for name, array in others.items()},
     )
 
 
 def _draw(
     anatomy: Anatomy, pose: Pose, lesion: Lesion | None, scanner: Points, random: np.random.Generator
-) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
-    """Return int16 HU, the mask of the lesion and the regions at points of any rank; `random` draws the noise."""
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, dict[str, np.ndarray]]:
+    """Return HU without noise, int16 HU, the mask of the lesion and the regions at points of any rank.
+
+    `random` draws the noise.
+    """
     painting = paint(anatomy, pose, scanner)
     vessels = draw_vessels(anatomy, pose, scanner) * painting.lungs
     tissue = painting.lung_tissue(anatomy)
@@ -123,9 +149,10 @@ def _draw(
     if lesion is not None and lesion.label == SOLID:
         lay_nodule(tissue, lesion, scanner, distance)
     hu = painting.hu + painting.lungs * (tissue - painting.hu)
+    plain = hu.copy()
     hu += _noise(hu.shape, painting.body, scanner.voxel, random)
     regions = {name: getattr(painting, name) for name in ("body", "lungs", "heart", "vertebra")} | {"vessels": vessels}
-    return np.clip(np.rint(hu), -1024, 3071).astype(np.int16), mask, regions
+    return plain, np.clip(np.rint(hu), -1024, 3071).astype(np.int16), mask, regions
 
 
 def _slices_first(array: np.ndarray) -> np.ndarray:
@@ -275,6 +302,7 @@ def write_phantom(
     scans: int = 400,
     size: int | None = None,
     volumes: bool = False,
+    contrasts: bool = False,
     seed: int = 0,
     rare_share: float = 0.05,
     progress: bool = True,
@@ -282,9 +310,9 @@ def write_phantom(
     """Write a phantom cohort (scans and lesion masks as `.nii.gz`) below `out` and return its `cohort.csv`.
 
     Scans are slices of 128 pixels along each axis, or with `volumes` cubes of 32 voxels, unless `size` says otherwise.
-    Classes are `normal` (about 60 %), `solid_nodule` (35 %) and the rare `ground_glass`. The same arguments give the same
-    bytes; a folder that they have written is left as it is, and one that was interrupted is completed. Raises
-    `ConfigError`, also for a folder with anything else in it.
+    With `contrasts` each has two further sequences, `t1` and `t2`. Classes are `normal` (about 60 %), `solid_nodule` (35 %) and
+    the rare `ground_glass`. The same arguments give the same bytes; a folder that they have written is left as it is, and one
+    that was interrupted is completed. Raises `ConfigError`, also for a folder with anything else in it.
     """
     size = (32 if volumes else 128) if size is None else size
     _check(size, rare_share)
@@ -293,7 +321,8 @@ def write_phantom(
     out, rows = Path(out), []
     try:
         settings = {"scans": scans, "size": size, "seed": seed, "rare_share": rare_share, "format": FORMAT}
-        _claim_folder(out, settings | ({"volumes": True} if volumes else {}))
+        kinds = {name: True for name, wanted in (("volumes", volumes), ("contrasts", contrasts)) if wanted}
+        _claim_folder(out, settings | kinds)
     except OSError as error:
         raise ConfigError(f"{out}: need a folder to write in, got {reason_of(error)}; try another --out") from error
     if (out / "cohort.csv").exists():  # it is written last
@@ -303,16 +332,19 @@ def write_phantom(
     for patient, scan, label, split in tqdm(plan, total=scans, desc="phantom", unit="scan", disable=not progress):
         name = f"phantom-{patient:05d}-{scan}.nii.gz"
         mask_file = out / "masks" / name
-        # Files are whole or absent, and a scan comes after its mask.
+        sequences = {each: f"{each}/{name}" for each in CONTRASTS} if contrasts else {}
+        # Files are whole or absent, and a scan comes after its mask and sequences.
         if (out / "scans" / name).exists() and (label == NORMAL or mask_file.exists()):
             subject = _volume_subject if volumes else _slice_subject
             attributes = _attributes(subject(patient, scan, label, seed)[-1])
         else:
-            drawn = draw(patient, scan, label=label, size=size, seed=seed)
+            drawn = draw(patient, scan, label=label, size=size, seed=seed, contrasts=contrasts)
             attributes = dict(drawn.scan.attributes)
             if drawn.mask.any():
                 mask = Scan(array=drawn.mask[None].astype(np.uint8), affine=drawn.scan.affine, label=label)
                 write_scan(mask, mask_file)
+            for each, file in sequences.items():
+                write_scan(drawn.contrasts[each], out / file)
             write_scan(drawn.scan, out / "scans" / name)
         rows.append(
             Row(
@@ -321,6 +353,7 @@ def write_phantom(
                 patient_id=f"phantom-{patient:05d}",
                 split=split,
                 mask=f"masks/{name}" if mask_file.exists() else None,
+                sequences=sequences,
                 attributes={
                     key: f"{value:g}" if isinstance(value, float) else value for key, value in attributes.items()
                 },
@@ -346,7 +379,7 @@ def _claim_folder(out: Path, settings: dict[str, float]) -> None:
     except ValueError as error:
         raise ConfigError(f"{file}: need JSON, got {error}; try another --out") from error
     there = there if isinstance(there, dict) else {}
-    plain = {"volumes": False}
+    plain = {"volumes": False, "contrasts": False}
     wanted, got = plain | settings, plain | there
     if keys := [key for key in wanted if got.get(key) != wanted[key]]:
         wish, found = (", ".join(f"{key} {values.get(key)}" for key in keys) for values in (wanted, got))

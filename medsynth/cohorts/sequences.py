@@ -30,8 +30,8 @@ def sequences_in(columns: Iterable[str]) -> dict[str, str]:
 
 
 def sequences_of(rows: Iterable[Mapping[str, str]]) -> tuple[str, ...]:
-    """Return the names of all sequences that some row has, in the order in which they come up."""
-    return tuple(dict.fromkeys(name for row in rows for name in row))
+    """Return the names of all sequences that some row has, sorted: the order of columns in a file decides nothing."""
+    return tuple(sorted({name for row in rows for name in row}))
 
 
 def are_channels(names: Sequence[object]) -> bool:

@@ -11,12 +11,12 @@ from medsynth.errors import ConfigError
 
 @dataclass(frozen=True, kw_only=True)
 class Shipped:
-    """A folder of files that ships with medsynth: `configs`, `pipelines` or `data_cards`.
+    """A folder of files that ships with medsynth: `configs`, `configs/words`, `pipelines` or `data_cards`.
 
     In a wheel these folders lie inside the package, in a checkout (also an editable install) beside it.
     """
 
-    folder: Literal["configs", "pipelines", "data_cards"]
+    folder: Literal["configs", "configs/words", "pipelines", "data_cards"]
     suffixes: tuple[str, ...] = field(default=(".yaml", ".yml"))
 
     def directory(self) -> Path:

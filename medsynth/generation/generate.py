@@ -17,6 +17,7 @@ from medsynth.config import GivenOptions, GuidanceOptions, SolverOptions, parse_
 from medsynth.diffusion import check_guidance, settle_solver
 from medsynth.errors import ConfigError
 from medsynth.generation.given import GivenScans, find_given
+from medsynth.generation.prompt import plan_prompt
 from medsynth.generation.weak import Weak, find_weak
 from medsynth.generation.where import AttributeDraw, WhereFrom, plan_attributes
 from medsynth.networks import Denoiser, sample_scans
@@ -58,10 +59,13 @@ class Chunk:
         return range(self.start, self.stop)
 
 
-def parse_counts(wanted: str | int | Mapping[str, int], classes: tuple[str, ...]) -> dict[str, int]:
+def parse_counts(
+    wanted: str | int | Mapping[str, int], classes: tuple[str, ...], *, named: Sequence[str] = ()
+) -> dict[str, int]:
     """Return the scans wanted of each class: from a mapping, text such as `viral=400,normal=100`, or one number for all.
 
-    Raises `ConfigError` that names the part it cannot read, or lists the classes when one is unknown.
+    `named` are the classes that a prompt names; then a number is for these, and others are refused. Raises `ConfigError` that
+    names the part it cannot read, or lists the classes when one is unknown.
     """
     text = (
         ",".join(f"{label}={number}" for label, number in wanted.items())
@@ -69,7 +73,7 @@ def parse_counts(wanted: str | int | Mapping[str, int], classes: tuple[str, ...]
         else str(wanted)
     )
     if text.strip().isdecimal():
-        return dict.fromkeys(classes, _positive(text, text))
+        return dict.fromkeys((each for each in classes if not named or each in named), _positive(text, text))
     counts: dict[str, int] = {}
     for part in text.split(","):
         # Labels may hold "=": the number is what follows the last one.
@@ -77,6 +81,10 @@ def parse_counts(wanted: str | int | Mapping[str, int], classes: tuple[str, ...]
         if not separator:
             raise ConfigError(f"count: need label=number, got {part.strip()!r}; try {classes[0]}=100")
         check_class("count", label, classes)
+        if named and label not in named:
+            raise ConfigError(
+                f"count: need classes of the prompt ({', '.join(named)}), got {label!r}; try a plain number"
+            )
         if label in counts:
             raise ConfigError(f"count: need each class once, got {label!r} twice; try one number for it")
         counts[label] = _positive(number, part)
@@ -115,17 +123,20 @@ def generate(
     guidance: GuidanceOptions = GuidanceOptions(),
     where: str = "",
     where_from: WhereFrom = "scans",
+    prompt: str = "",
+    prompt_words: str = "",
     given: GivenOptions = GivenOptions(),
     device: str = "auto",
 ) -> Iterator[SyntheticScan]:
     """Yield new scans in physical units, class by class; `count` is a mapping, text such as `viral=400,normal=100`, or a number.
 
-    `where`, `where_from` and `given` are those of `medsynth sample`. The same run, seed and chunk size (`batch_size`) give the
-    same scans. Raises `ConfigError` for an unknown class or attribute and
+    `where`, `where_from`, `prompt`, `prompt_words` and `given` are those of `medsynth sample`. The same run, seed and chunk size
+    (`batch_size`) give the same scans. Raises `ConfigError` for an unknown class or attribute and
     `DataError` for a folder that is no run.
     """
     run = load_run(run)
-    counts = parse_counts(count, run.spec.classes)
+    where, asked = plan_prompt(run, prompt, prompt_words, where)
+    counts = parse_counts(count, run.spec.classes, named=asked.classes if asked else ())
     solver = settle_solver(solver, distilled=run.distilled)
     weak = check_guidance_of(run, guidance)
     attributes = plan_attributes(run, where, where_from)

@@ -152,23 +152,28 @@ def find_given(
             )
     spec, images = run.spec, [name for name in names if name != MASK]
     chosen = replace(cohort, rows=tuple(cohort.rows[number] for number in numbers))
+    # Where no scan has a mask, as none of healthy patients has, the masks that are given are empty.
+    masked = MASK in names and any(row.mask is not None for row in chosen.rows)
     prepared = prepare_cohort(
         select_channels(chosen, images),
         grid=run.grid,
         intensity=_intensity_of(spec, images),
         reading=reading,
         classes=spec.classes,
-        mask=MASK in names,
+        mask=masked,
         cache_dir=cache_dir,
         progress=progress,
     )
     which = np.array([name in names for name in spec.channel_names])
-    first = 0 if images else prepared.scans.shape[1] - 1
+    first = 0 if images else prepared.scans.shape[1] - masked
     wanted, got = (int(which.sum()), *spec.shape[1:]), (prepared.scans.shape[1] - first, *prepared.scans.shape[2:])
-    if wanted != got:
+    if wanted != (got[0] + (MASK in names) - masked, *got[1:]):
         raise DataError(f"given.cohort: need channels and axes of {wanted}, got {got}; try the cohort of the training")
     scans = np.zeros((len(numbers), *spec.shape), dtype=np.float16)
-    scans[:, which] = prepared.scans[:, first:]
+    if MASK in names:
+        scans[:, -1] = -1
+    places = np.flatnonzero(which)[: got[0]]
+    scans[:, places] = prepared.scans[:, first:]
     return GivenScans(
         options=options,
         names=names,

@@ -1,4 +1,4 @@
-"""Numbers with units as a text states them: `6 to 10 mm`, `at least 1.2 cm`, `about 8-mm`, and what they mean for an attribute."""
+"""Numbers with units as a text states them, such as `6 to 10 mm` or `at least 1.2 cm`, and what they mean for an attribute."""
 
 from __future__ import annotations
 
@@ -13,10 +13,14 @@ from medsynth.generation.where import Wanted
 
 _ABOUT = 0.1  # what `about` allows, as a share of the number
 _EXACT = 0.05  # what a plain number allows at most; less where its last digit says so
-_WORDS = (
-    "one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen "
-    "nineteen twenty"
-).split()
+_WORDS = tuple(
+    each
+    for line in (
+        "one two three four five six seven eight nine ten",
+        "eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen twenty",
+    )
+    for each in line.split()
+)
 # Of each unit what it measures, how much of the first unit of its kind it is, and how it is written.
 _UNITS = {
     "mm": ("length", 1.0, r"mms?|millimet(?:er|re)s?"),
@@ -34,7 +38,13 @@ _UNITS = {
     "g": ("weight", 0.001, r"g|grams?"),
     "percent": ("share", 1.0, r"%|percent|per\s+cent"),
 }
-_SUFFIXES = {unit: unit for unit in _UNITS} | {"cc": "ml", "cm3": "ml", "year": "years", "yr": "years", "pct": "percent"}
+_SUFFIXES = {unit: unit for unit in _UNITS} | {
+    "cc": "ml",
+    "cm3": "ml",
+    "year": "years",
+    "yr": "years",
+    "pct": "percent",
+}
 _MORE = r"(?:larger|greater|bigger|more|longer|older|heavier|denser|higher|wider)"
 _LESS = r"(?:smaller|less|fewer|shorter|younger|lighter|lower|narrower)"
 # Of each way to bound a number the side, and whether the number itself is left out.
@@ -43,17 +53,18 @@ _BOUNDS = {
     "at most": (rf"at\s+most|up\s+to|a?\s*maximum\s+of|<\s*=|≤|{_LESS}\s+than\s+or\s+equal\s+to", "high", False),
     "more": (rf"{_MORE}\s+than|over|above|exceeding|>", "low", True),
     "less": (rf"{_LESS}\s+than|under|below|<", "high", True),
-    "about": (r"about|around|approximately|approx\.?|roughly|circa|ca\.?|nearly|almost|some|~|≈", "about", False),
+    "about": (r"about|around|approximately|approx\.?|roughly|circa|ca\.?|nearly|almost|~|≈", "about", False),
 }
 _NUMBER = rf"(?:(?<!\w)-)?(?:[0-9]+(?:\.[0-9]+)?|\.[0-9]+)|\b(?:{'|'.join(sorted(_WORDS, key=len, reverse=True))})\b"
 _UNIT = "|".join(f"(?:{spelled})" for _, _, spelled in sorted(_UNITS.values(), key=lambda unit: -len(unit[2])))
 _BEFORE = "|".join(f"(?:{spelled})" for spelled, _, _ in _BOUNDS.values())
 MEASURE = rf"""
-    (?:(?P<denied>\b(?:no|not)\s+)?(?P<before>(?<![\w.])(?:{_BEFORE})(?!\w))\s*)?
-    (?:(?P<lead>\b(?:between|from|ranging\s+from))\s+)?
+    (?:(?P<denied>\b(?:no|not)\s+)?(?P<before>(?<![\w.])(?:{_BEFORE})(?![^\W\d]))\s*)?
+    (?:\b(?:(?P<between>between)|(?P<lead>(?:ranging\s+)?from))\s+)?
     (?P<first>{_NUMBER})(?:[\s-]*(?P<first_unit>{_UNIT})(?!\w))?
-    (?:(?:\s*(?P<join>-|\bto\b|\bthrough\b|\band\b|\bor\b)\s*)(?P<second>{_NUMBER})(?:[\s-]*(?P<second_unit>{_UNIT})(?!\w))?)?
-    (?P<after>\s+(?:or|and)\s+(?:{_MORE}|{_LESS}|above|over|below|under|up)\b(?!\s+than))?
+    (?:(?:[\s-]*?(?P<join>-|\bto\b|\bthrough\b|\bor\b|(?(between)\band\b|(?!)))[\s-]*?)(?P<second>{_NUMBER})(?:[\s-]*(?P<second_unit>{_UNIT})(?!\w))?)?
+    (?P<after>\s+(?:or\s+(?:{_MORE}|{_LESS}|above|over|below|under)|and\s+(?:above|over|below|under|up|{_MORE}|{_LESS}))
+        (?=\s*(?:$|[,.;)]|(?:in|with|and|but|that|across|nodules?|lesions?|mass(?:es)?)\b)))?
 """
 
 
@@ -99,16 +110,14 @@ class Measure:
 
 
 def read_measure(match: re.Match[str]) -> Measure | None:
-    """Return what `MEASURE` found; None where it is no measure as a whole, such as `6 and 10 mm` without `between`.
+    """Return what `MEASURE` found; None where it says no more than a distance from something, such as `from 6 mm`.
 
     Raises `ConfigError` for bounds of which it is not clear what they mean.
     """
     text = " ".join(match[0].split())
     first, second = match["first"], match["second"]
     unit, joined = _unit(match["second_unit"] or match["first_unit"]), match["join"]
-    if bool(match["lead"]) != bool(second) and match["lead"]:
-        return None
-    if joined == "and" and not (match["lead"] or "").startswith("between"):
+    if (match["lead"] or match["between"]) and not second:
         return None
     bound = next((found for found in _BOUNDS.values() if _is(found[0], match["before"])), None)
     side, strict = (bound[1], bound[2]) if bound else ("point", False)
@@ -121,11 +130,11 @@ def read_measure(match: re.Match[str]) -> Measure | None:
     if not side:
         raise ConfigError(f"prompt: need one number or one range, got {text!r}; try 6 to 10 mm, or at least 6 mm")
     low = _value(first)
-    factors = [_UNITS[_unit(each) or unit][1] if unit else 1.0 for each in (match["first_unit"], match["second_unit"])]  # type: ignore[index]
-    if second and unit and _unit(match["first_unit"]) not in (None, unit):
-        if _UNITS[_unit(match["first_unit"]) or unit][0] != _UNITS[unit][0]:
+    first_unit = _unit(match["first_unit"]) or unit
+    if second and first_unit and unit and first_unit != unit:
+        if _UNITS[first_unit][0] != _UNITS[unit][0]:
             raise ConfigError(f"prompt: need a range in one unit, got {text!r}; try 6 to 10 mm")
-        low *= factors[0] / factors[1]
+        low *= _UNITS[first_unit][1] / _UNITS[unit][1]
     return Measure(
         text=text,
         low=low,

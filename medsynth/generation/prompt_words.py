@@ -12,53 +12,66 @@ from typing import Any
 import yaml
 
 from medsynth.cohorts.attributes import Attribute
+from medsynth.cohorts.manifest import reason_of
 from medsynth.config import Shipped
 from medsynth.errors import ConfigError
-from medsynth.files import reason_of
 from medsynth.generation.prompt_numbers import attribute_words
 from medsynth.generation.where import Wanted, parse_where
+
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
 
 WORDS = Shipped(folder="configs/words")
 CLASS = "class"  # the key of a file of words under which phrases name classes
 _MOST_CHARACTERS = 200_000
 
-NEGATIONS = frozenset(
+NEGATIONS = _words(
     "no not without never nor neither none cannot lacking lacks lack absence absent free except excluding excludes exclude "
-    "excluded negative instead rather unlike".split()
+    "excluded negative instead"
 )
 # These deny what comes after them, never what came before.
-FORWARD = frozenset("no without lacks lack absence nor neither excluding except".split())
-STOPS = frozenset("but with which whereas while that".split())
-SKIPPED = frozenset(
+FORWARD = _words("no without lacks lack absence nor neither excluding except")
+STOPS = _words("but with which whereas while that")
+SKIPPED = _words(
     "a an the this these those is are was were be been being of in on at and as its it has have having there here shows show "
     "showing shown seen see noted found identified demonstrated demonstrates depicts depicting located lies lying situated "
     "present evident visible appears appearing measuring measures measured measure sized size diameter dimension dimensions "
     "greatest largest maximal maximum mean average axis across long now currently sided type score grade rating value level "
     "very clearly clear definite definitely pure purely entirely completely frankly one single solitary lung pulmonary scan "
-    "ct image new please generate synthesise synthesize make i we want need evidence any".split()
+    "ct image new margin border contour outline surface attenuation density appearance morphology shape please "
+    "generate synthesise synthesize make i we want need evidence any aged"
 )
+# Beside a negation these are no longer nothing: what is not clearly so may be so.
+EMPHATIC = _words("very clearly clear definite definitely pure purely entirely completely frankly")
 # What a measurement may be of.
-THINGS = frozenset(
-    "nodule lesion mass tumour tumor opacity finding focus abnormality patient man woman person child".split()
-)
+THINGS = _words("nodule lesion mass tumour tumor opacity finding focus abnormality patient man woman person child")
 # What changes the meaning of the word after it, so that this may not be read alone.
-TURNING = frozenset(
+TURNING = _words(
     "part partly partially partial sub semi non quasi mixed predominantly mainly mostly largely barely hardly minimally "
     "minimal slightly slight mildly mild moderately moderate somewhat possibly possible probably probable suspected questionable "
     "may might could should would if whether unless than previous previously former formerly prior earlier initially another "
-    "other second additional adjacent near beside between from by to within versus vs increasingly less more most least too "
-    "increased decreased".split()
+    "other second additional adjacent near beside between from by to within versus vs unlike rather increasingly less more "
+    "most least too increased decreased"
 )
 # What makes a word a part of a thing, so that it says something else of the whole.
-PARTS = frozenset("component part portion core rim halo centre center element area edge section".split())
+PARTS = _words("component part portion core rim halo centre center element area edge section")
+# Where a thing is: `right upper lobe` says of the thing what `right pleural effusion` does not.
+PLACES = _words(
+    "lobe lung segment apex base zone field hemithorax thorax lingula region side aspect periphery hemisphere breast kidney limb "
+    "quadrant"
+)
+ARTICLES = _words("a an the its this that these those")
 # A measurement in a clause with one of these is of something else.
-OTHERS = frozenset(
+OTHERS = _words(
     "thickness thick thin deep depth radius width height slice section collimation interval increment spacing distance apart "
     "away growth grown grew increase increased decrease decreased previously previous formerly former prior initially earlier "
-    "wall node vessel per every within beneath below above from component doubling each by".split()
+    "wall node vessel margin border contour outline surface short per every within beneath below above from component "
+    "doubling each by"
 )
-NUMERALS = frozenset(
-    "zero thirty forty fifty sixty seventy eighty ninety hundred thousand half quarter dozen twice double".split()
+NUMERALS = _words(
+    "zero thirty forty fifty sixty seventy eighty ninety hundred thousand half quarter dozen twice double"
 )
 _NONE = ("no", "none", "absent", "false", "negative")
 # Said of too many things to mean a category without the name of its attribute.
@@ -152,7 +165,9 @@ def intersect(first: Wanted, second: Wanted) -> Wanted | None:
 def unite(attribute: Attribute, parts: Sequence[Wanted], said: str) -> Wanted:
     """Return what any of several want of an attribute; `ConfigError` where that is no range."""
     if attribute.categories:
-        return Wanted(categories=tuple(each for each in attribute.categories if any(each in one.categories for one in parts)))
+        return Wanted(
+            categories=tuple(each for each in attribute.categories if any(each in one.categories for one in parts))
+        )
     ranges = sorted((one.low, one.high) for one in parts)
     low, high = ranges[0]
     for start, end in ranges[1:]:
@@ -238,5 +253,7 @@ def _load(path: Path) -> Any:
 
 def _mapping(value: Any, where: str) -> Mapping[Any, Any]:
     if not isinstance(value, Mapping):
-        raise ConfigError(f"{where}: need attribute: phrase: value, got {str(value)[:100]!r}; try texture: {{hazy: 1..2}}")
+        raise ConfigError(
+            f"{where}: need attribute: phrase: value, got {str(value)[:100]!r}; try texture: {{hazy: 1..2}}"
+        )
     return value

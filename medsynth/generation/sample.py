@@ -11,6 +11,7 @@ from medsynth.cohorts import Cohort
 from medsynth.config import GivenOptions, ReadingOptions
 from medsynth.generation.generate import generate_chunk, name_values, scan_seed, told_attributes
 from medsynth.generation.given import GivenScans, check_given, find_given
+from medsynth.generation.prompt import Reading
 from medsynth.generation.sets import Method, SetPlan, write_set
 from medsynth.generation.where import AttributeDraw, WhereFrom, plan_attributes
 
@@ -30,31 +31,41 @@ def sample_set(
     *,
     where: str = "",
     where_from: WhereFrom = "scans",
+    asked: Reading | None = None,
     given: GivenOptions = GivenOptions(),
     reading: ReadingOptions = ReadingOptions(),
     cache_dir: Path | None = None,
 ) -> Cohort:
     """Write a set of new scans and return its cohort; restarts and errors as in `write_set`.
 
-    `where` says which attributes are wanted, as `parse_where` reads it, and `where_from` how they are drawn. What the network was
-    told of a scan are columns of the set's cohort. Channels that are `given` come from real scans, whose row numbers in that
-    cohort the attribute `given_from` holds, and whose attributes are told unless some are wanted; errors as in `find_given`.
+    `where` says which attributes are wanted, as `parse_where` reads it, and `where_from` how they are drawn; `asked` is the
+    prompt that said so, if one did, for the provenance. What the network was told of a scan are columns of the set's cohort.
+    Channels that are `given` come from real scans, whose row numbers in that cohort the attribute `given_from` holds, and whose
+    attributes are told unless some are wanted; errors as in `find_given`.
     """
     check_given(plan.run, given)
+    if plan.progress and asked is not None:
+        print(asked.describe(), file=sys.stderr, flush=True)
     attributes = plan_attributes(plan.run, where, where_from)
     if attributes is not None:
         notes = attributes.notes(list(plan.counts))
         if plan.progress and notes:
             print("\n".join(notes), file=sys.stderr, flush=True)
     find = partial(find_given, plan.run, given, list(plan.counts), seed=plan.seed, reading=reading, cache_dir=cache_dir)
-    return write_set(plan, partial(_method, attributes=attributes, where=where, find=find))
+    return write_set(plan, partial(_method, attributes=attributes, where=where, asked=asked, find=find))
 
 
 def _method(
-    plan: SetPlan, *, attributes: AttributeDraw | None, where: str, find: Callable[..., GivenScans | None]
+    plan: SetPlan,
+    *,
+    attributes: AttributeDraw | None,
+    where: str,
+    asked: Reading | None,
+    find: Callable[..., GivenScans | None],
 ) -> Method:
     given = find(progress=plan.progress)
-    facts = {} if attributes is None else {"where": where.strip(), "where_from": attributes.source}
+    facts = {} if asked is None else asked.facts()
+    facts |= {} if attributes is None else {"where": where.strip(), "where_from": attributes.source}
     notice = _NOTICE if given is None else _NOTICE_OF_IMAGES if given.real_pixels else _NOTICE_OF_MASKS
     return Method(
         name="sample",

@@ -64,7 +64,7 @@ def find_weak(run: Run, guidance: GuidanceOptions) -> Weak | None:
 def _differences(strong: RunSpec, weak: RunSpec) -> list[str]:
     """Return in what a weaker model cannot take the conditions, or the noisy scans, of the one it guides."""
     # Autoencoders are compared by the fingerprint of their weights, which the options of one hold.
-    names = ("classes", "shape", "autoencoder", "attributes", "given")
+    names = ("classes", "shape", "channel_names", "autoencoder", "attributes", "given")
     differs = [name for name in names if getattr(strong, name) != getattr(weak, name)]
     if strong.intensity.as_dict() != weak.intensity.as_dict():
         differs.append("intensity")

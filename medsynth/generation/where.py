@@ -40,8 +40,8 @@ class AttributeDraw:
 
     `scans` takes those of a training scan of the class that has what is wanted: what occurs together stays together. `ranges`
     draws what is wanted evenly from its range and takes the rest from the nearest such scan. What is taken of a continuous
-    attribute is moved by a tenth of its standard deviation or so, unless its values are whole numbers: a new scan should not carry
-    the exact values of a patient, which can identify one.
+    attribute is moved by a tenth of its standard deviation or so, unless its values are whole numbers: a new scan should not
+    carry the exact values of a patient, which can identify one.
     """
 
     table: AttributeTable

@@ -55,8 +55,9 @@ def describe_generator(provenance: Mapping[str, Any]) -> dict[str, Any] | None:
     }
     if provenance.get("method") == "edit":
         donors = provenance.get("donors") or {}
+        strength = () if provenance.get("edit") == "inpaint" else ("strength",)  # a region is painted from noise alone
         facts["edits"] = {
-            **{key: provenance.get(key) for key in ("donor_class", "target_class", "strength")},
+            **{key: provenance.get(key) for key in ("donor_class", "target_class", *strength)},
             **{f"donor_{key}": donors.get(key) for key in ("scans", "patients")},
         }
     return {**facts, "sessions": provenance.get("sessions")}

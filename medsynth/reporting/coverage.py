@@ -11,7 +11,7 @@ import numpy as np
 from medsynth.cohorts import Cohort, Row
 
 # Columns that say how a scan was made, not what it shows.
-MADE = ("synthetic", "seed", "run", "method", "donor", "given_from", "contains_real_pixels")
+MADE = ("synthetic", "seed", "run", "method", "donor", "given_from", "region_from", "contains_real_pixels")
 _FEW = 5  # patients below which a text is not told apart from other rare ones
 _FEW_FOR_QUANTILES = 20
 _MOST_VALUES = 8  # more different texts are names or remarks, not groups

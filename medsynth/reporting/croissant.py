@@ -48,6 +48,7 @@ _COLUMNS = {
     "donor": "Row number, from 0, of the real scan that it was made from, in the real cohort, which is not part of this set.",
     "selection_probability": "Probability of its class by a classifier of real training scans, by which it was selected.",
     "selection_distance": "Distance to the nearest real training scan, by which it was selected.",
+    "region_from": "Row number, from 0, of the real scan whose mask was painted over, in a cohort that is not part of this set.",
     "given_from": "Row number, from 0, of the real scan that gave it a mask or images, in a cohort that is not part of this set.",
     "contains_real_pixels": "1 where pixels of a real scan are in it.",
 }

@@ -92,8 +92,8 @@ def distill_run(
     """Tune the weights of `teacher` to a consistency model on the training split of `cohort`, and return its run.
 
     It is told of scans what the teacher was told, on the same grid; a distillation that `out` holds is continued. The run knows
-    the patients of both. Raises `ConfigError` for a teacher that is distilled itself, `DataError` for a cohort that lacks training
-    scans of one of its classes, else what `train_run` raises.
+    the patients of both. Raises `ConfigError` for a teacher that is distilled itself, `DataError` for a cohort that lacks
+    training scans of one of its classes, else what `train_run` raises.
     """
     check_consistency(wanted.consistency)
     plan = training_plan(teacher, wanted)
@@ -114,9 +114,15 @@ def distill_run(
         intensity=teacher.spec.intensity,
         reading=plan.reading,
         classes=teacher.spec.classes,
+        mask=teacher.spec.mask,
         cache_dir=cache_dir,
         progress=progress,
     )
+    if prepared.scans.shape[1:] != teacher.spec.shape:
+        raise ConfigError(
+            f"cohort: need scans of {teacher.spec.shape[0]} channels as the run was trained with, got {prepared.scans.shape[1]}; "
+            "try the cohort that it was trained on"
+        )
     options = _options(plan, teacher, wanted) | {"cohort": prepared.key}
     if table is not None:
         prepared = replace(prepared, attributes=table.encode())

@@ -32,7 +32,7 @@ def alone(run, denoiser):
         denoiser, torch.zeros(2, dtype=torch.long), seeds, shape=run.spec.shape,
         solver=SolverOptions(), guidance=GuidanceOptions(),
     )  # fmt: skip
-    return np.stack([to_stored(array, run) for array in found.numpy()])
+    return np.stack([to_stored(array, run)["path"] for array in found.numpy()])
 
 
 @pytest.fixture(scope="module")

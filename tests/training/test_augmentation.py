@@ -115,3 +115,22 @@ def test_resampling_does_not_blur(rank, least):
         return float(spectrum[..., far].mean())
 
     assert least < power(moved) / power(scans) < 1.07
+
+
+@pytest.mark.parametrize("rank", [2, 3])
+def test_a_mask_stays_a_mask(rank):
+    """Contrast leaves it alone, and what moves it leaves -1 and 1."""
+    options = AugmentOptions(probability=1.0, contrast=0.4)
+    shape = (16,) * rank
+    scans = torch.rand(6, 1, *shape, generator=torch.Generator().manual_seed(0)) - 0.5
+    mask = torch.where(scans > 0, 1.0, -1.0)
+    augmentation = Augmentation(options, rank, mask=True)
+    parameters = augmentation.draw(6, torch.Generator().manual_seed(1))
+    both = augmentation.apply(torch.cat([scans, mask], dim=1), parameters)
+    assert set(both[:, 1].unique().tolist()) == {-1.0, 1.0}
+    torch.testing.assert_close(both[:, :1], Augmentation(options, rank).apply(scans, parameters))
+    only = torch.zeros_like(parameters)
+    only[:, -2] = parameters[:, -2]
+    still = augmentation.apply(torch.cat([scans, mask], dim=1), only)
+    torch.testing.assert_close(still[:, 1:], mask, rtol=0, atol=0)
+    assert not torch.equal(still[:, :1], scans)

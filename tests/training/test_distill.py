@@ -18,10 +18,18 @@ from safetensors.torch import load_file
 import medsynth
 from medsynth.cli import run_command
 from medsynth.cohorts import read_cohort, write_cohort
-from medsynth.config import ConsistencyOptions, GuidanceOptions, MonitorOptions, OptimiserOptions, SolverOptions
+from medsynth.config import (
+    ConditionOptions,
+    ConsistencyOptions,
+    GuidanceOptions,
+    MonitorOptions,
+    OptimiserOptions,
+    SolverOptions,
+)
 from medsynth.errors import ConfigError, DataError
 from medsynth.networks import sample_scans
 from medsynth.runs import load_run
+from medsynth.scans import Scan, read_scan, write_scan
 from medsynth.training.distillation import DistillationModule
 
 MONITOR = MonitorOptions(
@@ -205,6 +213,35 @@ def test_a_cohort_without_one_of_the_classes_is_refused(tiny_run, tiny_cohort, t
     write_cohort(replace(cohort, folder=tmp_path, rows=rows, roots={"scans": cohort.folder}), tmp_path / "cohort.csv")
     with pytest.raises(DataError, match="got none of bright"):
         distill(tiny_run, tmp_path / "cohort.csv", tmp_path / "run")
+
+
+def test_what_the_teacher_was_told_the_student_is_told(tiny_cohort, tiny_config, tmp_path):
+    """Attributes, with the same values, and masks as a channel that can be given."""
+    cohort = read_cohort(tiny_cohort)
+    rows = []
+    for number, row in enumerate(cohort.rows):
+        scan = read_scan(cohort.file_of(row))
+        write_scan(scan, tmp_path / f"{number}.png")
+        write_scan(Scan(array=(scan.array > 60).astype(np.uint8)), tmp_path / f"{number}-mask.png")
+        attributes = {"level": str(number % 7)}
+        rows.append(replace(row, path=f"{number}.png", mask=f"{number}-mask.png", attributes=attributes))
+    write_cohort(replace(cohort, folder=tmp_path, rows=tuple(rows)), tmp_path / "cohort.csv")
+    config = medsynth.load_config(str(tiny_config)) | {"max_steps": 2, "monitor": replace(MONITOR, preview_every=0)}
+    teacher = medsynth.train(
+        **config, cohort=tmp_path / "cohort.csv", out=tmp_path / "teacher", progress=False,
+        condition=ConditionOptions(attributes="level", mask=True, given=0.5),
+    )  # fmt: skip
+    run = distill(teacher, tmp_path / "cohort.csv", tmp_path / "run", max_steps=2)
+    assert run.spec == teacher.spec
+    assert run.attribute_table() == teacher.attribute_table()
+    made = medsynth.sample(run=run.folder, count="dark=2", where="level=2..3", out=tmp_path / "set", progress=False)
+    assert {row.attributes["level"] for row in made.rows} <= {"2", "3"}
+    assert all(row.mask for row in made.rows)
+    for number, row in enumerate(rows):
+        rows[number] = replace(row, attributes={"level": str(number % 9)})
+    write_cohort(replace(cohort, folder=tmp_path, rows=tuple(rows)), tmp_path / "other.csv")
+    with pytest.raises(ConfigError, match="need the attributes that the run was trained with"):
+        distill(teacher, tmp_path / "other.csv", tmp_path / "other", max_steps=2)
 
 
 def test_solvers_and_runs_that_do_not_belong_together(quick_run, tiny_run, tmp_path):

@@ -15,7 +15,7 @@ from medsynth.measures.statistics import Estimate, holm
 
 _FEWEST, _MOST = 2, 6  # different values of a column that `auto` takes
 # Columns that say how a scan was made, not whose it is.
-_OWN = frozenset({"synthetic", "seed", "run", "method", "donor", "given_from", "contains_real_pixels"})
+_OWN = frozenset({"synthetic", "seed", "run", "method", "donor", "given_from", "region_from", "contains_real_pixels"})
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -63,9 +63,11 @@ def score_privacy(
     """Return the privacy gate's reading of a synthetic set, by class and overall, with every figure behind it.
 
     Features are `(N, D)`, rows as in the cohorts. Where a row of the synthetic set names its `donor` (row number in the real
-    cohort), likeness to that patient is reported apart and does not count; a scan identical to any real one always does.
-    With `run`, membership inference on its denoiser, with `members` as the real scans that it looks at. Raises `ConfigError` for options that leave nothing to tell, and
-    `DataError` without training scans, for classes that `real` lacks, other shapes, or a donor that is no row number.
+    cohort), likeness to that patient is reported apart and does not count; a scan identical to any real one always does, and so
+    does one that says `contains_real_pixels`.
+    With `run`, membership inference on its denoiser, with `members` as the real scans that it looks at. Raises `ConfigError`
+    for options that leave nothing to tell, and `DataError` without training scans, for classes that `real` lacks, other
+    shapes, or a donor that is no row number.
     """
     check_privacy_options(options)
     seen = real.indices(SEEN)
@@ -150,6 +152,7 @@ def score_privacy(
         membership=membership,
         options=options,
         seed=seed,
+        real_pixels=sum(row.attributes.get("contains_real_pixels") == "1" for row in synthetic.rows),
     )
 
 

@@ -213,7 +213,8 @@ class PrivacyRow:
 class PrivacyResult:
     """The gate: one row a class, the flagged scans, groups of equal synthetic rows, edits beside their donors, membership.
 
-    `suspects` are the scans that look most like copies, flagged or not, the worst first.
+    `suspects` are the scans that look most like copies, flagged or not, the worst first; `real_pixels` is how many scans say
+    that they hold pixels of real ones, as inpainted scans and completed sequences do.
     """
 
     rows: tuple[PrivacyRow, ...]
@@ -224,17 +225,21 @@ class PrivacyResult:
     membership: MembershipResult | None
     options: PrivacyOptions
     seed: int
+    real_pixels: int = 0
 
     def verdict(self) -> dict[str, str]:
-        """Return `reading` and `sentence` of the set: it fails with any class, and passes if all classes do."""
+        """Return `reading` and `sentence` of the set: it fails with any class or with real pixels, and passes if all classes do."""
         verdicts = [row.verdict(self.options, len(self.rows)) for row in self.rows]
         failed = [verdict["label"] for verdict in verdicts if verdict["reading"] == "fail"]
         untold = [verdict["label"] for verdict in verdicts if verdict["reading"] == "cannot tell"]
         member = self.membership is not None and self.membership.fails
         judged, dropped = (sum(getattr(row, name) for row in self.rows) for name in ("judged", "dropped"))
         tail = f" {_counted(dropped, 'flagged scan')} {_was(dropped)} dropped." if dropped else ""
-        if failed or member:
+        if failed or member or self.real_pixels:
             causes = [f"copying in {_listed(failed)}"] if failed else []
+            if self.real_pixels:
+                holds = "holds" if self.real_pixels == 1 else "hold"
+                causes.append(f"{_counted(self.real_pixels, 'scan')} {holds} pixels of real ones, so the set must stay in the house")
             causes += ["the denoiser's loss tells training patients from new ones"] if member else []
             return {"reading": "fail", "sentence": f"The privacy gate fails: {'; '.join(causes)}.{tail}"}
         if untold:
@@ -257,6 +262,7 @@ class PrivacyResult:
             "repeated": [list(rows) for rows in self.repeated],
             "edits": self.edits,
             "membership": None if self.membership is None else self.membership.as_dict(),
+            "real_pixels": self.real_pixels,
             "options": asdict(self.options),
         }
         cleaned: dict[str, Any] = _cleaned(content)

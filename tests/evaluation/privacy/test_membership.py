@@ -41,6 +41,7 @@ class Remembers(torch.nn.Module):
 class Spec:
     classes: tuple[str, ...] = ("one", "two")
     shape: tuple[int, ...] = (1, 8, 8)
+    mask: bool = False
 
 
 @dataclass(frozen=True)
