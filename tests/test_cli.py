@@ -33,7 +33,7 @@ def test_help_is_quick_and_loads_no_torch():
     assert not loaded & {"torch", "monai", "lightning", "numpy", "scipy", "matplotlib"}
 
 
-@pytest.mark.parametrize("verb", ["demo", "index", "train", "sample", "edit", "evaluate"])
+@pytest.mark.parametrize("verb", ["demo", "index", "train", "sample", "edit", "select", "evaluate"])
 def test_help_of_each_verb_documents_every_option(verb):
     done = medsynth(verb, "--help")
     assert done.returncode == 0

@@ -106,6 +106,7 @@ def main() -> None:
         "classifier-free, scale 2": GuidanceOptions(scale=2.0),
         "autoguidance, scale 1.5": GuidanceOptions(scale=1.5, weak="early"),
         "autoguidance, scale 2": GuidanceOptions(scale=2.0, weak="early"),
+        "autoguidance, scale 3": GuidanceOptions(scale=3.0, weak="early"),
     }
     for number, (way, guidance) in enumerate(ways.items()):
         made = medsynth.sample(

@@ -93,7 +93,7 @@ def test_what_cannot_be_read_is_named(text, message):
 
 def test_no_such_scan_is_said_with_the_way_out():
     with pytest.raises(
-        ConfigError, match="need a training scan of b that has all of it, got none of 1.*where_from ranges"
+        ConfigError, match=r"need a training scan of b that has all of it, got none of 1.*where_from ranges"
     ):
         draws("side=right", label="b")
 

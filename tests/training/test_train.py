@@ -54,7 +54,8 @@ def metrics(run):
 def test_run_folder_holds_what_it_promises(tiny_run):
     folder = tiny_run.folder
     assert {path.name for path in folder.iterdir()} == {
-        "run.json", "model.safetensors", "early.safetensors", "config.yaml", "patients.json", "metrics.csv", "previews", "checkpoints",
+        "run.json", "model.safetensors", "early.safetensors", "config.yaml", "patients.json", "metrics.csv", "previews",
+        "checkpoints",
     }  # fmt: skip
     assert tiny_run.steps == 12
     assert tiny_run.spec.classes == ("bright", "dark")

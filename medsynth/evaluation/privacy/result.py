@@ -228,7 +228,7 @@ class PrivacyResult:
     real_pixels: int = 0
 
     def verdict(self) -> dict[str, str]:
-        """Return `reading` and `sentence` of the set: it fails with any class or with real pixels, and passes if all classes do."""
+        """Return `reading` and `sentence` of the set: it fails with any class or real pixels, and passes if all classes do."""
         verdicts = [row.verdict(self.options, len(self.rows)) for row in self.rows]
         failed = [verdict["label"] for verdict in verdicts if verdict["reading"] == "fail"]
         untold = [verdict["label"] for verdict in verdicts if verdict["reading"] == "cannot tell"]
@@ -239,7 +239,9 @@ class PrivacyResult:
             causes = [f"copying in {_listed(failed)}"] if failed else []
             if self.real_pixels:
                 holds = "holds" if self.real_pixels == 1 else "hold"
-                causes.append(f"{_counted(self.real_pixels, 'scan')} {holds} pixels of real ones, so the set must stay in the house")
+                causes.append(
+                    f"{_counted(self.real_pixels, 'scan')} {holds} pixels of real ones, so the set must stay in the house"
+                )
             causes += ["the denoiser's loss tells training patients from new ones"] if member else []
             return {"reading": "fail", "sentence": f"The privacy gate fails: {'; '.join(causes)}.{tail}"}
         if untold:

@@ -116,6 +116,16 @@ def test_fresh_real_scans_pass(fresh_result):
             assert abs(lean.excess) < 0.3
 
 
+def test_a_set_that_says_it_holds_real_pixels_fails(real, fresh):
+    rows = tuple(
+        replace(row, attributes={**row.attributes, "contains_real_pixels": str(int(number < 2))})
+        for number, row in enumerate(fresh.rows)
+    )
+    verdict = judge(real, replace(fresh, rows=rows)).verdict()
+    assert verdict["reading"] == "fail"
+    assert "2 scans hold pixels of real ones, so the set must stay in the house" in verdict["sentence"]
+
+
 @pytest.mark.parametrize("kind", range(len(PLANTED)), ids=PLANTED)
 def test_copies_fail_alone_and_are_found(real, kind):
     copies, donors, kinds = copies_of(real, 0, 6 * 24)
