@@ -94,8 +94,9 @@ def prepare_cohort(
     Intensities, where they are measured, are measured over the training split at full resolution. `classes` fixes the
     order of labels (default: sorted); `cache_dir` defaults to `.medsynth_cache` in the cohort's folder.
 
-    Sequences of a scan become channels after those of `path`, sorted by name, and with `mask` its mask becomes the last: 1 where it is not 0
-    and -1 elsewhere, by nearest neighbours, all -1 of a scan without one. A fixed intensity may have the mask's ends or not.
+    Sequences of a scan become channels after those of `path`, sorted by name, and with `mask` its mask becomes the last: 1 where
+    it is not 0 and -1 elsewhere, by nearest neighbours, all -1 of a scan without one. A fixed intensity may have the mask's ends
+    or not.
 
     Raises `DataError` for a scan that is missing, unreadable, or differs from the first in channels or axes, for sequences and
     masks of another geometry than their scan, for a cohort without masks where they are wanted,
