@@ -64,6 +64,7 @@ class NetworkOptions:
             group takes the mean shift of its channels away: one channel a group would leave nothing of it.
         dropout: Dropout rate inside the residual blocks while training.
         band_scaling: Measure sigma_data for each Haar band rather than once for all pixels.
+        shrinkage: Let the network also say, value by value, how much of what it sees is noise, rather than draw the noise itself.
     """
 
     stem: Literal["haar", "pixel", "latent"] = "haar"
@@ -75,6 +76,7 @@ class NetworkOptions:
     norm_groups: int = 8
     dropout: float = 0.1
     band_scaling: bool = True
+    shrinkage: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -28,6 +28,9 @@ class Denoiser(nn.Module):
     A network that is `given` channels sees, beside the noisy scan, the channels that its condition says are known, and returns
     these as they are.
 
+    A network that shrinks has two values for each that it sees: what to add, and what of the noisy value itself to add
+    (`gated_features`).
+
     With a `codec` diffusion acts on its latents: `noisy` and `denoised` are latents, as `encode` gives them, and what a solver
     reaches from noise of `noise_shape` becomes scans by `decode`. Without one these three leave everything as it is.
     """
@@ -42,12 +45,14 @@ class Denoiser(nn.Module):
         codec: LatentCodec | None = None,
         *,
         given: bool = False,
+        shrinks: bool = False,
     ) -> None:
         super().__init__()
         self.unet = unet
         self.stem = stem
         self.codec = codec
         self.given = given
+        self.shrinks = shrinks
         self.register_buffer("sigma_data", sigma_data.float())
 
     @property
@@ -83,6 +88,8 @@ class Denoiser(nn.Module):
         if self.given:
             seen = torch.cat([seen, *self._given_bands(condition, noisy, sigma_data)], dim=1)
         features = self.unet(seen, position, class_labels=condition).to(bands.dtype)
+        if self.shrinks:
+            features = gated_features(features, bands, match_rank(sigma[:, None], bands), sigma_data)
         return hold_given(self.stem.inverse(scale.skip * bands + scale.output * features), condition)
 
     def _given_bands(self, condition: Condition, noisy: Tensor, sigma_data: Tensor) -> tuple[Tensor, Tensor]:
@@ -93,6 +100,19 @@ class Denoiser(nn.Module):
         factor = self.stem.factor()
         pool = avg_pool2d if self.rank == 2 else avg_pool3d
         return bands, known if factor == 1 else pool(known, factor)
+
+
+def gated_features(features: Tensor, bands: Tensor, sigma: Tensor, sigma_data: Tensor) -> Tensor:
+    """Return `(N, B, *spatial)`: features `(N, 2B, *spatial)` = (what to add, gate), as what to add + gate * bands / scale.
+
+    The bands of a scan are sparse: nearly nothing in flat tissue, large at edges. What is best in flat tissue is to take the
+    whole noisy value away, as wavelet shrinkage does (Donoho and Johnstone 1994), so a network without the gate has to carry the
+    noise of every band from its first layer to its last, through fewer channels than there are bands. With it, one number for
+    each value says how much to keep. `scale` = sqrt(sigma^2 + (sigma_data / 4)^2) is about the size of a noisy value in flat
+    tissue, so that the gate is of order 1 there at all noise levels.
+    """
+    added, gate = features.chunk(2, dim=1)
+    return added + gate * bands / (sigma**2 + (sigma_data / 4) ** 2).sqrt()
 
 
 def hold_given(scans: Tensor, condition: Condition) -> Tensor:
@@ -175,7 +195,7 @@ def build_denoiser(
     unet = DiffusionModelUNet(
         spatial_dims=rank,
         in_channels=2 * bands + channels if given else bands,
-        out_channels=bands,
+        out_channels=2 * bands if options.shrinkage else bands,
         channels=options.channels,
         num_res_blocks=options.residual_blocks,
         attention_levels=options.attention,
@@ -199,4 +219,4 @@ def build_denoiser(
         if isinstance(module, DiffusionUNetResnetBlock):
             module.conv2 = nn.Sequential(nn.Dropout(options.dropout), module.conv2)
     values = torch.as_tensor(sigma_data, dtype=torch.float32)
-    return Denoiser(unet, stem, values.expand(bands).clone(), codec, given=given)
+    return Denoiser(unet, stem, values.expand(bands).clone(), codec, given=given, shrinks=options.shrinkage)

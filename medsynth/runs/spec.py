@@ -111,9 +111,9 @@ class RunSpec:
         """Return the spec that `as_dict` described."""
         groups_of = ("intensity", "network", "autoencoder", "attributes")
         values = {key: as_tuples(value) for key, value in content.items() if key not in groups_of}
-        # Runs from before this was an option.
-        groups = {"norm_groups": math.gcd(32, *content["network"]["channels"])}
-        network = NetworkOptions(**groups | {key: as_tuples(value) for key, value in content["network"].items()})
+        # Runs from before these were options.
+        before = {"norm_groups": math.gcd(32, *content["network"]["channels"]), "shrinkage": False}
+        network = NetworkOptions(**before | {key: as_tuples(value) for key, value in content["network"].items()})
         latent = content.get("autoencoder")
         spec = cls(
             **values,
@@ -192,11 +192,12 @@ def _is_attribute(attribute: Attribute) -> bool:
 def _is_network(options: NetworkOptions) -> bool:
     """Whether every option has the type of its default and every count can be meant."""
     counts = (options.levels, options.residual_blocks, options.head_channels, options.norm_groups, *options.channels)
+    switches = (*options.attention, options.band_scaling, options.shrinkage)
     return (
         options.stem in ("haar", "pixel", "latent")
         and all(is_whole(count, 1, MOST) for count in counts)
         and 0 < len(options.channels) <= 16
-        and all(type(attends) is bool for attends in (*options.attention, options.band_scaling))
+        and all(type(switch) is bool for switch in switches)
         and type(options.dropout) in (int, float)
         and 0 <= options.dropout <= 1
     )

@@ -2,8 +2,10 @@ import pytest
 import torch
 
 from medsynth.config import GuidanceOptions, NetworkOptions, SolverOptions
+from medsynth.diffusion import precondition
 from medsynth.errors import ConfigError
 from medsynth.networks import Condition, ConditionEmbedding, build_denoiser, sample_scans
+from medsynth.networks.denoiser import gated_features
 
 SMALL = {"channels": (32, 64), "attention": (False, True), "head_channels": 32}
 
@@ -124,3 +126,44 @@ def test_one_channel_a_group_is_refused_since_it_hides_the_condition():
     options = NetworkOptions(channels=(32,), attention=(False,), norm_groups=32)
     with pytest.raises(ConfigError, match=r"norm_groups.*try 4"):
         build_denoiser(options, channels=1, size=(8, 8), classes=2, augmentation_parameters=0, sigma_data=0.5)
+
+
+@pytest.mark.parametrize("level", [0.01, 0.3, 20.0])
+def test_shrinkage_can_take_all_noise_away_and_leaves_clean_scans(level):
+    """One gate per value goes from keeping everything to nothing, (2a): with nothing added and the gate that solves
+    skip + output * gate / scale = 0, the denoised scan is zero whatever the noise."""
+    sigma_data, sigma = torch.tensor(0.5), torch.tensor(level)
+    bands = torch.randn(3, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    scale = precondition(sigma, sigma_data)
+    gate = -(scale.skip / scale.output) * (sigma**2 + (sigma_data / 4) ** 2).sqrt()
+    features = torch.cat([torch.zeros_like(bands), gate.expand_as(bands)], dim=1)
+    shrunk = scale.skip * bands + scale.output * gated_features(features, bands, sigma, sigma_data)
+    torch.testing.assert_close(shrunk, torch.zeros_like(bands), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("stem", ["haar", "pixel"])
+def test_a_scan_without_noise_comes_back_whatever_the_network_says(stem):
+    denoiser = trained_like(build(stem))
+    scan = torch.rand(2, 1, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    with torch.no_grad():
+        same = denoiser(scan, torch.full((2,), 1e-6), denoiser.embedding.make(torch.tensor([0, 1])))
+    torch.testing.assert_close(same, scan, rtol=0, atol=1e-3)
+
+
+def test_shrinkage_denoises_sparse_scans_better_than_redrawn_noise():
+    """Dots on nothing, more bands than channels: after the same steps the gated network leaves less of the noise."""
+    errors = {}
+    for shrinkage in (False, True):
+        denoiser = build(levels=2, channels=(8, 16), head_channels=8, norm_groups=4, shrinkage=shrinkage).train()
+        generator = torch.Generator().manual_seed(0)
+        optimiser = torch.optim.Adam(denoiser.parameters(), lr=3e-3)
+        for _ in range(60):
+            scans = 3.0 * (torch.rand(16, 1, 16, 16, generator=generator) < 0.02)
+            noisy = scans + 0.3 * torch.randn(scans.shape, generator=generator)
+            condition = denoiser.embedding.make(torch.zeros(16, dtype=torch.long))
+            loss = (denoiser(noisy, torch.full((16,), 0.3), condition) - scans).square().mean()
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+        errors[shrinkage] = float(loss.detach())
+    assert errors[True] < 0.8 * errors[False]
