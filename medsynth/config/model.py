@@ -65,6 +65,7 @@ class NetworkOptions:
         dropout: Dropout rate inside the residual blocks while training.
         band_scaling: Measure sigma_data for each Haar band rather than once for all pixels.
         shrinkage: Let the network also say, value by value, how much of what it sees is noise, rather than draw the noise itself.
+            It pays where the stem has about as many bands as the network has channels: volumes with two Haar levels.
     """
 
     stem: Literal["haar", "pixel", "latent"] = "haar"
@@ -76,7 +77,7 @@ class NetworkOptions:
     norm_groups: int = 8
     dropout: float = 0.1
     band_scaling: bool = True
-    shrinkage: bool = True
+    shrinkage: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -111,9 +111,9 @@ class RunSpec:
         """Return the spec that `as_dict` described."""
         groups_of = ("intensity", "network", "autoencoder", "attributes")
         values = {key: as_tuples(value) for key, value in content.items() if key not in groups_of}
-        # Runs from before these were options.
-        before = {"norm_groups": math.gcd(32, *content["network"]["channels"]), "shrinkage": False}
-        network = NetworkOptions(**before | {key: as_tuples(value) for key, value in content["network"].items()})
+        # Runs from before this was an option.
+        groups = {"norm_groups": math.gcd(32, *content["network"]["channels"])}
+        network = NetworkOptions(**groups | {key: as_tuples(value) for key, value in content["network"].items()})
         latent = content.get("autoencoder")
         spec = cls(
             **values,

@@ -22,11 +22,12 @@ def build(stem="haar", rank=2, sigma_data=0.5, **options):
     ).eval()
 
 
+@pytest.mark.parametrize("shrinkage", [False, True])
 @pytest.mark.parametrize("rank", [2, 3])
 @pytest.mark.parametrize("stem", ["haar", "pixel"])
-def test_untrained_denoiser_is_the_gaussian_one(stem, rank):
+def test_untrained_denoiser_is_the_gaussian_one(stem, rank, shrinkage):
     """MONAI's last layer starts at zero, so before training denoised = skip * noisy, the best linear guess."""
-    denoiser = build(stem, rank)
+    denoiser = build(stem, rank, shrinkage=shrinkage)
     noisy = torch.randn(2, 1, *[16] * rank, generator=torch.Generator().manual_seed(0))
     sigma = torch.tensor([0.5, 2.0])
     skip = (0.25 / (0.25 + sigma**2)).reshape(-1, *[1] * (rank + 1))
@@ -141,9 +142,10 @@ def test_shrinkage_can_take_all_noise_away_and_leaves_clean_scans(level):
     torch.testing.assert_close(shrunk, torch.zeros_like(bands), rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("shrinkage", [False, True])
 @pytest.mark.parametrize("stem", ["haar", "pixel"])
-def test_a_scan_without_noise_comes_back_whatever_the_network_says(stem):
-    denoiser = trained_like(build(stem))
+def test_a_scan_without_noise_comes_back_whatever_the_network_says(stem, shrinkage):
+    denoiser = trained_like(build(stem, shrinkage=shrinkage))
     scan = torch.rand(2, 1, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
     with torch.no_grad():
         same = denoiser(scan, torch.full((2,), 1e-6), denoiser.embedding.make(torch.tensor([0, 1])))
