@@ -275,6 +275,8 @@ class SolverOptions:
         sigma_min: Last noise level before zero.
         sigma_max: First noise level.
         rho: Curvature of the noise schedule (Karras et al. 2022, equation 5).
+        precision: `bf16-mixed` computes the network in bfloat16: one and a half to two times as fast where the processor has it
+            in hardware (`medsynth env`), and scans that differ by about a tenth of an 8-bit grey level.
     """
 
     name: Literal["auto", "dpmpp_2m", "heun", "euler", "consistency"] = "auto"
@@ -282,6 +284,7 @@ class SolverOptions:
     sigma_min: float = 0.002
     sigma_max: float = 80.0
     rho: float = 7.0
+    precision: Literal["32-true", "bf16-mixed"] = "32-true"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -282,7 +282,8 @@ def describe_provenance(
         "method": method,
         "run": run.fingerprint[:16],
         "steps_trained": str(run.steps),
-        "solver": f"{solver.name}, {solver.steps} steps, sigma {solver.sigma_max:g} to {solver.sigma_min:g}, rho {solver.rho:g}",
+        "solver": f"{solver.name}, {solver.steps} steps, sigma {solver.sigma_max:g} to {solver.sigma_min:g}, rho {solver.rho:g}, "
+        f"{solver.precision}",
         "guidance": steered if weak is None else f"{steered} weak {weak.fingerprint[:16]}",
     }
 

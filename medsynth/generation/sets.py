@@ -36,6 +36,8 @@ from medsynth.seeds import derive_seed
 from medsynth.versions import installed_versions
 
 FORMAT = "medsynth-set/1"
+# What sets from before these were options have.
+_ADDED = {"solver": {"precision": "32-true"}, "guidance": {"against": "", "weak": ""}}
 PROVENANCE_FILE, COHORT_FILE = "provenance.json", "cohort.csv"
 
 
@@ -285,7 +287,7 @@ def _refuse_other_set(out: Path, settings: Mapping[str, Any]) -> list[Any]:
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path}: need the provenance of the set, got damaged JSON; try another --out") from error
     # json turns tuples into lists: compare what a file would hold.
-    if changed := changed_options(previous, json.loads(json.dumps(settings))):
+    if changed := changed_options(previous, json.loads(json.dumps(settings)), added=_ADDED):
         raise ConfigError(
             f"{out}: need the settings this set was begun with, got {'; '.join(changed)}; try another --out"
         )

@@ -40,7 +40,7 @@ def inpaint_scans(
             "method: need a run with network.stem haar or pixel to inpaint, got latent; try counterfactual"
         )
     device = denoiser.sigma_data.device
-    denoise, _ = steer(denoiser, wanted, guidance, rivals, weak)
+    denoise, _ = steer(denoiser, wanted, guidance, rivals, weak, solver.precision)
     known, where = donors.to(device), regions.to(device)
     distilled = solver.name == "consistency"
     solved = inpaint(

@@ -92,7 +92,7 @@ def _solve(
 ) -> Tensor:
     """Return the scans in [-1, 1] that the solver reaches from `sigmas[0] * noise`, on the denoiser's device."""
     device = denoiser.sigma_data.device
-    denoise, condition = steer(denoiser, wanted, guidance, rivals, weak)
+    denoise, condition = steer(denoiser, wanted, guidance, rivals, weak, solver.precision)
     if solver.name == "consistency":
         shape = noise.shape[1:]
         solved = consistency(
@@ -109,13 +109,26 @@ def steer(
     guidance: GuidanceOptions,
     rivals: Tensor | None,
     weak: Denoiser | None,
+    precision: str,
 ) -> tuple[Denoise, Condition]:
-    """Return what a solver evaluates, with guidance, and the condition, on the denoiser's device; options of `sample_scans`."""
+    """Return what a solver evaluates, with guidance, and the condition, on the denoiser's device; options of `sample_scans`.
+
+    Networks compute in `precision`; differences of near values, in solver, guidance and stem, stay in float32.
+    """
     device, embedding = denoiser.sigma_data.device, denoiser.embedding
     condition = wanted.to(device) if isinstance(wanted, Condition) else embedding.make(wanted.to(device))
     if weak is not None:
         told = weak.embedding.make(condition.label, condition.attributes, condition.given)
-        return autoguide(partial(denoiser, condition=condition), partial(weak, condition=told), guidance), condition
+        denoise = autoguide(partial(denoiser, condition=condition), partial(weak, condition=told), guidance)
+        return _in_precision(denoise, precision, device), condition
     assert not guidance.weak or guidance.scale == 1, "autoguidance needs the weaker denoiser"
     other = embedding.withhold(condition) if rivals is None else condition._replace(label=rivals.to(device))
-    return guide(denoiser, condition, other, guidance), condition
+    return _in_precision(guide(denoiser, condition, other, guidance), precision, device), condition
+
+
+def _in_precision(denoise: Denoise, precision: str, device: torch.device) -> Denoise:
+    def compute(noisy: Tensor, sigma: Tensor) -> Tensor:
+        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16-mixed"):
+            return denoise(noisy, sigma)
+
+    return compute

@@ -46,6 +46,8 @@ _OWN = (
 _FREE = (
     "accelerator", "devices", "num_nodes", "num_workers", "accumulate", "activation_checkpointing", "monitor", "reading",
 )  # fmt: skip
+# What trainings from before these were options did.
+_ADDED = {"network": {"shrinkage": False}}
 
 
 class Trained(Protocol):
@@ -74,7 +76,7 @@ def check_folder(out: Path, options: Mapping[str, Any], previous: Trained | None
     checkpoint = out / CHECKPOINT
     resumed = checkpoint.is_file()
     if previous is not None:
-        if changed := changed_options(previous.options, options, free=(*_FREE, *free)):
+        if changed := changed_options(previous.options, options, free=(*_FREE, *free), added=_ADDED):
             raise ConfigError(
                 f"{out}: need the options that this run was started with, got {'; '.join(changed)}; try another --out"
             )

@@ -2,6 +2,7 @@ import csv
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -84,6 +85,20 @@ def test_interrupted_set_is_completed_bit_for_bit(tiny_run, tmp_path):
     for out in ("killed", "whole"):
         subprocess.run([*command, str(tmp_path / out)], check=True, env=os.environ, timeout=200)
     assert content(tmp_path / "killed") == content(tmp_path / "whole")
+
+
+def test_a_set_that_an_earlier_version_began_is_completed(tiny_run, tmp_path):
+    """It says nothing of options that came later; what these leave as it was changes nothing."""
+    sample(tiny_run, tmp_path / "whole")
+    shutil.copytree(tmp_path / "whole", tmp_path / "set")
+    provenance = json.loads((tmp_path / "set" / "provenance.json").read_text())
+    del provenance["solver"]["precision"], provenance["guidance"]["weak"]
+    (tmp_path / "set" / "provenance.json").write_text(json.dumps(provenance))
+    (tmp_path / "set" / "bright" / "000001.png").unlink()
+    with pytest.raises(ConfigError, match=r"solver\.precision '32-true' -> 'bf16-mixed'"):
+        sample(tiny_run, tmp_path / "set", solver=SolverOptions(precision="bf16-mixed"))
+    sample(tiny_run, tmp_path / "set")
+    assert content(tmp_path / "set") == content(tmp_path / "whole")
 
 
 def test_another_set_in_the_folder_is_refused(tiny_run, tmp_path):

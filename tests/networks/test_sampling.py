@@ -80,3 +80,19 @@ def test_guidance_steers_away_from_the_class_that_is_named():
     withheld = torch.full((2,), embedding.classes)
     torch.testing.assert_close(sampled(), sampled(rivals=withheld))
     assert (sampled() - sampled(rivals=own.flip(0))).abs().max() > 1e-3
+
+
+def test_bfloat16_changes_scans_by_less_than_a_grey_level():
+    """Of 8 bits; with weights that are not zero, so that the network matters."""
+    denoiser = build(2)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in denoiser.parameters():
+            parameter.add_(0.02 * torch.randn(parameter.shape, generator=generator))
+    options = {"shape": (1, 16, 16), "guidance": GuidanceOptions()}
+    exact, fast = (
+        sample_scans(denoiser, torch.tensor([0, 1]), [3, 4], solver=SolverOptions(precision=precision), **options)
+        for precision in ("32-true", "bf16-mixed")
+    )
+    assert fast.dtype == torch.float32
+    assert 0 < float((fast - exact).square().mean().sqrt()) < 1 / 255

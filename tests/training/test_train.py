@@ -99,6 +99,15 @@ def test_same_seed_same_weights_and_finished_runs_are_left_alone(tiny_cohort, ti
     assert other.fingerprint != tiny_run.fingerprint
 
 
+def test_a_run_of_an_earlier_version_goes_on(tiny_cohort, tiny_config, tmp_path, tiny_run):
+    """Its run.json lacks an option that came later, whose value now is what was done then."""
+    shutil.copytree(tiny_run.folder, tmp_path / "run")
+    content = json.loads((tmp_path / "run" / "run.json").read_text())
+    del content["options"]["network"]["shrinkage"], content["spec"]["network"]["shrinkage"]
+    (tmp_path / "run" / "run.json").write_text(json.dumps(content))
+    assert train(tiny_config, tiny_cohort, tmp_path / "run").fingerprint == tiny_run.fingerprint
+
+
 def test_kill_and_resume_gives_the_same_weights(tiny_cohort, tiny_config, tmp_path, tiny_run):
     """Promise 1 on one process: `kill -9` somewhere between two checkpoints, the same command again."""
     out = tmp_path / "run"
