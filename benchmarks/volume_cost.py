@@ -31,7 +31,7 @@ from medsynth.networks import build_denoiser, build_stem, sample_scans
 from medsynth.networks.condition import Condition
 
 STEMS = {"pixel": ("pixel", 1), "haar": ("haar", 1), "haar, 2 levels": ("haar", 2), "latent": ("latent", 1)}
-_NETWORK = NetworkOptions(channels=(32, 64, 96), attention=(False, False, True))
+NETWORK = NetworkOptions(channels=(32, 64, 96), attention=(False, False, True))
 _REPEATS = 3
 _PARAMETERS = 13  # of the augmentation of volumes
 
@@ -42,7 +42,7 @@ def measure(stem: str, size: int, batch: int, accelerator: str) -> dict[str, Any
     if device.type == "cpu":
         torch.set_num_threads(1)
     kind, levels = STEMS[stem]
-    options: NetworkOptions = replace(_NETWORK, stem=kind, levels=levels)
+    options: NetworkOptions = replace(NETWORK, stem=kind, levels=levels)
     autoencoder = AutoencoderOptions() if kind == "latent" else None
     bands = build_stem(options).band_count(1 if autoencoder is None else autoencoder.latent_channels, 3)
     denoiser = build_denoiser(
