@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -188,17 +192,43 @@ def _begin(plan: SetPlan, method: Method, ranks: Ranks) -> tuple[list[Chunk], De
 
 
 def _make(plan: SetPlan, method: Method, denoiser: Denoiser, missing: Sequence[Chunk], ranks: Ranks) -> None:
-    """Write the scans of every `world`th missing chunk."""
+    """Write the scans of every `world`th missing chunk; while they are written, the next chunk is computed."""
     total = sum(plan.counts.values())
     done = total - _count(missing)
-    with tqdm(total=total, initial=done, unit="scan", desc=method.name, disable=not plan.progress) as bar:
+    with (
+        tqdm(total=total, initial=done, unit="scan", desc=method.name, disable=not plan.progress) as bar,
+        _in_background(most=plan.batch_size) as put,
+    ):
         for turn, chunk in enumerate(ranks.share(missing)):
             for made in method.make(denoiser, chunk):
-                _write(plan, made)
+                put(partial(_write, plan, made))
                 bar.update()
             # The others keep about the same pace.
             first = turn * ranks.world
             bar.update(_count(missing[first : first + ranks.world]) - len(chunk.numbers))
+
+
+@contextmanager
+def _in_background(*, most: int) -> Iterator[Callable[[Callable[[], None]], None]]:
+    """Yield `put(job)`, which runs jobs in one thread, in order, `most` waiting at the most; it or the end raises their errors.
+
+    Where anything is raised, jobs that have not begun are left out.
+    """
+    waiting: deque[Future[None]] = deque()
+    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="medsynth-write") as worker:
+
+        def put(job: Callable[[], None]) -> None:
+            waiting.append(worker.submit(job))
+            while waiting and (waiting[0].done() or len(waiting) > most):
+                waiting.popleft().result()
+
+        try:
+            yield put
+            while waiting:
+                waiting.popleft().result()
+        finally:
+            for job in waiting:
+                job.cancel()
 
 
 def _count(chunks: Iterable[Chunk]) -> int:

@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import nibabel
@@ -213,3 +214,27 @@ def test_counts(text, expected):
 def test_counts_name_the_part_that_is_wrong(text, message):
     with pytest.raises(ConfigError, match=message):
         parse_counts(text, ("a", "b"))
+
+
+def test_scans_are_written_beside_computing_and_an_error_of_writing_ends_it(tiny_run, tmp_path, monkeypatch):
+    """All files are there before the cohort is; what the disk says is raised as it is, and what was written stays whole."""
+    threads, write = set(), medsynth.generation.sets.write_scan
+
+    def watched(scan, file):
+        threads.add(threading.current_thread().name)
+        if file.name == "000002.png" and failing:
+            raise OSError(28, "No space left on device")
+        write(scan, file)
+
+    monkeypatch.setattr(medsynth.generation.sets, "write_scan", watched)
+    failing = True
+    with pytest.raises(OSError, match="No space left"):
+        sample(tiny_run, tmp_path / "set", count="bright=6,dark=6")
+    assert threading.main_thread().name not in threads
+    left = content(tmp_path / "set")
+    assert {"bright/000000.png", "bright/000001.png", "provenance.json"} <= left.keys()
+    assert not {"bright/000002.png", "cohort.csv"} & left.keys()
+    failing = False
+    sample(tiny_run, tmp_path / "set", count="bright=6,dark=6")
+    sample(tiny_run, tmp_path / "whole", count="bright=6,dark=6")
+    assert content(tmp_path / "set") == content(tmp_path / "whole")
