@@ -294,6 +294,7 @@ def test_patients_that_were_exchanged_are_refused(tiny_run, tiny_cohort, run, tm
         ("affine", [[float("nan")] * 4] * 4),
         ("sigma_data", []),
         ("sigma_data", [-1.0]),
+        ("band_means", [float("nan")]),
         ("parents", [7, 7]),
         ("augmentation_parameters", -1),
         ("gate_sigma", float("inf")),

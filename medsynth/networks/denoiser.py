@@ -23,7 +23,7 @@ class Denoiser(nn.Module):
 
     `noisy` is `(N, C, *spatial)` = scan + sigma * standard normal noise, `sigma` is `(N,)`; scans lie in [-1, 1]. The
     preconditioning acts in the domain of the stem, with one sigma_data for each of its bands (equal ones give the scalar
-    case, since the stem is orthonormal).
+    case, since the stem is orthonormal), after the means of the bands were taken away.
 
     A network that is `given` channels sees, beside the noisy scan, the channels that its condition says are known, and returns
     these as they are.
@@ -36,6 +36,7 @@ class Denoiser(nn.Module):
     """
 
     sigma_data: Tensor
+    band_means: Tensor
 
     def __init__(
         self,
@@ -46,6 +47,7 @@ class Denoiser(nn.Module):
         *,
         given: bool = False,
         shrinks: bool = False,
+        band_means: Tensor | float = 0.0,
     ) -> None:
         super().__init__()
         self.unet = unet
@@ -54,6 +56,9 @@ class Denoiser(nn.Module):
         self.given = given
         self.shrinks = shrinks
         self.register_buffer("sigma_data", sigma_data.float())
+        means = torch.as_tensor(band_means, dtype=torch.float32).expand_as(sigma_data).clone()
+        # Not among the weights, which earlier versions wrote without it; the run says what it is.
+        self.register_buffer("band_means", means, persistent=False)
 
     @property
     def embedding(self) -> ConditionEmbedding:
@@ -79,7 +84,9 @@ class Denoiser(nn.Module):
 
     def forward(self, noisy: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
         """Return the denoised scans, in the dtype of `noisy`."""
-        bands = self.stem(hold_given(noisy, condition))
+        seen = self.stem(hold_given(noisy, condition))
+        means = match_rank(self.band_means[None].to(seen.dtype), seen)
+        bands = seen - means
         sigma_data = match_rank(self.sigma_data[None].to(bands.dtype), bands)
         scale = precondition(match_rank(sigma[:, None], bands), sigma_data)
         position = noise_embedding_position(sigma)
@@ -90,7 +97,7 @@ class Denoiser(nn.Module):
         features = self.unet(seen, position, class_labels=condition).to(bands.dtype)
         if self.shrinks:
             features = gated_features(features, bands, match_rank(sigma[:, None], bands), sigma_data)
-        return hold_given(self.stem.inverse(scale.skip * bands + scale.output * features), condition)
+        return hold_given(self.stem.inverse(means + scale.skip * bands + scale.output * features), condition)
 
     def _given_bands(self, condition: Condition, noisy: Tensor, sigma_data: Tensor) -> tuple[Tensor, Tensor]:
         """Return the bands of what is given, of unit power, and where it is, on the grid of the bands."""
@@ -169,6 +176,7 @@ def build_denoiser(
     classes: int,
     augmentation_parameters: int,
     sigma_data: Tensor | float,
+    band_means: Tensor | float = 0.0,
     parents: Sequence[int] = (),
     gate_sigma: float = 0.0,
     categories: Sequence[int] = (),
@@ -177,9 +185,9 @@ def build_denoiser(
 ) -> Denoiser:
     """Return an untrained denoiser for scans of `channels` channels and spatial shape `size` (2D or 3D).
 
-    `sigma_data` is one value or one for each band of the stem; `parents`, `gate_sigma` and `categories` are those of
-    `ConditionEmbedding`; `given` makes a network that can be given channels, which latents have none of; `autoencoder` describes
-    the one behind the stem `latent`. Raises `ConfigError` as `check_network` does.
+    `sigma_data` and `band_means` are one value or one for each band of the stem; `parents`, `gate_sigma` and `categories` are
+    those of `ConditionEmbedding`; `given` makes a network that can be given channels, which latents have none of; `autoencoder`
+    describes the one behind the stem `latent`. Raises `ConfigError` as `check_network` does.
     """
     check_network(options, size, autoencoder=autoencoder)
     if given and autoencoder is not None:
@@ -219,4 +227,6 @@ def build_denoiser(
         if isinstance(module, DiffusionUNetResnetBlock):
             module.conv2 = nn.Sequential(nn.Dropout(options.dropout), module.conv2)
     values = torch.as_tensor(sigma_data, dtype=torch.float32)
-    return Denoiser(unet, stem, values.expand(bands).clone(), codec, given=given, shrinks=options.shrinkage)
+    return Denoiser(
+        unet, stem, values.expand(bands).clone(), codec, given=given, shrinks=options.shrinkage, band_means=band_means
+    )

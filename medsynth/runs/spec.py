@@ -31,7 +31,8 @@ class RunSpec:
     """What a run needs to rebuild its denoiser and to turn its output into files.
 
     `shape` is `(channel, *spatial)` on the model grid, `affine` 4x4 in RAS millimetres, `sigma_data` one value for each band
-    of the stem, `dtype` and `suffix` those of the training scans, `class_counts` the training scans of each class, `parents`
+    of the stem, and so `band_means`, empty where they are not taken away, `dtype` and `suffix` those of the training scans,
+    `class_counts` the training scans of each class, `parents`
     and `gate_sigma` those of `ConditionEmbedding`. `autoencoder` is that of the stem `latent`, its `run` the beginning of the
     fingerprint of its weights; these are among those of the denoiser. DICOM of any form has the suffix `.dcm`; `modality` is
     what its first scan says it is, None for other formats. `attributes` are what it is told of a scan besides the class;
@@ -59,6 +60,7 @@ class RunSpec:
     given: bool = False
     channels: tuple[str, ...] = ()
     dtypes: tuple[str, ...] = ()
+    band_means: tuple[float, ...] = ()
 
     @property
     def channel_names(self) -> tuple[str, ...]:
@@ -95,6 +97,7 @@ class RunSpec:
             classes=len(self.classes),
             augmentation_parameters=self.augmentation_parameters,
             sigma_data=torch.tensor(self.sigma_data),
+            band_means=torch.tensor(self.band_means) if self.band_means else 0.0,
             parents=self.parents,
             gate_sigma=self.gate_sigma,
             categories=[len(attribute.categories) for attribute in self.attributes],
@@ -149,6 +152,8 @@ class RunSpec:
             "autoencoder": (self.network.stem == "latent") == (self.autoencoder is not None),
             "augmentation_parameters": is_whole(self.augmentation_parameters, 0, MOST),
             "sigma_data": 0 < len(self.sigma_data) <= MOST and all(map(is_positive, self.sigma_data)),
+            "band_means": len(self.band_means) in (0, len(self.sigma_data))
+            and all(type(value) is float and math.isfinite(value) for value in self.band_means),
             "parents": len(self.parents) in (0, count) and all(is_whole(each, 0, count - 1) for each in self.parents),
             "gate_sigma": self.gate_sigma == 0 or is_positive(self.gate_sigma),
             "attributes": len(self.attributes) <= MOST and all(map(_is_attribute, self.attributes)),
@@ -192,7 +197,7 @@ def _is_attribute(attribute: Attribute) -> bool:
 def _is_network(options: NetworkOptions) -> bool:
     """Whether every option has the type of its default and every count can be meant."""
     counts = (options.levels, options.residual_blocks, options.head_channels, options.norm_groups, *options.channels)
-    switches = (*options.attention, options.band_scaling, options.shrinkage)
+    switches = (*options.attention, options.band_scaling, options.centring, options.shrinkage)
     return (
         options.stem in ("haar", "pixel", "latent")
         and all(is_whole(count, 1, MOST) for count in counts)

@@ -6,7 +6,7 @@ from medsynth.training.autoencoder_run import AutoencoderRun
 from medsynth.training.batches import StepSampler, class_shares
 from medsynth.training.module import DiffusionModule
 from medsynth.training.preflight import Memory, Preflight
-from medsynth.training.spec import measure_sigma_data
+from medsynth.training.spec import measure_bands
 from medsynth.training.train import advice, preflight_run, train_run
 from medsynth.training.train_autoencoder import train_autoencoder
 
@@ -20,7 +20,7 @@ __all__ = [
     "StepSampler",
     "advice",
     "class_shares",
-    "measure_sigma_data",
+    "measure_bands",
     "preflight_run",
     "train_autoencoder",
     "train_run",

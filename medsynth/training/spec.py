@@ -64,6 +64,7 @@ def make_spec(
     headers = read_headers(files, plan.reading)
     first, header = files["path"], headers["path"]
     several = set(prepared.channels) != {"path"}
+    sigma_data, band_means = _bands(prepared, plan, start)
     spec = RunSpec(
         classes=prepared.classes,
         class_counts=tuple(counts.tolist()),
@@ -76,7 +77,8 @@ def make_spec(
         modality=header.modality,
         network=plan.network,
         augmentation_parameters=Augmentation(plan.augment, len(shape) - 1).parameters,
-        sigma_data=_sigma_data(prepared, plan, start),
+        sigma_data=sigma_data,
+        band_means=band_means,
         parents=parents,
         gate_sigma=plan.rare.gate_sigma,
         autoencoder=autoencoder,
@@ -92,26 +94,38 @@ def make_spec(
     return spec
 
 
-def _sigma_data(prepared: PreparedCohort, plan: TrainingPlan, start: Run | None) -> tuple[float, ...]:
+def _bands(
+    prepared: PreparedCohort, plan: TrainingPlan, start: Run | None
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return sigma_data and means of the bands."""
     if start is not None:
-        return start.spec.sigma_data
+        return start.spec.sigma_data, start.spec.band_means
     if plan.network.stem == "latent":  # by the scale of the latents
-        return (1.0,) * plan.autoencoder.latent_channels
-    return measure_sigma_data(prepared.scans, prepared.indices(split="train"), plan.network)
+        return (1.0,) * plan.autoencoder.latent_channels, ()
+    return measure_bands(prepared.scans, prepared.indices(split="train"), plan.network)
 
 
-def measure_sigma_data(scans: np.ndarray, chosen: np.ndarray, network: NetworkOptions) -> tuple[float, ...]:
-    """Return sigma_data for each band of the stem over the chosen scans, all equal without `band_scaling`.
+def measure_bands(
+    scans: np.ndarray, chosen: np.ndarray, network: NetworkOptions
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return sigma_data for each band of the stem over the chosen scans, all equal without `band_scaling`, and the means.
 
-    It is the root mean square, so that the network's input has unit power also where the mean is not zero. Values below
-    0.01 are raised to it: a band without content must not scale its noise up without bound.
+    Without `centring` there are no means and sigma_data is the root mean square, else the standard deviation; so the network's
+    input has unit power also where the mean is not zero. Values below 0.01 are raised to it: a band without content must not
+    scale its noise up without bound.
     """
     stem = build_stem(network)
     total: torch.Tensor | float = 0.0
+    squares: torch.Tensor | float = 0.0
     for start in range(0, len(chosen), 256):
         block = torch.from_numpy(np.asarray(scans[chosen[start : start + 256]], dtype=np.float32))
-        total = total + stem(block).double().square().flatten(2).mean(2).sum(0)
-    variance = torch.as_tensor(total) / len(chosen)
+        bands = stem(block).double().flatten(2)
+        total, squares = total + bands.mean(2).sum(0), squares + bands.square().mean(2).sum(0)
+    means, power = torch.as_tensor(total) / len(chosen), torch.as_tensor(squares) / len(chosen)
+    if not network.centring:
+        means = torch.zeros_like(means)
+    variance = power - means.square()
     if not network.band_scaling:
         variance = variance.mean().expand_as(variance)
-    return tuple(max(value, 1e-2) for value in variance.sqrt().tolist())
+    sigma_data = tuple(max(value, 1e-2) for value in variance.clamp(min=0).sqrt().tolist())
+    return sigma_data, tuple(means.tolist()) if network.centring else ()

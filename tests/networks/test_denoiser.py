@@ -10,7 +10,7 @@ from medsynth.networks.denoiser import gated_features
 SMALL = {"channels": (32, 64), "attention": (False, True), "head_channels": 32}
 
 
-def build(stem="haar", rank=2, sigma_data=0.5, **options):
+def build(stem="haar", rank=2, sigma_data=0.5, band_means=0.0, **options):
     torch.manual_seed(0)
     return build_denoiser(
         NetworkOptions(stem=stem, **SMALL | options),
@@ -19,6 +19,7 @@ def build(stem="haar", rank=2, sigma_data=0.5, **options):
         classes=3,
         augmentation_parameters=4,
         sigma_data=sigma_data,
+        band_means=band_means,
     ).eval()
 
 
@@ -43,6 +44,22 @@ def test_each_band_has_its_own_scale():
     with torch.no_grad():
         denoised = denoiser(flat, torch.tensor([1.0]), condition)
     torch.testing.assert_close(denoised, flat * 4 / 5)
+
+
+def test_the_mean_of_all_scans_is_the_best_guess_from_noise_alone():
+    """With centring, an untrained denoiser is the exact one of Gaussian scans with that mean and spread."""
+    means, spread = torch.tensor([-1.2, 0.0, 0.1, 0.0]), torch.tensor([0.6, 0.2, 0.2, 0.1])
+    denoiser = build(sigma_data=spread, band_means=means)
+    noisy = torch.randn(2, 1, 16, 16, generator=torch.Generator().manual_seed(0))
+    condition = denoiser.embedding.make(torch.tensor([0, 2]))
+    far, near = torch.full((2,), 1e4), torch.full((2,), 0.3)
+    with torch.no_grad():
+        bands = denoiser.stem(denoiser(1e4 * noisy, far, condition))
+        found = denoiser.stem(denoiser(noisy, near, condition))
+    flat = means[None, :, None, None].expand_as(bands)
+    torch.testing.assert_close(bands, flat, rtol=0, atol=1e-3)
+    kept = (spread**2 / (spread**2 + 0.09))[None, :, None, None]
+    torch.testing.assert_close(found, flat + kept * (denoiser.stem(noisy) - flat), rtol=1e-5, atol=1e-6)
 
 
 def test_noise_stays_white_behind_the_stem():

@@ -22,7 +22,7 @@ from medsynth.config import AugmentOptions, GridOptions, NetworkOptions
 from medsynth.errors import ConfigError, DataError
 from medsynth.networks import build_stem
 from medsynth.runs import Run, load_run
-from medsynth.training import DiffusionModule, measure_sigma_data
+from medsynth.training import DiffusionModule, measure_bands
 from medsynth.training.checkpoints import MetricsLog
 
 
@@ -298,8 +298,12 @@ def test_sigma_data_is_that_of_all_training_scans():
     network = NetworkOptions()
     bands = build_stem(network)(torch.from_numpy(scans[chosen].astype(np.float64)))
     expected = bands.square().mean(dim=(0, 2, 3)).sqrt()
-    assert measure_sigma_data(scans, chosen, network) == pytest.approx(expected.tolist(), rel=1e-5)
-    one = measure_sigma_data(scans, chosen, NetworkOptions(band_scaling=False))
+    sigma_data, means = measure_bands(scans, chosen, network)
+    assert (sigma_data, means) == (pytest.approx(expected.tolist(), rel=1e-5), ())
+    spread, means = measure_bands(scans, chosen, NetworkOptions(centring=True))
+    assert means == pytest.approx(bands.mean(dim=(0, 2, 3)).tolist(), rel=1e-5, abs=1e-7)
+    assert spread == pytest.approx(bands.std(dim=(0, 2, 3), correction=0).tolist(), rel=1e-5)
+    one, _ = measure_bands(scans, chosen, NetworkOptions(band_scaling=False))
     assert one == pytest.approx([float(np.sqrt((scans[chosen].astype(np.float64) ** 2).mean()))] * 4, rel=1e-5)
 
 
