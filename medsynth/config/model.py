@@ -279,7 +279,7 @@ class SolverOptions:
         sigma_max: First noise level.
         rho: Curvature of the noise schedule (Karras et al. 2022, equation 5).
         precision: `bf16-mixed` computes the network in bfloat16: one and a half to two times as fast where the processor has it
-            in hardware (`medsynth env`), and scans that differ by about a tenth of an 8-bit grey level.
+            in hardware (`medsynth doctor` says so), and scans that differ by about a tenth of an 8-bit grey level.
     """
 
     name: Literal["auto", "dpmpp_2m", "heun", "euler", "consistency"] = "auto"
