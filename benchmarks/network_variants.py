@@ -1,38 +1,51 @@
-"""Networks at equal time: validation loss after the same processor seconds of training, on the same cohort, batches and noise.
+"""Networks at equal time: errors after the same processor seconds of training, on the same cohort, batches and noise.
 
     OMP_NUM_THREADS=1 python -m benchmarks.network_variants --cohort cohort.csv --config lung_nodule_3d \
-        --variants "without shrinkage,with shrinkage" --seconds 300 --out runs/variants
+        --variants "shrinkage=false; shrinkage=true; pixel; haar; haar, 2 levels" --seconds 300 --out runs/variants
 
-`shrinkage` changes that option of the configuration alone; `pixel`, `haar` and `haar, 2 levels` put the UNet of
-`benchmarks.volume_cost` (32, 64 and 96 channels) behind each stem. A step is timed first, in processor seconds on one thread, so
-that other work on the machine does not count; then each variant trains for as many steps as the seconds allow, with its own
-schedule of the learning rate. Losses of all variants are weighted alike. Finished parts are kept.
+A variant is the network of the configuration with some options changed (`levels=1 channels=48/96/128 centring=true`), or one of
+`pixel`, `haar` and `haar, 2 levels`: the UNet of `benchmarks.volume_cost` (32, 64 and 96 channels) behind each stem. A step is
+timed first, in processor seconds on one thread, so that other work on the machine does not count; then each variant trains for
+as many steps as the seconds allow, with its own schedule of the learning rate. The errors are root mean squares over validation
+scans in [-1, 1], the loss weighs them alike for all variants. Finished parts are kept.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import re
 import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+import yaml
+
 import medsynth
 from benchmarks.machine import describe_machine
 from benchmarks.volume_cost import NETWORK, STEMS
 from medsynth.config import MonitorOptions, NetworkOptions
+from medsynth.diffusion import loss_weight
 from medsynth.files import write_json
+from medsynth.runs import Run, load_run
 
 _SHORT, _LONG = 2, 8  # steps of the two trainings that time one
+_SPREAD = 0.5  # sigma_data behind the weights of the loss
 
 
 def network_of(name: str, configured: NetworkOptions) -> NetworkOptions:
     """Return the options of a variant."""
-    if name.endswith(" shrinkage"):
-        return replace(configured, shrinkage=name == "with shrinkage")
-    stem, levels = STEMS[name]
-    return replace(NETWORK, stem=stem, levels=levels)
+    if name in STEMS:
+        stem, levels = STEMS[name]
+        return replace(NETWORK, stem=stem, levels=levels)
+    changes: dict[str, Any] = {}
+    for part in name.split():
+        option, _, text = part.partition("=")
+        values = [yaml.safe_load(value) for value in text.split("/")]
+        changes[option] = tuple(values) if len(values) > 1 else values[0]
+    return replace(configured, **changes)
 
 
 def train_for(
@@ -60,32 +73,38 @@ def train_for(
 
 
 def measure(arguments: argparse.Namespace, name: str) -> dict[str, Any]:
-    """Return steps, seconds of one, and losses of a variant."""
-    folder = arguments.out / name.replace(", ", "_").replace(" ", "_")
+    """Return steps, seconds of one, and errors of a variant."""
+    folder = arguments.out / re.sub(r"[^\w=.]+", "_", name)
     kept = folder / "result.json"
-    if kept.is_file():
-        known: dict[str, Any] = json.loads(kept.read_text())
-        return known
-    train_for(arguments, name, _SHORT, folder / "warm", validate=False)
-    short, long = (
-        train_for(arguments, name, steps, folder / f"{steps}", validate=False)[1] for steps in (_SHORT, _LONG)
-    )
-    one = (long - short) / (_LONG - _SHORT)
-    steps = max(1, round(arguments.seconds / one))
-    run, _ = train_for(arguments, name, steps, folder / "run", validate=True)
-    metrics = run.read_metrics()
-    levels: dict[str, list[float]] = {}
-    for metric, (_, values) in metrics.items():
+    if not kept.is_file():
+        train_for(arguments, name, _SHORT, folder / "warm", validate=False)
+        short, long = (
+            train_for(arguments, name, steps, folder / f"{steps}", validate=False)[1] for steps in (_SHORT, _LONG)
+        )
+        one = (long - short) / (_LONG - _SHORT)
+        steps = max(1, round(arguments.seconds / one))
+        train_for(arguments, name, steps, folder / "run", validate=True)
+        write_json(kept, {"steps": steps, "seconds_a_step": one})
+    known: dict[str, Any] = json.loads(kept.read_text())
+    errors = read_errors(load_run(folder / "run"))
+    loss = sum(float(loss_weight(torch.tensor(float(level)), _SPREAD)) * error**2 for level, error in errors.items())
+    return known | {"loss": loss / len(errors), "errors": errors}
+
+
+def read_errors(run: Run) -> dict[str, float]:
+    """Return the root mean square error at each noise level, over classes alike.
+
+    The training logs losses weighted by its own sigma_data, which differs between networks.
+    """
+    spread = (sum(value**2 for value in run.spec.sigma_data) / len(run.spec.sigma_data)) ** 0.5
+    found: dict[str, list[float]] = {}
+    for metric, (_, values) in run.read_metrics().items():
         if "/sigma_" in metric:
-            levels.setdefault(metric.rpartition("_")[2], []).append(float(values[-1]))
-    made = {
-        "steps": steps,
-        "seconds_a_step": one,
-        "val_loss": float(metrics["val_loss"][1][-1]),
-        "levels": {level: sum(values) / len(values) for level, values in levels.items()},
-    }
-    write_json(kept, made)
-    return made
+            level = metric.rpartition("_")[2]
+            found.setdefault(level, []).append(
+                float(values[-1]) / float(loss_weight(torch.tensor(float(level)), spread))
+            )
+    return {level: (sum(squares) / len(squares)) ** 0.5 for level, squares in found.items()}
 
 
 def main() -> None:
@@ -95,8 +114,8 @@ def main() -> None:
     parser.add_argument("--config", default="lung_nodule_3d")
     parser.add_argument(
         "--variants",
-        default="without shrinkage,with shrinkage",
-        help="separated by commas, or by semicolons where a name has one",
+        default="shrinkage=false; shrinkage=true",
+        help="separated by semicolons",
     )
     parser.add_argument("--seconds", type=float, default=300, help="processor seconds of training for each")
     parser.add_argument("--scans", type=int, default=48, help="validation scans of a class")
@@ -104,19 +123,17 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--result", type=Path, help="JSON to write")
     arguments = parser.parse_args()
-    names = [name.strip() for name in arguments.variants.split(";" if ";" in arguments.variants else ",")]
+    names = [name.strip() for name in arguments.variants.split(";")]
     found: dict[str, Any] = {}
     for name in names:
         found[name] = measure(arguments, name)
         if len(found) == 1:
-            levels = list(found[name]["levels"])
+            levels = list(found[name]["errors"])
             print(f"| network | s a step | steps | loss | {' | '.join(f'sigma {level}' for level in levels)} |")
             print("|---" * (len(levels) + 4) + "|")
         row = found[name]
-        values = " | ".join(f"{row['levels'][level]:.3f}" for level in levels)
-        print(
-            f"| {name} | {row['seconds_a_step']:.2f} | {row['steps']} | {row['val_loss']:.3f} | {values} |", flush=True
-        )
+        values = " | ".join(f"{row['errors'][level]:.3f}" for level in levels)
+        print(f"| {name} | {row['seconds_a_step']:.2f} | {row['steps']} | {row['loss']:.3f} | {values} |", flush=True)
     if arguments.result:
         chosen = {name: getattr(arguments, name) for name in ("config", "seconds", "scans", "seed")}
         write_json(arguments.result, describe_machine() | chosen | {"variants": found})

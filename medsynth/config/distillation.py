@@ -17,6 +17,8 @@ class ConsistencyOptions:
         base: How many times smaller.
         widening: How many times wider the gap is at small noise levels than at large ones, less one half of itself.
         slope: How soon, as sigma grows, the gap is no longer wider.
+        teacher: Follow the trajectories of the run that is distilled (consistency distillation, Song et al. 2023, algorithm 2)
+            rather than draw them from scans and noise; one more network evaluation a step.
         huber: Difference of a voxel, in [-1, 1], above which the metric is linear rather than quadratic; 0 makes it the L2 norm.
     """
 
@@ -26,4 +28,5 @@ class ConsistencyOptions:
     base: float = 2.0
     widening: float = 8.0
     slope: float = 1.0
+    teacher: bool = True
     huber: float = 0.0

@@ -5,6 +5,10 @@ point of one trajectory of the probability-flow equation, the data at its end, w
 2303.01469, definition 1). A denoiser is what the objective below asks for as long as the lower level r is 0: the diffusion
 loss. So tuning starts from a trained denoiser and moves r towards sigma, stage by stage; the gap sigma - r is what is left of
 discretisation.
+
+With the denoiser that tuning started from as a teacher, the point at the lower level is one step along the teacher's trajectory
+rather than the same scan under less of the same noise: consistency distillation (Song et al. 2023, algorithm 2). Both agree in
+the mean as the gap closes; the teacher's has no noise of its own.
 """
 
 from __future__ import annotations
@@ -66,18 +70,33 @@ def difference_size(difference: Tensor, huber: float) -> Tensor:
 
 
 def consistency_losses(
-    student: Denoise, target: Denoise, clean: Tensor, noise: Tensor, sigma: Tensor, lower: Tensor, *, huber: float
+    student: Denoise,
+    target: Denoise,
+    clean: Tensor,
+    noise: Tensor,
+    sigma: Tensor,
+    lower: Tensor,
+    *,
+    huber: float,
+    teacher: Denoise | None = None,
 ) -> Tensor:
     """Return w(sigma, r) d(f(clean + sigma noise, sigma), f(clean + r noise, r)) of each scan, `(N,)`.
 
     The objective of the paper: `student` and `target` are one function, of which `target` gives no gradient and draws the same
-    dropout masks; both see the same `noise`. Where r is 0 the target is the clean scan itself. All but `sigma` and `lower`, both
-    `(N,)`, are `(N, C, *spatial)`.
+    dropout masks; both see the same `noise`, or, with a `teacher`, the target sees where an Euler step of its
+    probability-flow equation leads from what the student sees. Where r is 0 the target is the clean scan itself. All but `sigma`
+    and `lower`, both `(N,)`, are `(N, C, *spatial)`.
     """
+    noisy = clean + match_rank(sigma, clean) * noise
     # The network takes the logarithm of a level: rows with r = 0 get any other and are replaced.
     level = torch.where(lower > 0, lower, sigma)
     with torch.no_grad():
-        reached = target(clean + match_rank(level, clean) * noise, level)
+        if teacher is None:
+            below = clean + match_rank(level, clean) * noise
+        else:
+            denoised = teacher(noisy, sigma)
+            below = denoised + match_rank(level / sigma, clean) * (noisy - denoised)
+        reached = target(below, level)
         reached = torch.where(match_rank(lower, clean) > 0, reached, clean)
-    given = student(clean + match_rank(sigma, clean) * noise, sigma)
+    given = student(noisy, sigma)
     return consistency_weight(sigma, lower) * difference_size(given - reached, huber)

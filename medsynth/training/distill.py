@@ -259,8 +259,8 @@ def _assemble(
     progress: bool,
 ) -> tuple[pl.Trainer, DistillationModule, StopOnSignal]:
     torch.manual_seed(plan.seed)
-    denoiser = spec.build()
-    denoiser.load_state_dict(teacher.load_denoiser().state_dict())
+    denoiser, known = spec.build(), teacher.load_denoiser()
+    denoiser.load_state_dict(known.state_dict())
     if plan.activation_checkpointing:
         checkpoint_activations(denoiser)
     module = DistillationModule(
@@ -268,6 +268,7 @@ def _assemble(
         classes=spec.classes,
         total_steps=plan.max_steps,
         consistency=wanted.consistency,
+        teacher=known if wanted.consistency.teacher else None,
         optimiser=plan.optimiser,
         augment=plan.augment,
         condition=plan.condition,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,8 +18,8 @@ class DistillationModule(DiffusionModule):
     """Tunes a denoiser to a consistency function; batches, draws, condition and average are those of `DiffusionModule`.
 
     The loss is that of `consistency_losses`, with student and target in one network and under the same dropout masks, and with
-    the stage that the step has reached; validation is always under the last stage, so that its losses can be compared. `averaged`
-    is the consistency model to use.
+    the stage that the step has reached; validation is always under the last stage, so that its losses can be compared. A
+    `teacher` in evaluation mode says where trajectories lead. `averaged` is the consistency model to use.
     """
 
     def __init__(
@@ -27,11 +28,14 @@ class DistillationModule(DiffusionModule):
         *,
         total_steps: int,
         consistency: ConsistencyOptions = ConsistencyOptions(),
+        teacher: Denoiser | None = None,
         **others: Any,
     ) -> None:
         noise = NoiseOptions(mean=consistency.mean, std=consistency.std)
         super().__init__(denoiser, total_steps=total_steps, noise=noise, **others)
         self._consistency = consistency
+        # In a list, it is no part of the module: checkpoints do not hold it.
+        self._teachers = [] if teacher is None else [teacher]
 
     def _losses(self, denoiser: Denoiser, clean: Tensor, noise: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
         options = self._consistency
@@ -47,4 +51,6 @@ class DistillationModule(DiffusionModule):
             with torch.random.fork_rng(devices=devices):
                 return denoiser(noisy, level, condition)
 
-        return consistency_losses(student, target, clean, noise, sigma, lower, huber=options.huber)
+        teachers = [partial(each.to(clean.device), condition=condition) for each in self._teachers]
+        teacher = teachers[0] if teachers else None
+        return consistency_losses(student, target, clean, noise, sigma, lower, huber=options.huber, teacher=teacher)

@@ -47,7 +47,7 @@ _FREE = (
     "accelerator", "devices", "num_nodes", "num_workers", "accumulate", "activation_checkpointing", "monitor", "reading",
 )  # fmt: skip
 # What trainings from before these were options did.
-_ADDED = {"network": {"shrinkage": False, "centring": False}}
+_ADDED = {"network": {"shrinkage": False, "centring": False}, "distilled": {"consistency": {"teacher": False}}}
 
 
 class Trained(Protocol):

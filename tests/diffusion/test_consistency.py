@@ -117,6 +117,34 @@ def test_the_exact_consistency_function_is_a_stationary_point_as_the_gap_closes(
     assert denoiser_slope > 10 * slopes[-1], "the denoiser is no such point"
 
 
+def test_along_the_teacher_the_exact_consistency_function_has_no_loss_as_the_gap_closes():
+    """The probability-flow equation of N(MEAN, STD^2) is solved exactly, so an Euler step errs with the gap squared; the same
+    scan under less of the same noise lies on another trajectory, and its loss does not fall."""
+    clean, noise, sigma = pairs(2000)
+    along, apart = [], []
+    for gap in (0.1, 0.01, 0.001):
+        lower = sigma * (1 - gap)
+        for found, teacher in ((along, posterior_mean), (apart, None)):
+            losses = consistency_losses(exact, exact, clean, noise, sigma, lower, huber=0.0, teacher=teacher)
+            found.append(losses.mean().item())
+    assert along[1] == pytest.approx(along[0] / 10, rel=0.1)
+    assert along[2] == pytest.approx(along[1] / 10, rel=0.1)
+    assert apart[2] == pytest.approx(apart[1], rel=0.1)
+    assert apart[2] > 100 * along[2]
+
+
+def test_where_the_lower_level_is_0_the_teacher_is_not_believed():
+    clean, noise, sigma = pairs(8)
+    lower = torch.zeros_like(sigma)
+
+    def constant(noisy, level):
+        return torch.full_like(noisy, 7.0)
+
+    alone = consistency_losses(exact, exact, clean, noise, sigma, lower, huber=0.0)
+    taught = consistency_losses(exact, exact, clean, noise, sigma, lower, huber=0.0, teacher=constant)
+    torch.testing.assert_close(alone, taught, rtol=0, atol=0)
+
+
 def test_pseudo_huber_is_quadratic_below_its_constant_and_linear_above():
     small, large = torch.full((1, 1, 8, 8), 1e-4), torch.full((1, 1, 8, 8), 1.0)
     assert difference_size(small, 0.01).item() == pytest.approx((1e-4) ** 2 / 0.02, rel=1e-2)

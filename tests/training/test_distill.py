@@ -71,6 +71,15 @@ def test_the_result_is_a_run_like_its_teacher(quick_run, tiny_run):
     assert config["consistency"]["stages"] == 8
 
 
+def test_checkpoints_hold_no_teacher_and_its_weights_stay(quick_run, tiny_run):
+    teacher = tiny_run.load_denoiser()
+    module = DistillationModule(tiny_run.load_denoiser(), classes=tiny_run.spec.classes, total_steps=4, teacher=teacher)
+    plain = DistillationModule(tiny_run.load_denoiser(), classes=tiny_run.spec.classes, total_steps=4)
+    assert module.state_dict().keys() == plain.state_dict().keys()
+    assert len(list(module.parameters())) == len(list(plain.parameters()))
+    assert quick_run.options["distilled"]["consistency"]["teacher"] is True
+
+
 def test_the_patients_of_the_teacher_are_known_and_nothing_names_them(quick_run, tiny_run, tiny_cohort, tmp_path):
     """Also those whom the cohort of the distillation leaves out."""
     assert quick_run.shared_patients(["secret-patient-0", "secret-patient-45", "secret-patient-55"]) == [
