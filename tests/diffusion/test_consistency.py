@@ -122,15 +122,14 @@ def test_along_the_teacher_the_exact_consistency_function_has_no_loss_as_the_gap
     scan under less of the same noise lies on another trajectory, and its loss does not fall."""
     clean, noise, sigma = pairs(2000)
     along, apart = [], []
-    for gap in (0.1, 0.01, 0.001):
+    for gap in (0.1, 0.01):
         lower = sigma * (1 - gap)
         for found, teacher in ((along, posterior_mean), (apart, None)):
             losses = consistency_losses(exact, exact, clean, noise, sigma, lower, huber=0.0, teacher=teacher)
             found.append(losses.mean().item())
     assert along[1] == pytest.approx(along[0] / 10, rel=0.1)
-    assert along[2] == pytest.approx(along[1] / 10, rel=0.1)
-    assert apart[2] == pytest.approx(apart[1], rel=0.1)
-    assert apart[2] > 100 * along[2]
+    assert apart[1] == pytest.approx(apart[0], rel=0.1)
+    assert apart[1] > 100 * along[1]
 
 
 def test_where_the_lower_level_is_0_the_teacher_is_not_believed():
