@@ -18,7 +18,7 @@ import medsynth
 from medsynth.api import VERBS
 from medsynth.cli import _run_parser, run_command
 from medsynth.config import PIPELINES, BalanceOptions, GuidanceOptions, SolverOptions
-from medsynth.diffusion import dpmpp_2m, draw_sigma, guide, heun, karras_sigmas, loss_weight, precondition
+from medsynth.diffusion import dpmpp_2m, draw_sigma, guide, heun, loss_weight, noise_levels, precondition
 from medsynth.diffusion.precondition import noise_embedding_position
 from medsynth.evaluation.privacy.nearness import Thresholds, calibrate
 from medsynth.measures.distances import frechet_distance, kernel_distance
@@ -384,7 +384,7 @@ def test_formulas_6_to_8_noise_levels_and_solvers():
     levels = [
         (high ** (1 / rho) + i / (steps - 1) * (low ** (1 / rho) - high ** (1 / rho))) ** rho for i in range(steps)
     ] + [0.0]
-    sigmas = karras_sigmas(SolverOptions(steps=steps))
+    sigmas = noise_levels(SolverOptions(steps=steps))
     assert sigmas.tolist() == pytest.approx(levels)
 
     def denoise(noisy, sigma):

@@ -28,5 +28,5 @@ class ConsistencyOptions:
     base: float = 2.0
     widening: float = 8.0
     slope: float = 1.0
-    teacher: bool = True
+    teacher: bool = False
     huber: float = 0.0

@@ -35,7 +35,6 @@ from medsynth.diffusion.solvers import (
     edit_sigmas,
     euler,
     heun,
-    karras_sigmas,
     noise_levels,
     settle_solver,
 )
@@ -64,7 +63,6 @@ __all__ = [
     "heun",
     "inpaint",
     "join_conditions",
-    "karras_sigmas",
     "loss_weight",
     "lower_sigma",
     "match_rank",

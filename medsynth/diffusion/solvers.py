@@ -23,12 +23,13 @@ Solver = Callable[[Denoise, Tensor, Tensor], Tensor]
 # Fresh standard normal noise for the level of that number, `(N, C, *spatial)`.
 Renoise = Callable[[int], Tensor]
 
-_STEPS = {"consistency": 2}  # by default, of the others 20
-_MANY_STEPS = 20
+# What a solver does where the options leave it open: steps, and the last noise level before zero.
+_STEPS, _SIGMA_MIN = {"consistency": 2}, {"consistency": 0.3}
+_MANY_STEPS, _SMALL_SIGMA = 20, 0.002
 
 
 def settle_solver(options: SolverOptions, *, distilled: bool = False) -> SolverOptions:
-    """Return the options with solver and steps named that they leave open, for a denoiser or a distilled model.
+    """Return the options with everything named that they leave open, for a denoiser or a distilled model.
 
     Raises `ConfigError` where the two do not belong together: what a distilled model returns is no estimate that the
     probability-flow equation could be solved with, and what a denoiser returns after one evaluation is a mean of scans.
@@ -39,36 +40,31 @@ def settle_solver(options: SolverOptions, *, distilled: bool = False) -> SolverO
     if distilled != (name == "consistency"):
         wanted = "consistency for a distilled run" if distilled else "a run of medsynth distill for consistency"
         raise ConfigError(f"solver.name: need {wanted}, got {name}; try solver.name auto")
-    steps = _STEPS.get(name, _MANY_STEPS) if options.steps is None else options.steps
-    return replace(options, name=name, steps=steps)
+    return _filled(replace(options, name=name))
+
+
+def _filled(options: SolverOptions) -> SolverOptions:
+    """The options with steps and last noise level, those of the solver that is named."""
+    steps = _STEPS.get(options.name, _MANY_STEPS) if options.steps is None else options.steps
+    sigma_min = _SIGMA_MIN.get(options.name, _SMALL_SIGMA) if options.sigma_min is None else options.sigma_min
+    return replace(options, steps=steps, sigma_min=sigma_min)
 
 
 def noise_levels(options: SolverOptions) -> Tensor:
-    """Return `(steps + 1,)` float64 noise levels for the solver that the options name, with 0 at the end.
-
-    Those of `karras_sigmas`; for `consistency` those of one step more without sigma_min, from where there is nothing left to do.
-    Raises `ConfigError` as `karras_sigmas` does.
-    """
-    if options.name != "consistency":
-        return karras_sigmas(options)
-    steps = _STEPS["consistency"] if options.steps is None else options.steps
-    # Checked before there is one more of them.
-    levels = karras_sigmas(replace(options, steps=steps + 1 if steps >= 1 else steps))
-    return torch.cat([levels[:-2], levels[-1:]])
-
-
-def karras_sigmas(options: SolverOptions) -> Tensor:
     """Return `(steps + 1,)` float64 noise levels after equation 5, with 0 at the end.
 
     Raises `ConfigError` for levels that do not fall or too few steps.
     """
-    steps = _MANY_STEPS if options.steps is None else options.steps
-    if steps < 1 or not 0 < options.sigma_min < options.sigma_max or options.rho <= 0:
+    options = _filled(options)
+    assert options.steps is not None
+    assert options.sigma_min is not None
+    if options.steps < 1 or not 0 < options.sigma_min < options.sigma_max or options.rho <= 0:
         raise ConfigError(
-            f"solver: need steps >= 1, rho > 0 and 0 < sigma_min < sigma_max, got steps={steps}, rho={options.rho}, "
-            f"sigma_min={options.sigma_min}, sigma_max={options.sigma_max}; try the defaults"
+            "solver: need steps >= 1, rho > 0 and 0 < sigma_min < sigma_max, got "
+            f"steps={options.steps}, rho={options.rho}, sigma_min={options.sigma_min}, sigma_max={options.sigma_max}; "
+            "try the defaults"
         )
-    ramp = torch.linspace(0, 1, steps, dtype=torch.float64)
+    ramp = torch.linspace(0, 1, options.steps, dtype=torch.float64)
     inverse = 1 / options.rho
     levels = options.sigma_max**inverse + ramp * (options.sigma_min**inverse - options.sigma_max**inverse)
     return torch.cat([levels**options.rho, torch.zeros(1, dtype=torch.float64)])

@@ -14,7 +14,6 @@ from medsynth.diffusion import (
     consistency_weight,
     difference_size,
     edit_sigmas,
-    karras_sigmas,
     lower_sigma,
     noise_levels,
     settle_solver,
@@ -193,13 +192,11 @@ def test_with_the_exact_function_any_number_of_steps_reaches_the_data(steps):
         assert consistency(posterior_mean, noise, sigmas, lambda _: noise).std().item() < 0.01
 
 
-def test_levels_are_those_of_the_schedule_without_the_smallest():
-    full = karras_sigmas(SolverOptions(steps=5))
-    levels = noise_levels(SolverOptions(name="consistency", steps=4))
-    assert torch.equal(levels[:-1], full[:4])
-    assert levels[-1] == 0
+def test_a_distilled_model_makes_its_last_step_from_where_it_draws_its_detail():
     assert noise_levels(SolverOptions(name="consistency", steps=1)).tolist() == [pytest.approx(80.0), 0.0]
-    assert torch.equal(noise_levels(SolverOptions()), karras_sigmas(SolverOptions(steps=20)))
+    assert noise_levels(SolverOptions(name="consistency")).tolist() == [pytest.approx(80.0), pytest.approx(0.3), 0.0]
+    levels = noise_levels(SolverOptions(name="consistency", steps=4))
+    assert torch.equal(levels, noise_levels(SolverOptions(steps=4, sigma_min=0.3)))
     edited = edit_sigmas(SolverOptions(name="consistency", steps=4), 1.0)
     assert edited[0] == 1.0
     assert torch.equal(edited[1:], levels[levels < 0.99])
@@ -208,8 +205,8 @@ def test_levels_are_those_of_the_schedule_without_the_smallest():
 
 
 def test_what_a_solver_is_by_default_depends_on_the_run():
-    assert settle_solver(SolverOptions()) == SolverOptions(name="dpmpp_2m", steps=20)
-    assert settle_solver(SolverOptions(), distilled=True) == SolverOptions(name="consistency", steps=2)
+    assert settle_solver(SolverOptions()) == SolverOptions(name="dpmpp_2m", steps=20, sigma_min=0.002)
+    assert settle_solver(SolverOptions(), distilled=True) == SolverOptions(name="consistency", steps=2, sigma_min=0.3)
     assert settle_solver(SolverOptions(steps=1), distilled=True).steps == 1
     assert settle_solver(SolverOptions(name="heun")).steps == 20
     with pytest.raises(ConfigError, match=r"solver\.name: need consistency for a distilled run, got heun; try"):

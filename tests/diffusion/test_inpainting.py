@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from medsynth.config import SolverOptions
-from medsynth.diffusion import SOLVERS, euler, inpaint, karras_sigmas, noise_levels
+from medsynth.diffusion import SOLVERS, euler, inpaint, noise_levels
 
 SIDE, COUNT = 6, 1500
 
@@ -48,7 +48,7 @@ def draws(seed=0):
 
 def painted(name, repeats):
     known = scan().expand(COUNT, -1, -1, -1)
-    sigmas = karras_sigmas(SolverOptions(steps=20, sigma_max=10.0))
+    sigmas = noise_levels(SolverOptions(steps=20, sigma_max=10.0))
     return inpaint(SOLVERS[name], exact_denoise, known, region(), sigmas, draws(), repeats=repeats)
 
 
@@ -95,7 +95,7 @@ def test_steps_are_repeated_at_every_level_but_the_last():
         levels.append(float(sigma[0]))
         return exact_denoise(noisy, sigma)
 
-    sigmas = karras_sigmas(SolverOptions(steps=4, sigma_max=10.0))
+    sigmas = noise_levels(SolverOptions(steps=4, sigma_max=10.0))
     inpaint(euler, counted, scan().expand(COUNT, -1, -1, -1), region(), sigmas, draws(), repeats=3)
     first, second, third, last = sigmas.tolist()[:-1]
     assert levels == pytest.approx([first] * 3 + [second] * 3 + [third] * 3 + [last])

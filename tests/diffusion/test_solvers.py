@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from medsynth.config import SolverOptions
-from medsynth.diffusion import SOLVERS, dpmpp_2m, edit_sigmas, euler, heun, karras_sigmas
+from medsynth.diffusion import SOLVERS, dpmpp_2m, edit_sigmas, euler, heun, noise_levels
 from medsynth.errors import ConfigError
 
 SIGMA_MIN, SIGMA_MAX = 0.05, 20.0
@@ -33,7 +33,7 @@ def gaussian(shape):
 def schedule(steps):
     # Without the final 0: the error of a step to 0 does not shrink with the others.
     options = SolverOptions(steps=steps + 1, sigma_min=SIGMA_MIN, sigma_max=SIGMA_MAX)
-    return karras_sigmas(options)[:-1]
+    return noise_levels(options)[:-1]
 
 
 @pytest.mark.parametrize("shape", [(1, 6, 6), (2, 4, 4, 4)], ids=["2D", "3D"])
@@ -54,7 +54,7 @@ def test_full_schedule_reaches_the_data(name):
     denoise, solution = gaussian((1, 8, 8))
     noise = torch.randn(64, 1, 8, 8, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     options = SolverOptions(name=name, steps=20)
-    result = SOLVERS[name](denoise, noise, karras_sigmas(options))
+    result = SOLVERS[name](denoise, noise, noise_levels(options))
     error = (result - solution(noise, options.sigma_max, 0.0)).abs().mean().item()
     assert error < 0.7 * (0.15 if name == "euler" else 0.05)
 
@@ -63,7 +63,7 @@ def test_full_schedule_reaches_the_data(name):
 def test_a_single_scan_equals_its_place_in_a_batch(name):
     denoise, _ = gaussian((1, 4, 4))
     noise = torch.randn(5, 1, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
-    sigmas = karras_sigmas(SolverOptions(name=name, steps=6))
+    sigmas = noise_levels(SolverOptions(name=name, steps=6))
     together = SOLVERS[name](denoise, noise, sigmas)
     torch.testing.assert_close(SOLVERS[name](denoise, noise[3:4], sigmas), together[3:4], rtol=0, atol=1e-12)
 
@@ -77,14 +77,14 @@ def test_evaluations_per_step():
             seen.append(float(sigma[0]))
             return noisy * 0
 
-        solver(denoise, torch.zeros(1, 1, 2, 2), karras_sigmas(SolverOptions(steps=18)))
+        solver(denoise, torch.zeros(1, 1, 2, 2), noise_levels(SolverOptions(steps=18)))
         calls[name] = len(seen)
     assert calls == {"euler": 18, "heun": 35, "dpmpp_2m": 18}
 
 
 def test_karras_schedule():
     """Equation 5 of Karras et al. 2022 with rho = 7, by hand: the middle of three steps."""
-    sigmas = karras_sigmas(SolverOptions(steps=3, sigma_min=0.002, sigma_max=80, rho=7))
+    sigmas = noise_levels(SolverOptions(steps=3, sigma_min=0.002, sigma_max=80, rho=7))
     middle = ((80 ** (1 / 7) + 0.002 ** (1 / 7)) / 2) ** 7
     torch.testing.assert_close(sigmas, torch.tensor([80.0, middle, 0.002, 0.0], dtype=torch.float64))
 
@@ -92,11 +92,11 @@ def test_karras_schedule():
 @pytest.mark.parametrize("wrong", [{"steps": 0}, {"sigma_min": 0.0}, {"sigma_min": 90.0}, {"rho": 0.0}])
 def test_impossible_schedules_are_refused(wrong):
     with pytest.raises(ConfigError, match="solver: need"):
-        karras_sigmas(SolverOptions(**wrong))
+        noise_levels(SolverOptions(**wrong))
 
 
 def test_an_edit_takes_the_levels_below_its_strength():
-    full = karras_sigmas(SolverOptions())
+    full = noise_levels(SolverOptions())
     sigmas = edit_sigmas(SolverOptions(), 1.0)
     assert sigmas[0] == 1.0
     assert torch.equal(sigmas[1:], full[full < 1.0])
@@ -110,7 +110,7 @@ def test_an_edit_takes_the_levels_below_its_strength():
 def test_a_strength_just_above_a_level_is_as_good_as_the_level(name, excess):
     """A first step of almost nothing would make the multistep solver divide float32 rounding by it."""
     options = SolverOptions(name=name)
-    level = float(karras_sigmas(options)[8])
+    level = float(noise_levels(options)[8])
     denoise, _ = gaussian((1, 8, 8))
     noise = torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(6))
 

@@ -77,7 +77,22 @@ def test_checkpoints_hold_no_teacher_and_its_weights_stay(quick_run, tiny_run):
     plain = DistillationModule(tiny_run.load_denoiser(), classes=tiny_run.spec.classes, total_steps=4)
     assert module.state_dict().keys() == plain.state_dict().keys()
     assert len(list(module.parameters())) == len(list(plain.parameters()))
-    assert quick_run.options["distilled"]["consistency"]["teacher"] is True
+    assert quick_run.options["distilled"]["consistency"]["teacher"] is False
+
+
+def test_trajectories_of_the_teacher_lead_elsewhere(tiny_run, tiny_cohort, tmp_path):
+    found = [
+        distill(
+            tiny_run,
+            tiny_cohort,
+            tmp_path / f"{teacher}",
+            max_steps=4,
+            consistency=ConsistencyOptions(teacher=teacher, stages=1, base=16.0),
+        )
+        for teacher in (False, True)
+    ]
+    alone, taught = (load_file(run.folder / "model.safetensors") for run in found)
+    assert any(not torch.equal(alone[name], taught[name]) for name in alone)
 
 
 def test_the_patients_of_the_teacher_are_known_and_nothing_names_them(quick_run, tiny_run, tiny_cohort, tmp_path):
