@@ -27,8 +27,8 @@ from medsynth.networks.condition import ConditionEmbedding
 from medsynth.networks.denoiser import Denoiser
 from medsynth.networks.haar import HaarTransform
 from medsynth.pipeline import parse_verb, plan_recipe, verb_parser
+from medsynth.training.average import average_share
 from medsynth.training.batches import class_shares
-from medsynth.training.module import _warm_average
 
 TOP = Path(__file__).parents[1]
 PAGES = [TOP / "README.md", *sorted((TOP / "docs").glob("*.md"))]
@@ -375,8 +375,7 @@ def test_formula_4_class_shares():
 def test_formula_5_moving_average(m):
     average, weights = [torch.tensor([1.0, 2.0])], [torch.tensor([3.0, -2.0])]
     expected = average[0] + (1 - min(0.999, (1 + m) / (10 + m))) * (weights[0] - average[0])
-    _warm_average(0.999)(average, weights, m)
-    assert torch.allclose(average[0], expected)
+    assert torch.allclose(torch.lerp(average[0], weights[0], average_share(0.999, m)), expected)
 
 
 def test_formulas_6_to_8_noise_levels_and_solvers():

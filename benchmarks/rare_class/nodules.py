@@ -30,6 +30,7 @@ from medsynth.config import (
     GuidanceOptions,
     MonitorOptions,
     ProbeOptions,
+    SolverOptions,
     StartOptions,
 )
 from medsynth.files import write_json
@@ -72,10 +73,12 @@ def make_fold(scans: Path, fold: int, out: Path) -> Path:
     return path
 
 
-def run_fold(cohort: Path, steps: int, rare_steps: int, scans: int, config: str) -> Path:
+def run_fold(cohort: Path, arguments: argparse.Namespace) -> Path:
     """Train both stages, sample and evaluate one fold; return the report's folder."""
-    folder, options = cohort.parent, medsynth.load_config(config)
-    common = medsynth.train(**options | {"max_steps": steps, "leave_out": RARE}, cohort=cohort, out=folder / "common")
+    folder, options, rare_steps = cohort.parent, medsynth.load_config(arguments.config), arguments.rare_steps
+    common = medsynth.train(
+        **options | {"max_steps": arguments.steps, "leave_out": RARE}, cohort=cohort, out=folder / "common"
+    )
     second = options | {
         "max_steps": rare_steps,
         "start": StartOptions(run=str(common.folder)),
@@ -85,7 +88,13 @@ def run_fold(cohort: Path, steps: int, rare_steps: int, scans: int, config: str)
     }
     run = medsynth.train(**second, cohort=cohort, out=folder / "run")
     guidance = GuidanceOptions(scale=2.5, sigma_low=0.5, sigma_high=20.0, against=f"{RARE}={COMMON},{COMMON}={RARE}")
-    made = medsynth.sample(run=run.folder, count=scans, out=folder / "synthetic", guidance=guidance)
+    made = medsynth.sample(
+        run=run.folder,
+        count=arguments.count,
+        out=folder / "synthetic",
+        guidance=guidance,
+        solver=SolverOptions(precision=arguments.precision),
+    )
     report = folder / "report"
     if not (report / "report.json").is_file():
         medsynth.evaluate(
@@ -128,6 +137,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=1200, help="on solid nodules")
     parser.add_argument("--rare_steps", type=int, default=300, help="on both classes")
     parser.add_argument("--count", type=int, default=200, help="synthetic scans of each class")
+    parser.add_argument("--precision", default="bf16-mixed", choices=("32-true", "bf16-mixed"), help="of sampling")
     parser.add_argument("--result", type=Path, help="JSON to write")
     arguments = parser.parse_args()
     rows, folds = [], []
@@ -136,7 +146,7 @@ def main() -> None:
     )
     for fold in [int(part) for part in arguments.folds.split(",")]:
         cohort = make_fold(arguments.scans, fold, arguments.out)
-        report = run_fold(cohort, arguments.steps, arguments.rare_steps, arguments.count, arguments.config)
+        report = run_fold(cohort, arguments)
         row = {"fold": fold} | read_row(report / "report.json")
         rows.append(row)
         trainings = report / "trainings"
@@ -156,7 +166,9 @@ def main() -> None:
     figures = ", ".join(f"Δ {name} {shown(whole[name], sign=True)}" for name in FIGURES[:2])
     print(f"over {whole['folds']} folds: {figures}")
     if arguments.result:
-        chosen = {name: getattr(arguments, name) for name in ("folds", "config", "steps", "rare_steps", "count")}
+        chosen = {
+            name: getattr(arguments, name) for name in ("folds", "config", "steps", "rare_steps", "count", "precision")
+        }
         write_json(
             arguments.result, describe_machine() | chosen | {"arm": ARM, "share": SHARE, "gain_ci": whole, "rows": rows}
         )

@@ -14,7 +14,6 @@ from monai.losses import PatchAdversarialLoss
 from monai.networks.nets import AutoencoderKL
 from torch import Tensor
 from torch.func import functional_call
-from torch.optim.swa_utils import AveragedModel
 
 from medsynth.cohorts import PreparedCohort
 from medsynth.config import AugmentOptions, AutoencoderOptions, MonitorOptions, OptimiserOptions
@@ -23,8 +22,8 @@ from medsynth.networks.autoencoder import PatchCritic, divergence
 from medsynth.scans.picture import captioned_rows, write_picture
 from medsynth.seeds import torch_generator
 from medsynth.training.augmentation import Augmentation
+from medsynth.training.average import MovingAverage
 from medsynth.training.draws import make_optimiser, place_noise
-from medsynth.training.module import _warm_average
 from medsynth.training.parts import PartwiseModule, part_slices
 from medsynth.training.perceptual import PerceptualDistance
 from medsynth.training.reconstruction import peak_ratio
@@ -56,8 +55,7 @@ class AutoencoderModule(PartwiseModule):
     ) -> None:
         super().__init__()
         self.autoencoder: AutoencoderKL = codec.autoencoder.requires_grad_(True)
-        self.ema = AveragedModel(self.autoencoder, multi_avg_fn=_warm_average(optimiser.ema_decay), use_buffers=False)
-        self.ema.requires_grad_(False)
+        self.ema = MovingAverage(self.autoencoder, optimiser.ema_decay)
         adversarial = options.adversarial_weight > 0
         self.critic = PatchCritic(channels=shape[0], size=shape[1:]) if adversarial else None
         self.classes = tuple(classes)
@@ -81,15 +79,13 @@ class AutoencoderModule(PartwiseModule):
         scans = batch["scan"]
         total = len(scans) * self.trainer.world_size
         keys = (self.global_step, batch_idx % self.trainer.accumulate_grad_batches)
-        positions = batch.get("position")
-        if positions is None:
-            positions = torch.arange(self.global_rank, total, self.trainer.world_size, device=scans.device)
+        places, positions = self.places(batch, "position", range(self.global_rank, total, self.trainer.world_size))
         generator = torch_generator(self._seed, "step", *keys, device=scans.device)
         parameters = self.augmentation.draw(total, generator)[positions]
         means: dict[str, Tensor] = {}
         for part in part_slices(len(scans), self._accumulate):
             clean = self.augmentation.apply(scans[part], parameters[part])
-            terms = self._terms(clean, positions[part], keys)
+            terms = self._terms(clean, places[part], keys)
             for name, value in terms.items():
                 means[name] = means.get(name, torch.zeros((), device=scans.device)) + value.detach().sum() / len(scans)
             loss = self._weigh(terms) / len(scans)
@@ -137,10 +133,10 @@ class AutoencoderModule(PartwiseModule):
         critic = [] if self.critic is None else list(self.critic.parameters())
         return make_optimiser([*self.autoencoder.parameters(), *critic], self._optimiser, self._total_steps)
 
-    def _terms(self, clean: Tensor, positions: Tensor, keys: tuple[int, int]) -> dict[str, Tensor]:
+    def _terms(self, clean: Tensor, places: Sequence[int], keys: tuple[int, int]) -> dict[str, Tensor]:
         """What the loss is made of, each without its weight, `(N,)`."""
         mean, deviation = (each.float() for each in self.autoencoder.encode(clean))
-        latents = mean + deviation * place_noise(mean, positions, self._seed, *keys)
+        latents = mean + deviation * place_noise(mean, places, self._seed, *keys)
         rebuilt = self.autoencoder.decode(latents).float()
         terms = {
             "error": (rebuilt - clean).abs().flatten(1).mean(1),

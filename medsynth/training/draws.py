@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -13,11 +13,11 @@ from medsynth.config import OptimiserOptions
 from medsynth.seeds import derive_seed
 
 
-def place_noise(like: Tensor, places: Tensor, seed: int, *keys: int | str) -> Tensor:
+def place_noise(like: Tensor, places: Sequence[int], seed: int, *keys: int | str) -> Tensor:
     """Return standard normal noise like `like`; each row's depends on the seed, the keys and its place."""
     generator = torch.Generator(like.device)
     noise = torch.empty_like(like)
-    for row, place in zip(noise, places.tolist(), strict=True):
+    for row, place in zip(noise, places, strict=True):
         generator.manual_seed(derive_seed(seed, "noise", *keys, place))
         row.normal_(generator=generator)
     return noise

@@ -7,13 +7,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim.swa_utils import AveragedModel
 
 from medsynth.config import AugmentOptions, ConditionOptions, NoiseOptions, OptimiserOptions
 from medsynth.diffusion import draw_sigma, loss_weight, match_rank
 from medsynth.networks import Condition, Denoiser, draw_given, give_channels
 from medsynth.seeds import derive_seed, torch_generator
 from medsynth.training.augmentation import Augmentation
+from medsynth.training.average import MovingAverage
 from medsynth.training.draws import make_optimiser, place_noise
 from medsynth.training.parts import PartwiseModule, part_slices
 
@@ -54,8 +54,7 @@ class DiffusionModule(PartwiseModule):
     ) -> None:
         super().__init__()
         self.denoiser = denoiser
-        self.ema = AveragedModel(denoiser, multi_avg_fn=_warm_average(optimiser.ema_decay), use_buffers=False)
-        self.ema.requires_grad_(False)
+        self.ema = MovingAverage(denoiser, optimiser.ema_decay)
         self.classes = tuple(classes)
         self.augmentation = Augmentation(augment, denoiser.rank, mask=condition.mask)
         self._noise, self._optimiser, self._label_dropout = noise, optimiser, label_dropout
@@ -79,9 +78,7 @@ class DiffusionModule(PartwiseModule):
         scans, labels = batch["scan"], batch["label"]
         total = len(scans) * self.trainer.world_size
         keys = (self.global_step, batch_idx % self.trainer.accumulate_grad_batches)
-        positions = batch.get("position")
-        if positions is None:
-            positions = torch.arange(self.global_rank, total, self.trainer.world_size, device=scans.device)
+        places, positions = self.places(batch, "position", range(self.global_rank, total, self.trainer.world_size))
         torch.manual_seed(derive_seed(self._seed, "dropout", *keys, self.global_rank))
         generator = torch_generator(self._seed, "step", *keys, device=scans.device)
         # Every rank draws the small things for the whole global batch and keeps its places, and noise place by place: the
@@ -102,7 +99,7 @@ class DiffusionModule(PartwiseModule):
         mean = torch.zeros((), device=scans.device)
         for part in part_slices(len(scans), self._accumulate):
             clean = self.denoiser.encode(self.augmentation.apply(scans[part], parameters[part]))
-            noise = self._draw_noise(clean, positions[part], *keys)
+            noise = self._draw_noise(clean, places[part], *keys)
             told = condition.rows(part)
             if known is not None:
                 told = told._replace(given=give_channels(clean, known[part]))
@@ -117,9 +114,8 @@ class DiffusionModule(PartwiseModule):
         """Add up the loss of the averaged denoiser for each class and noise level, with fixed noise for each scan."""
         scans, labels = self.averaged.encode(batch["scan"]), batch["label"]
         condition = self.averaged.embedding.make(labels, batch.get("attributes"))
-        numbers = batch.get("index")
-        if numbers is None:
-            numbers = torch.arange(len(scans)) + batch_idx * len(scans)
+        first = batch_idx * len(scans)
+        numbers, _ = self.places(batch, "index", range(first, first + len(scans)))
         for column, level in enumerate(VALIDATION_SIGMAS):
             noise = self._draw_noise(scans, numbers, "validation", column)
             sigma = torch.full((len(scans),), level, device=scans.device)
@@ -156,7 +152,7 @@ class DiffusionModule(PartwiseModule):
         """Return AdamW and the learning-rate schedule."""
         return make_optimiser(self.denoiser.parameters(), self._optimiser, self._total_steps)
 
-    def _draw_noise(self, scans: Tensor, places: Tensor, *keys: int | str) -> Tensor:
+    def _draw_noise(self, scans: Tensor, places: Sequence[int], *keys: int | str) -> Tensor:
         """Standard normal noise like `scans`; each scan's depends on the seed, the keys and its place."""
         return place_noise(scans, places, self._seed, *keys)
 
@@ -173,14 +169,3 @@ def denoising_errors(denoiser: Denoiser, clean: Tensor, noise: Tensor, sigma: Te
         return errors.flatten(1).mean(1)
     free = 1 - condition.given.chunk(2, dim=1)[1]
     return (errors * free).flatten(1).sum(1) / free.flatten(1).sum(1).clamp(min=1)
-
-
-def _warm_average(decay: float) -> Any:
-    """Exponential moving average whose decay rises from 0.1 to `decay` as (1 + n) / (10 + n)."""
-
-    @torch.no_grad()
-    def update(averaged: Any, current: Any, count: Tensor | int) -> None:
-        steps = float(count)
-        torch._foreach_lerp_(list(averaged), list(current), 1 - min(decay, (1 + steps) / (10 + steps)))
-
-    return update

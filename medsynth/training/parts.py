@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import lightning.pytorch as pl
@@ -16,6 +16,20 @@ class PartwiseModule(pl.LightningModule):
 
     Rounding apart, nothing depends on the number of parts.
     """
+
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Keep the places of scans on the host as well: drawing noise asks for them, and a device would have to be waited for."""
+        if isinstance(batch, dict):
+            batch |= {f"{name} here": batch[name].tolist() for name in ("position", "index") if name in batch}
+        return batch
+
+    def places(self, batch: Mapping[str, Any], name: str, otherwise: Sequence[int]) -> tuple[Sequence[int], Tensor]:
+        """Return the places that a batch has under `name`, on the host and on the device; `otherwise` where it has none."""
+        there = batch.get(name)
+        if there is None:
+            return otherwise, torch.tensor(list(otherwise), device=self.device)
+        here = batch.get(f"{name} here")
+        return there.tolist() if here is None else here, there
 
     def on_train_start(self) -> None:
         """Drop gradients that a training left which was cut off within a step."""
