@@ -2,6 +2,7 @@
 
     python -m benchmarks.pictures memorisation --run run --out docs/images/memorisation.png
     python -m benchmarks.pictures synthetic --synthetic synthetic --out docs/images/synthetic.png
+    python -m benchmarks.pictures volumes --run run --synthetic synthetic --out docs/images/volumes.png
     python -m benchmarks.pictures sheet --real cohort.csv --synthetic synthetic --out docs/images/sheet.png
 
 `sheet` shows real scans: only for cohorts whose scans may be published, such as the phantom.
@@ -24,7 +25,7 @@ from medsynth.reporting import training_figures
 from medsynth.reporting.sheets import contact_sheet
 from medsynth.scans.picture import captioned_rows, write_picture
 
-_ACROSS = 8
+_ACROSS, _VOLUMES = 8, 4
 
 
 def memorisation(run: Path) -> bytes:
@@ -42,6 +43,21 @@ def synthetic_rows(synthetic: Path, intensity: IntensityOptions) -> np.ndarray:
             for number, label in enumerate(prepared.classes)
         ]
     )
+
+
+def volume_rows(run: Path, synthetic: Path) -> np.ndarray:
+    """Return the first volumes of each class in three planes, and their masks where the run makes masks."""
+    known, cohort = medsynth.load_run(run), medsynth.read_cohort(synthetic / "cohort.csv")
+    masks = known.spec.mask
+    prepared = prepare_cohort(cohort, grid=known.grid, intensity=known.spec.intensity, mask=masks, progress=False)
+    rows: list[tuple[str, np.ndarray]] = []
+    for number, label in enumerate(prepared.classes):
+        shown = np.asarray(prepared.scans[prepared.indices(label=number)[:_VOLUMES]], dtype=np.float32)
+        rows.append((f"{label} (synthetic)", shown))
+        if masks:
+            rows.append(("mask made with it", shown[:, -1:]))
+    spacing = np.linalg.norm(prepared.affine[:3, :3], axis=0)
+    return captioned_rows(rows, spacing=spacing.tolist())
 
 
 def sheet(real: Path, synthetic: Path, intensity: IntensityOptions, rows: int = 2) -> bytes:
@@ -71,7 +87,7 @@ def _prepared(cohort: Cohort, intensity: IntensityOptions, size: tuple[int, ...]
 def main() -> None:
     """Write one picture."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("kind", choices=("memorisation", "synthetic", "sheet"))
+    parser.add_argument("kind", choices=("memorisation", "synthetic", "volumes", "sheet"))
     parser.add_argument("--run", type=Path)
     parser.add_argument("--real", type=Path)
     parser.add_argument("--synthetic", type=Path)
@@ -82,6 +98,9 @@ def main() -> None:
     intensity = IntensityOptions(method="range", low=options.low, high=options.high)
     if options.kind == "synthetic":
         write_picture(options.out, synthetic_rows(options.synthetic, intensity))
+        return
+    if options.kind == "volumes":
+        write_picture(options.out, volume_rows(options.run, options.synthetic))
         return
     real = options.kind == "sheet"
     write_bytes(options.out, sheet(options.real, options.synthetic, intensity) if real else memorisation(options.run))
