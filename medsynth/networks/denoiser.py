@@ -74,6 +74,17 @@ class Denoiser(nn.Module):
         """Return the shape of the noise from which a scan of shape `(channel, *spatial)` comes."""
         return tuple(scan) if self.codec is None else self.codec.shape(scan)
 
+    def start(self, noise: Tensor, sigma: float) -> Tensor:
+        """Return noise `(N, C, *spatial)` about the mean scan, so that `sigma` times it is what a scan is at the level `sigma`.
+
+        A scan under noise keeps its mean, and the mean over all voxels of a volume is still seen under much noise: its standard
+        deviation is sigma divided by the root of their number. The mean scan is as the bands have it, 0 without `centring`.
+        """
+        grid = [length // self.stem.factor() for length in noise.shape[2:]]
+        means = match_rank(self.band_means[None], noise).expand(1, -1, *grid)
+        mean: Tensor = self.stem.inverse(means)
+        return noise + mean.to(noise.device) / sigma
+
     def encode(self, scans: Tensor) -> Tensor:
         """Return what diffusion acts on: the scans themselves, or their latents."""
         return scans if self.codec is None else self.codec.encode(scans)

@@ -42,14 +42,19 @@ def inpaint_scans(
     device = denoiser.sigma_data.device
     denoise, _ = steer(denoiser, wanted, guidance, rivals, weak, solver.precision)
     known, where = donors.to(device), regions.to(device)
-    distilled = solver.name == "consistency"
+    distilled, sigmas = solver.name == "consistency", noise_levels(solver)
+
+    def draw(*keys: int) -> Tensor:
+        noise = draw_noise(seeds, donors.shape[1:], *keys).to(device)
+        return denoiser.start(noise, float(sigmas[0])) if keys == (0,) else noise
+
     solved = inpaint(
         euler if distilled else SOLVERS[settle_solver(solver).name],
         denoise,
         known,
         where,
-        noise_levels(solver),
-        lambda *keys: draw_noise(seeds, donors.shape[1:], *keys).to(device),
+        sigmas,
+        draw,
         repeats=repeats,
         to_data=distilled,
     )

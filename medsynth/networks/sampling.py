@@ -49,8 +49,9 @@ def sample_scans(
     same condition. The denoiser should be in evaluation mode; the solver `auto` takes it for one, and `consistency`
     for a distilled model.
     """
-    noise = draw_noise(seeds, denoiser.noise_shape(shape))
-    return _solve(denoiser, wanted, noise, noise_levels(solver), seeds, solver, guidance, rivals, weak)
+    sigmas = noise_levels(solver)
+    noise = denoiser.start(draw_noise(seeds, denoiser.noise_shape(shape)), float(sigmas[0]))
+    return _solve(denoiser, wanted, noise, sigmas, seeds, solver, guidance, rivals, weak)
 
 
 @torch.inference_mode()

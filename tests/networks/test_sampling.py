@@ -10,7 +10,10 @@ from medsynth.networks.sampling import edit_scans
 STD = 0.5
 
 
-def build(rank):
+def build(rank, mean=0.0):
+    """The mean of scans is that of the first Haar band, which is 2 ** (rank / 2) times as large."""
+    bands = torch.zeros(2**rank)
+    bands[0] = mean * 2 ** (rank / 2)
     return build_denoiser(
         NetworkOptions(channels=(32, 64), attention=(False, True), head_channels=32),
         channels=1,
@@ -18,6 +21,7 @@ def build(rank):
         classes=2,
         augmentation_parameters=0,
         sigma_data=STD,
+        band_means=bands,
     ).eval()
 
 
@@ -43,6 +47,26 @@ def test_an_edit_follows_the_flow_from_its_noised_donor(rank, strength):
     noisy = donors + strength * draw_noise(seeds, donors.shape[1:])
     exact = (noisy * STD / (STD**2 + strength**2) ** 0.5).clamp(-1, 1)
     torch.testing.assert_close(edits, exact, rtol=0, atol=5e-3)
+
+
+@pytest.mark.parametrize("rank", [2, 3])
+def test_new_scans_have_the_mean_of_scans_from_any_first_level(rank):
+    """For scans ~ Normal(mean, std^2) the deviation from the mean, over sqrt(std^2 + sigma^2), stays as it is along the flow.
+
+    Noise about 0 instead would leave mean * (1 - std / sqrt(std^2 + sigma_max^2)) of it.
+    """
+    mean, seeds, largest = -0.5, [5, 6, 7], 2.0
+    solver = SolverOptions(name="heun", steps=40, sigma_max=largest)
+    shape = (1, *[16] * rank)
+    made = sample_scans(
+        build(rank, mean), torch.tensor([0, 1, 0]), seeds, shape=shape, solver=solver, guidance=GuidanceOptions()
+    )
+    exact = mean + draw_noise(seeds, shape) * largest * STD / (STD**2 + largest**2) ** 0.5
+    torch.testing.assert_close(made, exact.clamp(-1, 1), rtol=0, atol=5e-3)
+    alone = sample_scans(build(rank), torch.tensor([0]), [5], shape=shape, solver=solver, guidance=GuidanceOptions())
+    start = build(rank).start(draw_noise([5], shape), largest)
+    assert torch.equal(start, draw_noise([5], shape)), "without means nothing changes"
+    assert (made[:1] - alone).mean() < -0.3
 
 
 def test_an_edit_of_nothing_from_the_first_level_is_a_new_scan():
