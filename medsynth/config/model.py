@@ -64,8 +64,9 @@ class NetworkOptions:
             group takes the mean shift of its channels away: one channel a group would leave nothing of it.
         dropout: Dropout rate inside the residual blocks while training.
         band_scaling: Measure sigma_data for each Haar band rather than once for all pixels.
-        centring: Take the mean of each band over the training split away first, so that sigma_data is its standard deviation; for
-            scans whose mean is far from the middle of their range, such as lung in CT.
+        centring: Take the mean of each band over the training split away first, so that sigma_data is its standard deviation, and
+            begin new scans about it. Without it volumes come out too near the middle of the intensity range, since their mean is
+            seen even under the largest noise.
         shrinkage: Let the network also say, value by value, how much of what it sees is noise, rather than draw the noise itself.
             It pays where the stem has about as many bands as the network has channels: volumes with two Haar levels.
     """
@@ -79,7 +80,7 @@ class NetworkOptions:
     norm_groups: int = 8
     dropout: float = 0.1
     band_scaling: bool = True
-    centring: bool = False
+    centring: bool = True
     shrinkage: bool = False
 
 
