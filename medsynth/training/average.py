@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -43,11 +42,6 @@ class MovingAverage(AveragedModel):
         self._count += 1
         self.n_averaged += 1
 
-    def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
-        """Load weights and their count."""
-        self._count = None
-        return super().load_state_dict(state_dict, *args, **kwargs)
-
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        self._count = None  # also where a module around this one is loaded
+        self._count = None  # of this module or of one around it
         super()._load_from_state_dict(*args, **kwargs)

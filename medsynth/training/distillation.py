@@ -51,6 +51,5 @@ class DistillationModule(DiffusionModule):
             with torch.random.fork_rng(devices=devices):
                 return denoiser(noisy, level, condition)
 
-        teachers = [partial(each.to(clean.device), condition=condition) for each in self._teachers]
-        teacher = teachers[0] if teachers else None
+        teacher = partial(self._teachers[0].to(clean.device), condition=condition) if self._teachers else None
         return consistency_losses(student, target, clean, noise, sigma, lower, huber=options.huber, teacher=teacher)
