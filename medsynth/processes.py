@@ -7,6 +7,7 @@ is done and what went wrong, and so do it over gloo whatever the device is.
 
 from __future__ import annotations
 
+import atexit
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -200,6 +201,15 @@ def cluster_environment() -> ClusterEnvironment:
     return SLURMEnvironment(auto_requeue=False) if _in_slurm() else LightningEnvironment()
 
 
+def leave_group_at_exit() -> None:
+    """Have this process leave its group before the interpreter ends.
+
+    Threads of gloo that run still when the interpreter takes the group apart abort the process, now and then: exit code -6
+    after work that was done. Lightning leaves groups of nccl by itself, those of gloo it does not.
+    """
+    atexit.register(_leave_group)
+
+
 def is_loss(error: BaseException) -> bool:
     """Return whether an error says that another process cannot be reached any more."""
     import torch.distributed
@@ -209,8 +219,16 @@ def is_loss(error: BaseException) -> bool:
     )
 
 
+def _leave_group() -> None:
+    import torch.distributed
+
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
 def _work_here(fabric: Any, *, work: Callable[..., None], args: tuple[Any, ...]) -> BaseException | None:
     """Return what `work` raised and all processes know of; what only this one knows of is raised, and ends them all."""
+    leave_group_at_exit()
     try:
         work(Ranks(rank=fabric.global_rank, local_rank=fabric.local_rank, world=fabric.world_size), *args)
     except (MedsynthError, OSError, KeyboardInterrupt) as error:

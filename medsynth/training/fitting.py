@@ -21,7 +21,7 @@ from medsynth.cohorts import PreparedCohort, ScanDataset
 from medsynth.config import TrainingPlan, changed_options
 from medsynth.errors import ConfigError
 from medsynth.files import remove_partial
-from medsynth.processes import cluster_environment, is_loss, lost_process
+from medsynth.processes import cluster_environment, is_loss, leave_group_at_exit, lost_process
 from medsynth.runs import ATTRIBUTES_FILE, EARLY_FILE, METRICS_FILE, PATIENTS_FILE, RUN_FILE, WEIGHTS_FILE
 from medsynth.seeds import numpy_generator
 from medsynth.training.batches import StepSampler, class_shares, make_loader
@@ -125,6 +125,7 @@ def make_trainer(
         )
     )
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    leave_group_at_exit()
     try:
         trainer = pl.Trainer(
             accelerator=plan.accelerator,

@@ -1,9 +1,20 @@
 """Twenty steps in float64: `python tests/training/float64.py CONFIG COHORT OUT DEVICES NODES`."""
 
+import atexit
 import sys
 from dataclasses import replace
 
+import torch.distributed
+
 import medsynth
+
+LEFT = "left the group"
+
+
+def say_left():
+    """Say, as the last thing of a process, that it is in no group."""
+    if not torch.distributed.is_initialized():
+        sys.stdout.write(f"{LEFT}\n")
 
 
 def train(config, cohort, out, *, devices=1, num_nodes=1):
@@ -17,4 +28,5 @@ def train(config, cohort, out, *, devices=1, num_nodes=1):
 
 
 if __name__ == "__main__":
+    atexit.register(say_left)
     train(*sys.argv[1:4], devices=int(sys.argv[4]), num_nodes=int(sys.argv[5]))
