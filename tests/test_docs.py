@@ -379,7 +379,7 @@ def test_formula_5_moving_average(m):
 
 
 def test_formulas_6_to_8_noise_levels_and_solvers():
-    low, high, rho, steps = 0.002, 80.0, 7.0, 6
+    low, high, rho, steps = 0.02, 80.0, 7.0, 10
     levels = [
         (high ** (1 / rho) + i / (steps - 1) * (low ** (1 / rho) - high ** (1 / rho))) ** rho for i in range(steps)
     ] + [0.0]

@@ -7,10 +7,12 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import medsynth
-from medsynth.config import BalanceOptions, GuidanceOptions, MonitorOptions, RareOptions, StartOptions
+from medsynth.config import BalanceOptions, GuidanceOptions, MonitorOptions, RareOptions, SolverOptions, StartOptions
 
 # What the common stage is trained with; the grid and the intensities are those of every comparison, too.
 OPTIONS = medsynth.load_config("rare_class_2d")
+# The last noise level that was the default when the tables were begun.
+SOLVER = SolverOptions(sigma_min=0.002)
 
 
 @dataclass(frozen=True, kw_only=True)

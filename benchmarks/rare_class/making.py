@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import medsynth
-from benchmarks.rare_class.candidates import Candidate, Setting, common_stage, rare_stage
+from benchmarks.rare_class.candidates import SOLVER, Candidate, Setting, common_stage, rare_stage
 from medsynth.cohorts import Cohort, Row, write_cohort
 from medsynth.evaluation.downstream.scoring import content_key
 from medsynth.runs import Run
@@ -38,7 +38,12 @@ def make_set(setting: Setting, candidate: Candidate, few: Path, run: Run, seed: 
     }
     if candidate.strength is None:
         sampled = medsynth.sample(
-            run=run.folder, count=counts, out=folder / "sampled", seed=seed, guidance=candidate.guidance
+            run=run.folder,
+            count=counts,
+            out=folder / "sampled",
+            seed=seed,
+            solver=SOLVER,
+            guidance=candidate.guidance,
         )
         return sampled.folder / "cohort.csv"
     for label, count in counts.items():
@@ -49,6 +54,7 @@ def make_set(setting: Setting, candidate: Candidate, few: Path, run: Run, seed: 
             target_class=label,
             count=count,
             strength=candidate.strength,
+            solver=SOLVER,
             out=folder / label,
             seed=seed,
         )

@@ -22,6 +22,7 @@ from sklearn.model_selection import StratifiedGroupKFold
 import medsynth
 from benchmarks.downstream_table import shown
 from benchmarks.machine import describe_machine
+from benchmarks.rare_class.candidates import SOLVER
 from benchmarks.rare_class.confirm import FIGURES, ranked, read_row, read_scores
 from medsynth.cohorts import write_cohort
 from medsynth.config import (
@@ -30,7 +31,6 @@ from medsynth.config import (
     GuidanceOptions,
     MonitorOptions,
     ProbeOptions,
-    SolverOptions,
     StartOptions,
 )
 from medsynth.files import write_json
@@ -93,7 +93,7 @@ def run_fold(cohort: Path, arguments: argparse.Namespace) -> Path:
         count=arguments.count,
         out=folder / "synthetic",
         guidance=guidance,
-        solver=SolverOptions(precision=arguments.precision),
+        solver=replace(SOLVER, precision=arguments.precision),
     )
     report = folder / "report"
     if not (report / "report.json").is_file():

@@ -91,7 +91,7 @@ class Medsynth:
     """medsynth as its verbs use it: `medsynth.train` and `medsynth.generate`, with start-up, checkpoint and loading."""
 
     stem = "haar"
-    solvers: tuple[Solver, ...] = tuple(Solver("dpmpp_2m", steps) for steps in (20, 10, 7, 5))
+    solvers: tuple[Solver, ...] = tuple(Solver("dpmpp_2m", steps) for steps in (20, 10, 7, 5, 4))
     slow_solvers: tuple[Solver, ...] = ()
 
     def __init__(self, setting: Setting) -> None:
@@ -142,7 +142,7 @@ class MedsynthPixel(Medsynth):
     """medsynth without its Haar stem: the network sees pixels, as those of the peers do."""
 
     stem = "pixel"
-    solvers = (Solver("dpmpp_2m", 20), Solver("dpmpp_2m", 10))
+    solvers = tuple(Solver("dpmpp_2m", steps) for steps in (20, 10, 7, 5))
 
 
 class Clock:

@@ -158,7 +158,7 @@ class MonaiDiffusion(Peer):
 class MonaiFlow(MonaiDiffusion):
     """MONAI's UNet with its rectified flow: the network predicts the velocity from noise to scan."""
 
-    solvers = (Solver("RFlow", 20), Solver("RFlow", 10))
+    solvers = tuple(Solver("RFlow", steps) for steps in (20, 10, 7, 5))
     slow_solvers = ()
 
     def make_network(self, options: Any) -> nn.Module:

@@ -26,8 +26,10 @@ from matplotlib.figure import Figure
 
 import medsynth
 from benchmarks.machine import describe_machine
+from benchmarks.spectrum import radial_power
 from medsynth.cohorts import prepare_cohort
 from medsynth.config import FeatureOptions, GuidanceOptions, SolverOptions
+from medsynth.diffusion import noise_levels
 from medsynth.evaluation.fidelity.draws import as_indicators, disjoint_halves, half_size, random_picks
 from medsynth.evaluation.fidelity.measured import DISTANCE, Measured
 from medsynth.files import atomic_path, write_json
@@ -53,12 +55,14 @@ COLOURS = {"dpmpp_2m": "#0072B2", "heun": "#009E73", "consistency": "#D55E00"}
 class Reals:
     """Real scans: features `(N, D)`, and draws of two halves without a common patient.
 
-    `sizes` is how many scans of each class a half has, `draws` positions `(REPEATS, sum of sizes)` twice, class by class.
+    `sizes` is how many scans of each class a half has, `draws` positions `(REPEATS, sum of sizes)` twice, class by class; `power`
+    is the `radial_power` of pictures with the classes in the shares of `sizes`.
     """
 
     features: np.ndarray
     sizes: list[int]
     draws: tuple[np.ndarray, np.ndarray]
+    power: np.ndarray | None
 
 
 def evaluations(solver: SolverOptions) -> int:
@@ -87,21 +91,33 @@ def read_reals(run: Run, path: Path, splits: list[str], extractor: Extractor, wo
         pair = disjoint_halves(prepared.patients[rows], sizes[-1], REPEATS, numpy_generator(0, "steps halves", number))
         halves.append([rows[half] for half in pair])
     one, other = (np.concatenate([pair[side] for pair in halves], axis=1) for side in (0, 1))
-    return Reals(features=np.load(file), sizes=sizes, draws=(one, other))
+    power = None
+    if len(run.spec.shape) == 3:
+        by_class = [
+            radial_power(np.asarray(prepared.scans[prepared.indices(label=number), 0], dtype=np.float32))
+            for number in range(len(sizes))
+        ]
+        power = np.average(by_class, axis=0, weights=sizes)
+    return Reals(features=np.load(file), sizes=sizes, draws=(one, other), power=power)
 
 
 def make_features(
     run: Run, solver: SolverOptions, sizes: list[int], extractor: Extractor, work: Path, *, batch_size: int
-) -> tuple[np.ndarray, float]:
-    """Return the features of new scans, `sizes` of each class, and the seconds that a scan took."""
-    name = f"{run.fingerprint[:16]}-{solver.name}-{solver.steps}-{'-'.join(map(str, sizes))}"
+) -> tuple[np.ndarray, dict[str, Any]]:
+    """Return the features of new scans, `sizes` of each class, and facts: the seconds that a scan took, and their power.
+
+    The power is that of `radial_power`, of the first channel of pictures; volumes have none.
+    """
+    levels = noise_levels(solver, voxels=run.spec.voxels)
+    name = f"{run.fingerprint[:16]}-{solver.name}-{solver.steps}-{'-'.join(map(str, sizes))}-"
+    name += f"{float(levels[0]):.4g}-{float(levels[-2]):.4g}"
     file, facts = work / f"{name}.npy", work / f"{name}.json"
     if not facts.exists():
         device = "cuda" if torch.cuda.is_available() else "cpu"
         denoiser = run.load_denoiser(device)
         labels = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes))
         numbers = torch.cat([torch.arange(size) for size in sizes])
-        parts, seconds = [], 0.0
+        parts, drawn, seconds = [], [], 0.0
         for chosen in torch.arange(len(labels)).split(batch_size):
             seeds = [derive_seed(0, "steps", int(labels[row]), int(numbers[row])) for row in chosen]
             began = time.perf_counter()
@@ -110,10 +126,14 @@ def make_features(
             ).cpu()
             seconds += time.perf_counter() - began
             parts.append(extract_features(extractor, scans.numpy(), progress=False))
+            drawn.append(scans[:, 0].numpy())
         with atomic_path(file) as temporary:
             np.save(temporary, np.concatenate(parts))
-        write_json(facts, {"seconds_per_scan": seconds / len(labels)})
-    return np.load(file), float(json.loads(facts.read_text())["seconds_per_scan"])
+        pictures = np.concatenate(drawn)
+        power = radial_power(pictures).tolist() if pictures.ndim == 3 else None
+        write_json(facts, {"seconds_per_scan": seconds / len(labels), "power": power})
+    known: dict[str, Any] = json.loads(facts.read_text())
+    return np.load(file), known
 
 
 def compare(reals: Reals, made: np.ndarray) -> dict[str, Measured]:
@@ -201,9 +221,10 @@ def main() -> None:
     reals = read_reals(run, arguments.real, arguments.splits.split(","), extractor, arguments.work)
     rows: list[dict[str, Any]] = []
     for each, solver in candidates(run, distilled):
-        made, seconds = make_features(
+        made, known = make_features(
             each, solver, reals.sizes, extractor, arguments.work, batch_size=arguments.batch_size
         )
+        seconds = known["seconds_per_scan"]
         found = {name: dataclasses.asdict(figure) for name, figure in compare(reals, made).items()}
         facts = {"solver": solver.name, "steps": solver.steps, "evaluations": evaluations(solver)}
         rows.append(facts | found | {"seconds_per_scan": seconds})

@@ -23,14 +23,18 @@ Solver = Callable[[Denoise, Tensor, Tensor], Tensor]
 # Fresh standard normal noise for the level of that number, `(N, C, *spatial)`.
 Renoise = Callable[[int], Tensor]
 
-# What a solver does where the options leave it open: steps, and the last noise level before zero.
+# What a solver does where the options leave it open. Measured: docs/speed.md, noise levels.
 _STEPS, _SIGMA_MIN = {"consistency": 2}, {"consistency": 0.3}
-_MANY_STEPS, _SMALL_SIGMA = 20, 0.002
+_MANY_STEPS, _SMALL_SIGMA, _LARGE_SIGMA = 20, 0.02, 80.0
+# With fewer steps than this, which are better spent where there is most to decide.
+_ENOUGH_STEPS, _SMALL_OF_FEW, _SEEN = 10, 0.05, 0.6
 
 
-def settle_solver(options: SolverOptions, *, distilled: bool = False) -> SolverOptions:
+def settle_solver(options: SolverOptions, *, distilled: bool = False, voxels: int | None = None) -> SolverOptions:
     """Return the options with everything named that they leave open, for a denoiser or a distilled model.
 
+    `voxels` is how many values a scan has. The mean over them is what is seen last under noise, with a standard deviation of
+    sigma divided by the root of their number; where that is 0.6, a few steps may begin.
     Raises `ConfigError` where the two do not belong together: what a distilled model returns is no estimate that the
     probability-flow equation could be solved with, and what a denoiser returns after one evaluation is a mean of scans.
     """
@@ -40,34 +44,39 @@ def settle_solver(options: SolverOptions, *, distilled: bool = False) -> SolverO
     if distilled != (name == "consistency"):
         wanted = "consistency for a distilled run" if distilled else "a run of medsynth distill for consistency"
         raise ConfigError(f"solver.name: need {wanted}, got {name}; try solver.name auto")
-    return _filled(replace(options, name=name))
+    return _filled(replace(options, name=name), voxels)
 
 
-def _filled(options: SolverOptions) -> SolverOptions:
-    """The options with steps and last noise level, those of the solver that is named."""
+def _filled(options: SolverOptions, voxels: int | None) -> SolverOptions:
+    """The options with steps and noise levels, those of the solver that is named."""
     steps = _STEPS.get(options.name, _MANY_STEPS) if options.steps is None else options.steps
-    sigma_min = _SIGMA_MIN.get(options.name, _SMALL_SIGMA) if options.sigma_min is None else options.sigma_min
-    return replace(options, steps=steps, sigma_min=sigma_min)
+    first, last = options.sigma_max, options.sigma_min
+    few = steps < _ENOUGH_STEPS
+    if first is None:
+        first = min(_LARGE_SIGMA, _SEEN * math.sqrt(voxels)) if few and voxels is not None else _LARGE_SIGMA
+    if last is None:
+        last = _SIGMA_MIN.get(options.name, _SMALL_OF_FEW if few else _SMALL_SIGMA)
+    return replace(options, steps=steps, sigma_min=last, sigma_max=first)
 
 
-def noise_levels(options: SolverOptions) -> Tensor:
-    """Return `(steps + 1,)` float64 noise levels after equation 5, with 0 at the end.
+def noise_levels(options: SolverOptions, *, voxels: int | None = None) -> Tensor:
+    """Return `(steps + 1,)` float64 noise levels after equation 5, with 0 at the end, of scans of so many `voxels`.
 
     Raises `ConfigError` for levels that do not fall or too few steps.
     """
-    options = _filled(options)
-    assert options.steps is not None
-    assert options.sigma_min is not None
-    if options.steps < 1 or not 0 < options.sigma_min < options.sigma_max or options.rho <= 0:
+    options = _filled(options, voxels)
+    steps, low, high, rho = options.steps, options.sigma_min, options.sigma_max, options.rho
+    assert steps is not None
+    assert low is not None
+    assert high is not None
+    if steps < 1 or not 0 < low < high or rho <= 0:
         raise ConfigError(
             "solver: need steps >= 1, rho > 0 and 0 < sigma_min < sigma_max, got "
-            f"steps={options.steps}, rho={options.rho}, sigma_min={options.sigma_min}, sigma_max={options.sigma_max}; "
-            "try the defaults"
+            f"steps={steps}, rho={rho}, sigma_min={low}, sigma_max={high}; try the defaults"
         )
-    ramp = torch.linspace(0, 1, options.steps, dtype=torch.float64)
-    inverse = 1 / options.rho
-    levels = options.sigma_max**inverse + ramp * (options.sigma_min**inverse - options.sigma_max**inverse)
-    return torch.cat([levels**options.rho, torch.zeros(1, dtype=torch.float64)])
+    ramp = torch.linspace(0, 1, steps, dtype=torch.float64)
+    levels = high ** (1 / rho) + ramp * (low ** (1 / rho) - high ** (1 / rho))
+    return torch.cat([levels**rho, torch.zeros(1, dtype=torch.float64)])
 
 
 def edit_sigmas(options: SolverOptions, strength: float) -> Tensor:
@@ -79,9 +88,10 @@ def edit_sigmas(options: SolverOptions, strength: float) -> Tensor:
     Raises `ConfigError` for a strength outside (0, sigma_max), or a schedule that `noise_levels` refuses.
     """
     schedule = noise_levels(options)
-    if not 0 < strength < options.sigma_max:
+    largest = float(schedule[0].round(decimals=9))
+    if not 0 < strength < largest:
         raise ConfigError(
-            f"strength: need a noise level above 0 and below solver.sigma_max={options.sigma_max:g}, got {strength:g}; try 1"
+            f"strength: need a noise level above 0 and below solver.sigma_max={largest:g}, got {strength:g}; try 1"
         )
     return torch.cat([torch.tensor([strength], dtype=torch.float64), schedule[schedule < 0.99 * strength]])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -42,7 +43,7 @@ def inpaint_scans(
     device = denoiser.sigma_data.device
     denoise, _ = steer(denoiser, wanted, guidance, rivals, weak, solver.precision)
     known, where = donors.to(device), regions.to(device)
-    distilled, sigmas = solver.name == "consistency", noise_levels(solver)
+    distilled, sigmas = solver.name == "consistency", noise_levels(solver, voxels=math.prod(donors.shape[2:]))
 
     def draw(*keys: int) -> Tensor:
         noise = draw_noise(seeds, donors.shape[1:], *keys).to(device)

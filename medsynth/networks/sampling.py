@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import partial
 
@@ -49,7 +50,7 @@ def sample_scans(
     same condition. The denoiser should be in evaluation mode; the solver `auto` takes it for one, and `consistency`
     for a distilled model.
     """
-    sigmas = noise_levels(solver)
+    sigmas = noise_levels(solver, voxels=math.prod(shape[1:]))
     noise = denoiser.start(draw_noise(seeds, denoiser.noise_shape(shape)), float(sigmas[0]))
     return _solve(denoiser, wanted, noise, sigmas, seeds, solver, guidance, rivals, weak)
 

@@ -63,6 +63,11 @@ class RunSpec:
     band_means: tuple[float, ...] = ()
 
     @property
+    def voxels(self) -> int:
+        """Voxels of a scan."""
+        return math.prod(self.shape[1:])
+
+    @property
     def channel_names(self) -> tuple[str, ...]:
         """The name of the file that each channel belongs to."""
         return self.channels or (PATH,) * self.shape[0]

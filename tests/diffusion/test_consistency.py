@@ -204,9 +204,34 @@ def test_a_distilled_model_makes_its_last_step_from_where_it_draws_its_detail():
         noise_levels(SolverOptions(name="consistency", steps=0))
 
 
+@pytest.mark.parametrize(
+    ("options", "voxels", "first"),
+    [
+        ({}, 32 * 32, 80.0),
+        ({"steps": 10}, 32 * 32, 80.0),
+        ({"steps": 9}, 32 * 32, 0.6 * 32),
+        ({"steps": 9}, 64 * 64, 0.6 * 64),
+        ({"steps": 9}, 32**3, 80.0),  # 0.6 times the root would be 109
+        ({"steps": 9}, None, 80.0),
+        ({"steps": 9, "sigma_max": 40.0}, 32 * 32, 40.0),
+        ({"name": "consistency"}, 32 * 32, 0.6 * 32),
+    ],
+)
+def test_few_steps_begin_where_the_mean_of_a_scan_is_seen(options, voxels, first):
+    solver = SolverOptions(**options)
+    levels = noise_levels(solver, voxels=voxels)
+    assert float(levels[0]) == pytest.approx(first)
+    last = 0.3 if solver.name == "consistency" else 0.05 if solver.steps == 9 else 0.02
+    assert float(levels[-2]) == pytest.approx(last)
+    settled = settle_solver(solver, distilled=solver.name == "consistency", voxels=voxels)
+    assert torch.equal(noise_levels(settled), levels), "settled once, voxels are no longer asked for"
+
+
 def test_what_a_solver_is_by_default_depends_on_the_run():
-    assert settle_solver(SolverOptions()) == SolverOptions(name="dpmpp_2m", steps=20, sigma_min=0.002)
-    assert settle_solver(SolverOptions(), distilled=True) == SolverOptions(name="consistency", steps=2, sigma_min=0.3)
+    assert settle_solver(SolverOptions()) == SolverOptions(name="dpmpp_2m", steps=20, sigma_min=0.02, sigma_max=80.0)
+    assert settle_solver(SolverOptions(), distilled=True) == SolverOptions(
+        name="consistency", steps=2, sigma_min=0.3, sigma_max=80.0
+    )
     assert settle_solver(SolverOptions(steps=1), distilled=True).steps == 1
     assert settle_solver(SolverOptions(name="heun")).steps == 20
     with pytest.raises(ConfigError, match=r"solver\.name: need consistency for a distilled run, got heun; try"):

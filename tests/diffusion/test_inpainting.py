@@ -48,7 +48,7 @@ def draws(seed=0):
 
 def painted(name, repeats):
     known = scan().expand(COUNT, -1, -1, -1)
-    sigmas = noise_levels(SolverOptions(steps=20, sigma_max=10.0))
+    sigmas = noise_levels(SolverOptions(steps=20, sigma_max=10.0, sigma_min=0.002))
     return inpaint(SOLVERS[name], exact_denoise, known, region(), sigmas, draws(), repeats=repeats)
 
 

@@ -53,10 +53,21 @@ def test_full_schedule_reaches_the_data(name):
     """Down to sigma = 0 with the default 20 steps: on average within 5 % (Euler 15 %) of the data's mean spread of 0.7."""
     denoise, solution = gaussian((1, 8, 8))
     noise = torch.randn(64, 1, 8, 8, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    options = SolverOptions(name=name, steps=20)
-    result = SOLVERS[name](denoise, noise, noise_levels(options))
-    error = (result - solution(noise, options.sigma_max, 0.0)).abs().mean().item()
+    levels = noise_levels(SolverOptions(name=name, steps=20))
+    result = SOLVERS[name](denoise, noise, levels)
+    error = (result - solution(noise, float(levels[0]), 0.0)).abs().mean().item()
     assert error < 0.7 * (0.15 if name == "euler" else 0.05)
+
+
+@pytest.mark.parametrize("last", [0.002, 0.02, 0.2])
+def test_the_last_step_takes_away_what_is_finer_than_its_level(last):
+    """Of a detail with standard deviation s, s / sqrt(s^2 + last^2) is left, here with s = 0.02."""
+    spread = 0.02
+    denoise = lambda noisy, sigma: noisy * spread**2 / (spread**2 + sigma.reshape(-1, 1, 1, 1) ** 2)  # noqa: E731
+    noise = torch.randn(64, 1, 8, 8, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    levels = noise_levels(SolverOptions(steps=300, sigma_max=20.0, sigma_min=last))
+    left = heun(denoise, noise, levels).std() / noise.std() * math.hypot(20.0, spread) / 20.0 / spread
+    assert left.item() == pytest.approx(spread / math.hypot(spread, last), rel=0.01)
 
 
 @pytest.mark.parametrize("name", SOLVERS)
