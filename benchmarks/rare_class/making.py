@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import medsynth
-from benchmarks.rare_class.candidates import SOLVER, Candidate, Setting, common_stage, rare_stage
+from benchmarks.rare_class.candidates import Candidate, Setting, common_stage, rare_stage
 from medsynth.cohorts import Cohort, Row, write_cohort
 from medsynth.evaluation.downstream.scoring import content_key
 from medsynth.runs import Run
@@ -42,7 +42,7 @@ def make_set(setting: Setting, candidate: Candidate, few: Path, run: Run, seed: 
             count=counts,
             out=folder / "sampled",
             seed=seed,
-            solver=SOLVER,
+            solver=candidate.solver,
             guidance=candidate.guidance,
         )
         return sampled.folder / "cohort.csv"
@@ -54,7 +54,7 @@ def make_set(setting: Setting, candidate: Candidate, few: Path, run: Run, seed: 
             target_class=label,
             count=count,
             strength=candidate.strength,
-            solver=SOLVER,
+            solver=candidate.solver,
             out=folder / label,
             seed=seed,
         )
