@@ -253,14 +253,17 @@ class StopOnSignal(Callback):
     def __init__(self, checkpoint: Path, keeper: RunKeeper) -> None:
         self._checkpoint, self._keeper = checkpoint, keeper
         self._received: int | None = None
-        self._previous: dict[int, Any] = {}
+        # Those from before the training: Lightning puts them back when it ends, ahead of `restore_signals`.
+        self._previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        self._taken = False
         self.stopped = False
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Take over the signals, where this is the main thread; here, because Lightning sets its own before."""
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._previous[number] = signal.signal(number, self._receive)
+            self._taken = True
+            for number in self._previous:
+                signal.signal(number, self._receive)
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
         """Stop all ranks if a signal came to any; several ranks ask each other at every tenth step only."""
@@ -273,10 +276,11 @@ class StopOnSignal(Callback):
             trainer.save_checkpoint(self._checkpoint)
 
     def restore_signals(self) -> None:
-        """Give the signals back to whom they belonged."""
-        while self._previous:
-            number, handler = self._previous.popitem()
-            signal.signal(number, handler)
+        """Give the signals back to whom they belonged before the training."""
+        if self._taken:
+            self._taken = False
+            for number, handler in self._previous.items():
+                signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if self._received is not None:

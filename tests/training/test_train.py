@@ -134,6 +134,13 @@ def test_kill_and_resume_gives_the_same_weights(tiny_cohort, tiny_config, tmp_pa
     assert all(values[key] == value for key, value in uninterrupted.items() if key not in missing)
 
 
+def test_signals_belong_to_the_caller_again_after_a_training(tiny_cohort, tiny_config, tmp_path):
+    """Lightning's handler for SIGTERM ends nothing: left behind, it would make the process deaf."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    train(tiny_config, tiny_cohort, tmp_path / "run", max_steps=2)
+    assert {number: signal.getsignal(number) for number in before} == before
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_interrupt_saves_and_leaves_130(number, tiny_cohort, tiny_config, tmp_path):
     out = tmp_path / "run"
