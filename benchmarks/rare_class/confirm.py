@@ -91,6 +91,17 @@ def over_sets(
     return found | {"draws": len(numbers), "sets": len(scores)}
 
 
+def by_draw(rows: list[dict[str, Any]], name: str) -> list[str]:
+    """Return, for each draw, the mean difference over its generators, the smallest and the largest."""
+    lines = []
+    for number in sorted({row["draw"] for row in rows}):
+        values = [row["gain_ci"][name]["value"] for row in rows if row["draw"] == number]
+        lines.append(
+            f"draw {number}: {np.mean(values):+.3f}, {min(values):+.3f} to {max(values):+.3f} over {len(values)} generators"
+        )
+    return lines
+
+
 def ranked(truth: np.ndarray, scores: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """AUROC and AUPRC, means over trainings, `(2, 1 + resamples)`: of all test scans, then of each resample."""
     whole = np.asfortranarray(np.concatenate([np.ones((1, len(truth))), weights]))
@@ -136,6 +147,8 @@ def main() -> None:
             trainings = report / "trainings"
             scores.append((number, read_scores(trainings, row["synthetic"]), read_scores(trainings, row["baseline"])))
             print(_line(row), flush=True)
+    for name in FIGURES:
+        print(f"Δ {name}: " + "; ".join(by_draw(rows, name)))
     # Development scans are those that a draw left out, so there is no bootstrap over draws.
     whole = None if arguments.development else over_sets(scores, *_test_scans(setting, arguments))
     if whole is not None:
