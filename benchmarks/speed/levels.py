@@ -69,14 +69,14 @@ def main() -> None:
             flush=True,
         )
     known = json.loads(arguments.out.read_text())["runs"] if arguments.out.exists() else {}
-    known[arguments.name] = {
+    known[arguments.name] = describe_machine() | {
         "steps_trained": run.steps,
         "shape": run.spec.shape,
         "splits": arguments.splits,
         "scans_a_side": sum(reals.sizes),
         "rows": rows,
     }
-    write_json(arguments.out, describe_machine() | {"runs": known})
+    write_json(arguments.out, {"runs": known})
 
 
 if __name__ == "__main__":
