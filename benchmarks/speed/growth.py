@@ -3,9 +3,9 @@
     python -m benchmarks.speed.growth --out benchmarks/results/growth.json
 
 By size: a training step, a step of the solver, and memory, for the method of `configs/phantom_2d.yaml` (cells of
-`benchmarks.speed.compare`). By scans: `read_cohort`, `prepare_cohort` the first time and once cached, the sampler, and the
-loader's batches, each in a process of its own; the files are links to 256 small pictures. Seconds are of one thread of a
-processor.
+`benchmarks.speed.compare`). By scans: `write_cohort`, `read_cohort`, `prepare_cohort` the first time and once cached, the sampler,
+and the loader's batches, each in a process of its own; the files are links to 256 small pictures. Seconds are of one thread of
+a processor.
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ _SIDE = 32
 _BATCH = 32
 _BATCHES = 200
 FIGURES = {
+    "write_s": "write_cohort, s",
     "read_s": "read_cohort, s",
     "prepare_s": "prepare, s",
     "cached_s": "prepare, cached, s",
@@ -91,6 +92,7 @@ def measure_scans(scans: int, folder: Path) -> dict[str, Any]:
     resting = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     reading = clock.seconds(lambda: medsynth.read_cohort(path))
     cohort = medsynth.read_cohort(path)
+    writing = clock.seconds(lambda: write_cohort(cohort, folder / "again.csv"))
     preparing = clock.seconds(lambda: prepare_cohort(cohort, **options))
     cached = clock.seconds(lambda: prepare_cohort(cohort, **options))
     prepared = prepare_cohort(cohort, **options)
@@ -103,6 +105,7 @@ def measure_scans(scans: int, folder: Path) -> dict[str, Any]:
 
     return {
         "scans": scans,
+        "write_s": writing,
         "read_s": reading,
         "prepare_s": preparing,
         "cached_s": cached,

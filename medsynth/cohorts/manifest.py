@@ -198,17 +198,18 @@ def write_cohort(cohort: Cohort, path: Path | str) -> None:
         raise DataError(
             f"{path}: need attribute names that are no column of a cohort, got {clash[0]!r}; try another name"
         )
+    sequences = cohort.sequences  # looks at every row
     lines = (
         [row.path, row.label, row.patient_id, row.split]
         + [getattr(row, name) or "" for name in optional]
-        + [row.sequences.get(name, "") for name in cohort.sequences]
+        + [row.sequences.get(name, "") for name in sequences]
         + [row.attributes.get(name, "") for name in attributes]
         for row in cohort.rows
     )
     # The YAML first: a CSV that is there can be read.
     if cohort.roots:
         _write_roots(cohort.roots, folder)
-    write_table(path, [*REQUIRED, *optional, *map(sequence_column, cohort.sequences), *attributes], lines)
+    write_table(path, [*REQUIRED, *optional, *map(sequence_column, sequences), *attributes], lines)
 
 
 def check_cohort(cohort: Cohort, *, source: Path | str) -> None:
