@@ -5,7 +5,7 @@ Defaults live here and nowhere else. Nothing in this room imports torch, so `--h
 
 from medsynth.config.autoencoder import AutoencoderOptions, ReconstructionOptions
 from medsynth.config.changes import changed_options
-from medsynth.config.distillation import ConsistencyOptions
+from medsynth.config.distillation import ConsistencyOptions, TrajectoryOptions
 from medsynth.config.editing import InpaintOptions, TrialOptions
 from medsynth.config.evaluation import (
     ClassicalOptions,
@@ -70,6 +70,7 @@ __all__ = [
     "SolverOptions",
     "StartOptions",
     "TrainingPlan",
+    "TrajectoryOptions",
     "TrialOptions",
     "changed_options",
     "parse_pairs",

@@ -1,8 +1,27 @@
-"""Options of the distillation to a model of few steps."""
+"""Options of the distillation to a model of few steps: along trajectories, or to a consistency model."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrajectoryOptions:
+    """How a student of few steps learns where the solver of its teacher goes (after Luhman and Luhman 2021, arXiv 2101.02388).
+
+    Args:
+        evaluations: Network evaluations of the student for a scan, 1 to 4; it can be sampled with no other number.
+        steps: Steps of DPM-Solver++(2M) that the teacher takes for the same.
+        count: Trajectories that are drawn, once, before training; on the disk each takes `evaluations` scans of 2 bytes a voxel
+            until training ends. The classes have equal shares.
+        guidance: Scale of the autoguidance under which they are drawn, by what the teacher was early in its training; 1 for none.
+            The student needs none then.
+    """
+
+    evaluations: int = 2
+    steps: int = 12
+    count: int = 20000
+    guidance: float = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)

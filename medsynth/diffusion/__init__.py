@@ -32,11 +32,19 @@ from medsynth.diffusion.solvers import (
     Solver,
     consistency,
     dpmpp_2m,
+    dpmpp_2m_path,
     edit_sigmas,
     euler,
+    euler_path,
     heun,
     noise_levels,
     settle_solver,
+)
+from medsynth.diffusion.trajectories import (
+    student_solver,
+    trace_trajectory,
+    trajectory_levels,
+    trajectory_losses,
 )
 
 __all__ = [
@@ -56,9 +64,11 @@ __all__ = [
     "consistency_weight",
     "difference_size",
     "dpmpp_2m",
+    "dpmpp_2m_path",
     "draw_sigma",
     "edit_sigmas",
     "euler",
+    "euler_path",
     "guide",
     "heun",
     "inpaint",
@@ -71,4 +81,8 @@ __all__ = [
     "precondition",
     "settle_solver",
     "stage_of",
+    "student_solver",
+    "trace_trajectory",
+    "trajectory_levels",
+    "trajectory_losses",
 ]

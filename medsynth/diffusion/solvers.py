@@ -8,7 +8,8 @@ sigma(t) = t: d noisy / d sigma = (noisy - denoised) / sigma, equation 1.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import pairwise
 
@@ -30,21 +31,38 @@ _MANY_STEPS, _SMALL_SIGMA, _LARGE_SIGMA = 20, 0.02, 80.0
 _ENOUGH_STEPS, _SMALL_OF_FEW, _SEEN = 10, 0.05, 0.6
 
 
-def settle_solver(options: SolverOptions, *, distilled: bool = False, voxels: int | None = None) -> SolverOptions:
+def settle_solver(
+    options: SolverOptions, *, own: SolverOptions | None = None, voxels: int | None = None
+) -> SolverOptions:
     """Return the options with everything named that they leave open, for a denoiser or a distilled model.
 
-    `voxels` is how many values a scan has. The mean over them is what is seen last under noise, with a standard deviation of
-    sigma divided by the root of their number; where that is 0.6, a few steps may begin.
+    `own` is the one solver that a distilled model has, `Run.solver`: of a consistency model its name alone, else its steps and
+    noise levels too, which are then the only ones. `voxels` is how many values a scan has. The mean over them is what is seen
+    last under noise, with a standard deviation of sigma divided by the root of their number; where that is 0.6, a few steps may
+    begin.
     Raises `ConfigError` where the two do not belong together: what a distilled model returns is no estimate that the
     probability-flow equation could be solved with, and what a denoiser returns after one evaluation is a mean of scans.
     """
-    name = options.name
-    if name == "auto":
-        name = "consistency" if distilled else "dpmpp_2m"
-    if distilled != (name == "consistency"):
-        wanted = "consistency for a distilled run" if distilled else "a run of medsynth distill for consistency"
-        raise ConfigError(f"solver.name: need {wanted}, got {name}; try solver.name auto")
-    return _filled(replace(options, name=name), voxels)
+    if own is None:
+        if options.name == "consistency":
+            raise ConfigError(
+                "solver.name: need a run of medsynth distill --method consistency for consistency, got another; try solver.name "
+                "auto"
+            )
+        return _filled(replace(options, name="dpmpp_2m" if options.name == "auto" else options.name), voxels)
+    if options.name not in ("auto", own.name):
+        raise ConfigError(
+            f"solver.name: need {own.name} for this distilled run, got {options.name}; try solver.name auto"
+        )
+    if own.steps is None:
+        return _filled(replace(options, name=own.name), voxels)
+    for field in ("steps", "sigma_min", "sigma_max"):
+        wanted, only = getattr(options, field), getattr(own, field)
+        if wanted not in (None, only):
+            raise ConfigError(
+                f"solver.{field}: need {only:g}, for which this run was distilled, got {wanted:g}; try leaving it out"
+            )
+    return replace(own, precision=options.precision)
 
 
 def _filled(options: SolverOptions, voxels: int | None) -> SolverOptions:
@@ -98,12 +116,17 @@ def edit_sigmas(options: SolverOptions, strength: float) -> Tensor:
 
 def euler(denoise: Denoise, noise: Tensor, sigmas: Tensor) -> Tensor:
     """Solve with Euler's first-order method; one evaluation a step."""
+    return _last(euler_path(denoise, noise, sigmas))
+
+
+def euler_path(denoise: Denoise, noise: Tensor, sigmas: Tensor) -> Iterator[Tensor]:
+    """Yield where `euler` is at every level of `sigmas` but the first, `(N, C, *spatial)` each; the last are the scans."""
     levels = sigmas.tolist()
     noisy = noise * levels[0]
     for sigma, following in pairwise(levels):
         denoised = denoise(noisy, _level(sigma, noisy))
         noisy = denoised + (following / sigma) * (noisy - denoised)
-    return noisy
+        yield noisy
 
 
 def heun(denoise: Denoise, noise: Tensor, sigmas: Tensor) -> Tensor:
@@ -126,20 +149,26 @@ def dpmpp_2m(denoise: Denoise, noise: Tensor, sigmas: Tensor) -> Tensor:
     With alpha = 1 the half log-SNR is -ln(sigma). The data prediction is extrapolated from the last two evaluations; the
     first step and a step to 0 are of first order.
     """
+    return _last(dpmpp_2m_path(denoise, noise, sigmas))
+
+
+def dpmpp_2m_path(denoise: Denoise, noise: Tensor, sigmas: Tensor) -> Iterator[Tensor]:
+    """Yield where `dpmpp_2m` is at every level of `sigmas` but the first, `(N, C, *spatial)` each; the last are the scans."""
     levels = sigmas.tolist()
     noisy = noise * levels[0]
     previous, previous_step = None, 0.0
     for sigma, following in pairwise(levels):
         denoised = denoise(noisy, _level(sigma, noisy))
         if following == 0:
-            return denoised
+            yield denoised
+            return
         step = math.log(sigma / following)
         target = denoised
         if previous is not None:
             target = denoised + (denoised - previous) * (step / (2 * previous_step))
         noisy = (following / sigma) * noisy - math.expm1(-step) * target
         previous, previous_step = denoised, step
-    return noisy
+        yield noisy
 
 
 def consistency(denoise: Denoise, noise: Tensor, sigmas: Tensor, renoise: Renoise) -> Tensor:
@@ -158,6 +187,11 @@ def consistency(denoise: Denoise, noise: Tensor, sigmas: Tensor, renoise: Renois
 
 # Of a denoiser; a distilled model has `consistency` instead, which also needs fresh noise.
 SOLVERS: dict[str, Solver] = {"dpmpp_2m": dpmpp_2m, "heun": heun, "euler": euler}
+
+
+def _last(path: Iterator[Tensor]) -> Tensor:
+    """Where a path ends."""
+    return deque(path, maxlen=1)[0]
 
 
 def _level(sigma: float, noisy: Tensor) -> Tensor:

@@ -137,7 +137,7 @@ def generate(
     run = load_run(run)
     where, asked = plan_prompt(run, prompt, prompt_words, where)
     counts = parse_counts(count, run.spec.classes, named=asked.classes if asked else ())
-    solver = settle_solver(solver, distilled=run.distilled, voxels=run.spec.voxels)
+    solver = settle_solver(solver, own=run.solver, voxels=run.spec.voxels)
     weak = check_guidance_of(run, guidance)
     attributes = plan_attributes(run, where, where_from)
     found = find_given(run, given, list(counts), seed=seed, progress=False)

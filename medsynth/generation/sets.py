@@ -106,7 +106,7 @@ def plan_set(
 ) -> SetPlan:
     """Return the plan of a set; `ConfigError` for whatever these options can get wrong, before the first file."""
     check_world(devices=devices, num_nodes=num_nodes)
-    solver = settle_solver(solver, distilled=run.distilled, voxels=run.spec.voxels)
+    solver = settle_solver(solver, own=run.solver, voxels=run.spec.voxels)
     noise_levels(solver)
     weak = check_guidance_of(run, guidance)
     plan_chunks(counts, batch_size)

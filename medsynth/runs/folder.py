@@ -31,7 +31,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from medsynth.cohorts.attributes import AttributeTable
-from medsynth.config import GridOptions
+from medsynth.config import GridOptions, SolverOptions
 from medsynth.errors import ConfigError, DataError
 from medsynth.files import atomic_path, hash_file, write_json
 from medsynth.networks import Denoiser
@@ -115,8 +115,36 @@ class Run:
 
     @property
     def distilled(self) -> bool:
-        """Whether it is a consistency model, made by `medsynth distill`; what it returns is then no mean of scans."""
+        """Whether it is a model of few steps, made by `medsynth distill`; what it returns is then no mean of scans."""
         return bool(self.options.get("distilled"))
+
+    @property
+    def solver(self) -> SolverOptions | None:
+        """The one solver of a distilled run; None for a denoiser, which every solver takes.
+
+        Of a consistency model that is a name, of one that learnt trajectories steps and noise levels too. `DataError` if the run
+        does not say which.
+        """
+        if not self.distilled:
+            return None
+        told = self.options["distilled"]
+        if "trajectories" not in told:
+            return SolverOptions(name="consistency")
+        steps, low, high = (told.get("solver", {}).get(name) for name in ("steps", "sigma_min", "sigma_max"))
+        if not (is_whole(steps) and steps > 0 and is_positive(low) and is_positive(high) and low < high):
+            raise DataError(
+                f"{self.folder / RUN_FILE}: need the steps and noise levels that it was distilled for, got {told!r}; try "
+                "distilling it again"
+            )
+        return SolverOptions(name="euler", steps=steps, sigma_min=low, sigma_max=high)
+
+    def check_editable(self) -> None:
+        """Raise `ConfigError` for a run that goes from noise to scans in fixed steps, on which no scan lies to begin from."""
+        if self.solver is not None and self.solver.steps is not None:
+            raise ConfigError(
+                f"{self.folder}: need a run of medsynth train to change real scans, got one distilled to fixed steps; try the "
+                "run it came from"
+            )
 
     def read_metrics(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         """Return `(steps, values)`, both `(N,)`, of every metric in metrics.csv; nothing if there is no such file.

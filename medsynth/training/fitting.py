@@ -40,6 +40,7 @@ _OWN = (
     "previews",
     "checkpoints",
     "tensorboard",
+    "trajectories",
 )
 # What may change between two calls of the same training. The numbers of processes and of parts of a batch change which dropout
 # masks are drawn (and a GPU draws other noise than a CPU), so weights are the same to the last bit only where these stay.
@@ -99,17 +100,17 @@ def make_trainer(
     previews: Callback | None,
     validate: bool,
     progress: bool,
-    early: Callback | None = None,
+    before: Sequence[Callback] = (),
 ) -> tuple[pl.Trainer, StopOnSignal]:
     """Return the trainer and the callback that knows whether a signal stopped it; `save(module, step)` writes the run.
 
-    `early` acts after each step before the run is written.
+    `before` are callbacks that act before the run is written.
     Raises `ConfigError` for devices that are not there.
     """
     monitor = plan.monitor
     keeper = RunKeeper(save, monitor.checkpoint_every)
     stop = StopOnSignal(out / CHECKPOINT, keeper)
-    callbacks: list[Callback] = [*([] if early is None else [early]), stop, keeper]
+    callbacks: list[Callback] = [*before, stop, keeper]
     if progress:
         callbacks.append(Progress())
     if previews is not None:

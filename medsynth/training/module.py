@@ -19,6 +19,7 @@ from medsynth.training.parts import PartwiseModule, part_slices
 
 # Noise levels at which the validation loss is followed: from fine texture to layout.
 VALIDATION_SIGMAS = (0.1, 0.3, 1.0, 3.0, 10.0)
+_VALIDATED = tuple(f"sigma_{level:g}" for level in VALIDATION_SIGMAS)
 
 
 class DiffusionModule(PartwiseModule):
@@ -29,7 +30,8 @@ class DiffusionModule(PartwiseModule):
     (seed, step, position), so it is the same after a resume and for any
     number of processes; only dropout masks differ between ranks. The loss is weighted by the scalar sigma_data of all
     pixels, also where the stem's bands have their own: a band counts with the energy that it has in the scans. Augmentation
-    acts on scans, noise and loss on what the denoiser makes of them (`Denoiser.encode`). `ema` holds the averaged weights,
+    acts on scans, noise and loss on what the denoiser makes of them (`Denoiser.encode`). `validated` names the columns of the
+    validation loss. `ema` holds the averaged weights,
     `averaged` the denoiser to use. The module clips gradients itself, and works a batch off in `accumulate` parts, which
     changes nothing but rounding and dropout masks.
     """
@@ -51,6 +53,7 @@ class DiffusionModule(PartwiseModule):
         label_dropout: float = 0.1,
         accumulate: int = 1,
         seed: int = 0,
+        validated: Sequence[str] = _VALIDATED,
     ) -> None:
         super().__init__()
         self.denoiser = denoiser
@@ -62,7 +65,8 @@ class DiffusionModule(PartwiseModule):
         self._total_steps, self._accumulate, self._seed = total_steps, accumulate, seed
         # The stem is orthonormal, so the mean of the bands' variances is the variance of the pixels.
         self._sigma_data = float(denoiser.sigma_data.square().mean().sqrt())
-        shape = (len(self.classes), len(VALIDATION_SIGMAS))
+        self._validated = tuple(validated)
+        shape = (len(self.classes), len(self._validated))
         self.register_buffer("_validation_sum", torch.zeros(shape, dtype=torch.float64), persistent=False)
         self.register_buffer("_validation_count", torch.zeros(shape, dtype=torch.float64), persistent=False)
 
@@ -119,12 +123,15 @@ class DiffusionModule(PartwiseModule):
         for column, level in enumerate(VALIDATION_SIGMAS):
             noise = self._draw_noise(scans, numbers, "validation", column)
             sigma = torch.full((len(scans),), level, device=scans.device)
-            losses = self._losses(self.averaged, scans, noise, sigma, condition).double()
-            self._validation_sum[:, column].index_add_(0, labels, losses)
-            self._validation_count[:, column].index_add_(0, labels, torch.ones_like(losses))
+            self._count_losses(labels, column, self._losses(self.averaged, scans, noise, sigma, condition))
+
+    def _count_losses(self, labels: Tensor, column: int, losses: Tensor) -> None:
+        """Add losses `(N,)` of validation scans of these classes to one column of what is validated."""
+        self._validation_sum[:, column].index_add_(0, labels, losses.double())
+        self._validation_count[:, column].index_add_(0, labels, torch.ones_like(losses, dtype=torch.float64))
 
     def on_validation_epoch_end(self) -> None:
-        """Log the validation loss: mean over classes and noise levels, and each of them."""
+        """Log the validation loss: mean over classes and columns (noise levels), and each of them."""
         total, count = self.over_ranks(self._validation_sum), self.over_ranks(self._validation_count)
         self._validation_sum.zero_()
         self._validation_count.zero_()
@@ -132,10 +139,8 @@ class DiffusionModule(PartwiseModule):
         losses = total / count.clamp(min=1)
         self.log("val_loss", losses[seen].mean().float(), prog_bar=True, rank_zero_only=True)
         for row in torch.nonzero(seen).flatten().tolist():
-            for column, level in enumerate(VALIDATION_SIGMAS):
-                self.log(
-                    f"val_loss/{self.classes[row]}/sigma_{level:g}", losses[row, column].float(), rank_zero_only=True
-                )
+            for column, name in enumerate(self._validated):
+                self.log(f"val_loss/{self.classes[row]}/{name}", losses[row, column].float(), rank_zero_only=True)
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Step the optimiser, then move the average; here, so that a checkpoint of this step holds both."""

@@ -38,10 +38,10 @@ class PartwiseModule(pl.LightningModule):
     def optimizer_zero_grad(self, *args: Any, **kwargs: Any) -> None:
         """Leave the gradients: the trainer calls this when the training step has begun them already."""
 
-    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        """Step the optimiser, then drop the gradients."""
-        super().optimizer_step(*args, **kwargs)
-        self.zero_grad()
+    def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, *args: Any, **kwargs: Any) -> None:
+        """Step the optimiser, then drop the gradients; the optimiser knows its parameters, the module would look for them."""
+        super().optimizer_step(epoch, batch_idx, optimizer, *args, **kwargs)
+        optimizer.zero_grad()
 
     def add_gradient(self, loss: Tensor) -> None:
         """Add the gradient of a part of the batch; processes exchange the sum once, in the pass of the last part."""

@@ -277,7 +277,7 @@ def _assemble(
         else None,
         validate=monitor.validate_every > 0 and len(prepared.indices(split="val")) > 0,
         progress=progress,
-        early=EarlyWeights(out, monitor.early_share),
+        before=[EarlyWeights(out, monitor.early_share)],
     )
     return trainer, module, stop
 

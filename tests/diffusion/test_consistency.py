@@ -223,20 +223,22 @@ def test_few_steps_begin_where_the_mean_of_a_scan_is_seen(options, voxels, first
     assert float(levels[0]) == pytest.approx(first)
     last = 0.3 if solver.name == "consistency" else 0.05 if solver.steps == 9 else 0.02
     assert float(levels[-2]) == pytest.approx(last)
-    settled = settle_solver(solver, distilled=solver.name == "consistency", voxels=voxels)
+    own = SolverOptions(name="consistency") if solver.name == "consistency" else None
+    settled = settle_solver(solver, own=own, voxels=voxels)
     assert torch.equal(noise_levels(settled), levels), "settled once, voxels are no longer asked for"
 
 
 def test_what_a_solver_is_by_default_depends_on_the_run():
     assert settle_solver(SolverOptions()) == SolverOptions(name="dpmpp_2m", steps=20, sigma_min=0.02, sigma_max=80.0)
-    assert settle_solver(SolverOptions(), distilled=True) == SolverOptions(
+    own = SolverOptions(name="consistency")
+    assert settle_solver(SolverOptions(), own=own) == SolverOptions(
         name="consistency", steps=2, sigma_min=0.3, sigma_max=80.0
     )
-    assert settle_solver(SolverOptions(steps=1), distilled=True).steps == 1
+    assert settle_solver(SolverOptions(steps=1), own=own).steps == 1
     assert settle_solver(SolverOptions(name="heun")).steps == 20
-    with pytest.raises(ConfigError, match=r"solver\.name: need consistency for a distilled run, got heun; try"):
-        settle_solver(SolverOptions(name="heun"), distilled=True)
-    with pytest.raises(ConfigError, match=r"solver\.name: need a run of medsynth distill for consistency"):
+    with pytest.raises(ConfigError, match=r"solver\.name: need consistency for this distilled run, got heun; try"):
+        settle_solver(SolverOptions(name="heun"), own=own)
+    with pytest.raises(ConfigError, match=r"solver\.name: need a run of medsynth distill --method consistency"):
         settle_solver(SolverOptions(name="consistency"))
 
 

@@ -1,4 +1,4 @@
-"""`medsynth distill`: the run that comes out, its resume, and the sets that it makes."""
+"""`medsynth distill --method consistency`: the run that comes out, its resume, and the sets that it makes."""
 
 import json
 import os
@@ -35,7 +35,12 @@ from medsynth.training.distillation import DistillationModule
 MONITOR = MonitorOptions(
     log_every=2, validate_every=4, preview_every=6, checkpoint_every=2, preview_scans=2, memorisation_scans=4
 )
-OPTIONS = {"max_steps": 6, "batch_size": 8, "optimiser": OptimiserOptions(learning_rate=3e-4, warmup_steps=2)}
+OPTIONS = {
+    "method": "consistency",
+    "max_steps": 6,
+    "batch_size": 8,
+    "optimiser": OptimiserOptions(learning_rate=3e-4, warmup_steps=2),
+}
 
 
 def distill(run, cohort, out, **options):
@@ -112,8 +117,21 @@ def test_the_patients_of_the_teacher_are_known_and_nothing_names_them(quick_run,
 def test_an_interrupted_distillation_ends_in_the_same_weights(quick_run, tiny_run, tiny_cohort, tmp_path):
     """`kill -9` between two checkpoints, with dropout, then the same command."""
     out = tmp_path / "run"
-    words = ["distill", "--run", tiny_run.folder, "--cohort", tiny_cohort, "--out", out, "--max_steps", 6]
-    words += ["--batch_size", 8, "--optimiser.warmup_steps", 2, "--progress", "false"]
+    words = ["distill", "--run", tiny_run.folder, "--cohort", tiny_cohort, "--out", out, "--method", "consistency"]
+    words += [
+        "--max_steps",
+        6,
+        "--batch_size",
+        8,
+        "--optimiser.learning_rate",
+        3e-4,
+        "--optimiser.ema_decay",
+        0.999,
+        "--optimiser.warmup_steps",
+        2,
+        "--progress",
+        "false",
+    ]
     for name in (
         "log_every",
         "validate_every",
@@ -222,6 +240,7 @@ def test_edits_by_a_distilled_run(quick_run, tiny_cohort, tmp_path):
 def test_nonsense_is_refused_in_one_line(quick_run, tiny_run, tiny_cohort, tmp_path, capsys, changed, code, named):
     places = {"quick": quick_run.folder, "run": tiny_run.folder}
     given = {"--run": tiny_run.folder, "--cohort": tiny_cohort, "--out": tmp_path / "out", "--progress": "false"}
+    given["--method"] = "consistency"
     given |= {changed[0]: changed[1].format(**places)}
     words = [str(word) for pair in given.items() for word in pair]
     assert run_command(["distill", *words]) == code

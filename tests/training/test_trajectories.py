@@ -1,0 +1,284 @@
+"""`medsynth distill`: trajectories, the student that follows them, its resume, and what can be done with it."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import medsynth
+from medsynth.cli import run_command
+from medsynth.cohorts import read_cohort, write_cohort
+from medsynth.config import (
+    ConditionOptions,
+    GuidanceOptions,
+    InpaintOptions,
+    MonitorOptions,
+    OptimiserOptions,
+    SolverOptions,
+    TrajectoryOptions,
+)
+from medsynth.diffusion import noise_levels
+from medsynth.errors import ConfigError, DataError
+from medsynth.networks import sample_scans
+from medsynth.runs import load_run
+from medsynth.training.trajectories import TrajectoryDataset, plan_trajectories
+
+MONITOR = MonitorOptions(
+    log_every=2, validate_every=4, preview_every=6, checkpoint_every=2, preview_scans=2, memorisation_scans=4,
+    validation_scans=16,
+)  # fmt: skip
+OPTIONS = {
+    "max_steps": 8, "batch_size": 8, "trajectories": TrajectoryOptions(count=300, steps=5),
+    "optimiser": OptimiserOptions(learning_rate=2e-3, ema_decay=0.9, warmup_steps=2),
+}  # fmt: skip
+
+
+def distill(run, cohort, out, **options):
+    return medsynth.distill(
+        run=run.folder, cohort=cohort, out=out, progress=False, **OPTIONS | {"monitor": MONITOR} | options
+    )
+
+
+@pytest.fixture(scope="module")
+def student(tiny_run, tiny_cohort, tmp_path_factory):
+    return distill(tiny_run, tiny_cohort, tmp_path_factory.mktemp("student") / "run")
+
+
+def test_the_result_is_a_run_with_one_solver(student, tiny_run):
+    assert student.spec == tiny_run.spec
+    assert student.distilled
+    assert student.solver == SolverOptions(name="euler", steps=2, sigma_min=0.05, sigma_max=0.6 * 16)
+    assert student.options["distilled"]["run"] == tiny_run.fingerprint[:16]
+    assert student.options["distilled"]["trajectories"] == {
+        "evaluations": 2, "steps": 5, "count": 300, "guidance": 1.0
+    }  # fmt: skip
+    assert student.options["label_dropout"] == 0
+    assert {path.name for path in student.folder.iterdir()} == {
+        "run.json", "model.safetensors", "config.yaml", "patients.json", "metrics.csv", "previews", "checkpoints",
+    }, "trajectories are gone"  # fmt: skip
+    names = set(student.read_metrics())
+    assert {"train_loss", "val_loss", "val_loss/bright/sigma_0.05", "val_loss/bright/end"} <= names
+    assert "memorisation/bright/sample_median" in names
+    assert student.patient_fingerprints() == tiny_run.patient_fingerprints()
+
+
+def test_a_student_comes_nearer_to_where_its_teacher_goes(tiny_run, tiny_cohort, tmp_path):
+    """From new noise, beside the teacher in as few steps; both have the same weights before."""
+    run = distill(
+        tiny_run, tiny_cohort, tmp_path / "run", max_steps=150,
+        monitor=replace(MONITOR, preview_every=0, validate_every=50),
+    )  # fmt: skip
+    labels, seeds = torch.arange(32) % 2, list(range(32))
+    fixed = {"shape": run.spec.shape, "guidance": GuidanceOptions()}
+    ends = {"sigma_min": 0.05, "sigma_max": 0.6 * 16}
+    long = sample_scans(
+        tiny_run.load_denoiser(), labels, seeds, solver=SolverOptions(name="dpmpp_2m", steps=5, **ends), **fixed
+    )
+    few = SolverOptions(name="euler", steps=2, **ends)
+    before = (sample_scans(tiny_run.load_denoiser(), labels, seeds, solver=few, **fixed) - long).abs().mean()
+    after = (sample_scans(run.load_denoiser(), labels, seeds, solver=few, **fixed) - long).abs().mean()
+    assert after < 0.6 * before
+    losses = run.read_metrics()["val_loss"][1]
+    assert losses[-1] < losses[0]
+
+
+@pytest.mark.parametrize("evaluations", [1, 4])
+def test_students_of_other_lengths(tiny_run, tiny_cohort, tmp_path, evaluations):
+    run = distill(
+        tiny_run, tiny_cohort, tmp_path / "run", max_steps=2,
+        trajectories=TrajectoryOptions(evaluations=evaluations, count=16, steps=5),
+    )  # fmt: skip
+    cohort = medsynth.sample(run=run.folder, count="bright=2,dark=1", out=tmp_path / "set", progress=False)
+    assert json.loads((cohort.folder / "provenance.json").read_text())["solver"]["steps"] == evaluations
+    with pytest.raises(
+        ConfigError, match=rf"solver\.steps: need {evaluations}, for which this run was distilled, got 2"
+    ):
+        medsynth.sample(run=run.folder, count=1, out=tmp_path / "other", solver=SolverOptions(steps=2), progress=False)
+
+
+def test_what_a_student_makes_and_what_it_cannot(student, tiny_cohort, tmp_path):
+    cohort = medsynth.sample(run=student.folder, count="bright=3,dark=2", out=tmp_path / "set", progress=False)
+    solver = json.loads((cohort.folder / "provenance.json").read_text())["solver"]
+    assert (solver["name"], solver["steps"], solver["sigma_min"]) == ("euler", 2, 0.05)
+    made = next(iter(medsynth.generate(student, count="dark=1"))).scan
+    assert "euler, 2 steps, sigma 9.6 to 0.05" in made.provenance["solver"]
+    edits = {"run": student.folder, "cohort": tiny_cohort, "donor_class": "dark", "target_class": "bright", "count": 1}
+    for more in ({"strength": 0.5}, {"strength": "auto"}, {"method": "inpaint", "inpaint": InpaintOptions()}):
+        with pytest.raises(ConfigError, match="need a run of medsynth train to change real scans"):
+            medsynth.edit(**edits, out=tmp_path / "edits", progress=False, **more)
+    with pytest.raises(ConfigError, match=r"guidance\.scale: need a run trained with label_dropout above 0"):
+        medsynth.sample(
+            run=student.folder, count=1, out=tmp_path / "guided", guidance=GuidanceOptions(scale=2.0), progress=False
+        )
+    assert {path.name for path in tmp_path.iterdir()} == {"set"}
+
+
+def test_trajectories_are_the_teachers(tiny_run, tiny_cohort, student, tmp_path):
+    """What lies on the disk during training, beside the solver; the files of a kill before the end."""
+    out = tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt):
+        stop_after_drawing(tiny_run, tiny_cohort, out)
+    files = sorted((out / "trajectories").glob("part_*.npy"))
+    points = np.concatenate([np.load(file) for file in files])
+    assert [len(np.load(file)) for file in files] == [256, 60]
+    assert points.shape == (316, 2, 16, 16)
+    from medsynth.cohorts import prepare_cohort
+
+    prepared = prepare_cohort(
+        read_cohort(tiny_cohort), grid=tiny_run.grid, intensity=tiny_run.spec.intensity, progress=False
+    )
+    planned = plan_trajectories(
+        out, prepared, OPTIONS["trajectories"], student.solver, shape=(1, 16, 16), held=16, seed=0
+    )
+    assert np.bincount(planned.labels).tolist() == [158, 158]
+    rows = [0, 1, 300]
+    noise = planned.noise(rows)
+    denoiser = tiny_run.load_denoiser()
+    solver = SolverOptions(name="dpmpp_2m", steps=5, sigma_min=0.05, sigma_max=0.6 * 16)
+    from medsynth.diffusion import dpmpp_2m
+
+    condition = denoiser.embedding.make(torch.from_numpy(planned.labels[rows]))
+    with torch.inference_mode():
+        levels = noise_levels(solver)
+        ends = dpmpp_2m(
+            lambda noisy, sigma: denoiser(noisy, sigma, condition), denoiser.start(noise, float(levels[0])), levels
+        )
+    # Half precision on the disk.
+    np.testing.assert_allclose(points[rows, 1:], ends.numpy(), atol=2e-3)
+    item = TrajectoryDataset(planned, range(300, 316))[0]
+    torch.testing.assert_close(item["noise"], noise[2])
+    np.testing.assert_array_equal(item["scan"].numpy(), points[300].astype(np.float32))
+
+
+def stop_after_drawing(run, cohort, out):
+    from medsynth.training.trajectories import TrajectoryModule
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TrajectoryModule, "training_step", interrupt)
+        distill(run, cohort, out)
+
+
+def test_an_interrupted_distillation_ends_in_the_same_weights(student, tiny_run, tiny_cohort, tmp_path):
+    """`kill -9` while trajectories are drawn, then between two checkpoints, then the same command."""
+    out = tmp_path / "run"
+    words = ["distill", "--run", tiny_run.folder, "--cohort", tiny_cohort, "--out", out, "--progress", "false"]
+    words += ["--max_steps", 8, "--batch_size", 8, "--trajectories.count", 300, "--trajectories.steps", 5]
+    words += ["--optimiser.learning_rate", 2e-3, "--optimiser.ema_decay", 0.9, "--optimiser.warmup_steps", 2]
+    for name in ("log_every", "validate_every", "preview_every", "checkpoint_every", "preview_scans"):
+        words += [f"--monitor.{name}", getattr(MONITOR, name)]
+    words += ["--monitor.memorisation_scans", 4, "--monitor.validation_scans", 16]
+    command = [sys.executable, "-m", "medsynth", *map(str, words)]
+
+    def kill_once(there):
+        process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+        deadline = time.time() + 200
+        while not there.exists() and process.poll() is None and time.time() < deadline:
+            time.sleep(0.002)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        assert there.exists()
+
+    first = out / "trajectories" / "part_00000.npy"
+    kill_once(first)
+    stamp = first.stat().st_mtime_ns
+    kill_once(out / "checkpoints" / "last.ckpt")
+    assert load_run(out).steps < 8
+    assert first.stat().st_mtime_ns == stamp, "drawn once"
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200, env=os.environ)
+    assert done.returncode == 0, done.stderr
+    whole, resumed = (load_file(run / "model.safetensors") for run in (student.folder, out))
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    assert not (out / "trajectories").exists()
+    with pytest.raises(ConfigError, match=r"distilled\.trajectories\.count 300 -> 200"):
+        distill(tiny_run, tiny_cohort, out, trajectories=TrajectoryOptions(count=200, steps=5))
+
+
+def test_two_processes_draw_and_follow_what_one_does(student, tiny_run, tiny_cohort, tmp_path):
+    """Noise and batches are the same, sums are taken in another order."""
+    words = ["distill", "--run", tiny_run.folder, "--cohort", tiny_cohort, "--out", tmp_path / "run"]
+    words += ["--max_steps", 8, "--batch_size", 8, "--trajectories.count", 300, "--trajectories.steps", 5]
+    words += ["--optimiser.learning_rate", 2e-3, "--optimiser.ema_decay", 0.9, "--optimiser.warmup_steps", 2]
+    words += ["--monitor.validate_every", 4, "--monitor.preview_every", 0, "--monitor.validation_scans", 16]
+    words += ["--devices", 2, "--accelerator", "cpu", "--progress", "false"]
+    done = subprocess.run(
+        [sys.executable, "-m", "medsynth", *map(str, words)], capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    first, second = (load_file(folder / "model.safetensors") for folder in (student.folder, tmp_path / "run"))
+    assert max(float((first[name] - second[name]).abs().max()) for name in first) < 2e-3
+    losses = [run.read_metrics()["val_loss"][1] for run in (student, load_run(tmp_path / "run"))]
+    assert losses[0].tolist() == pytest.approx(losses[1].tolist(), rel=0.02)
+
+
+def test_attributes_of_the_teacher_are_those_of_the_student(tiny_cohort, tiny_config, tmp_path):
+    cohort = read_cohort(tiny_cohort)
+    rows = tuple(
+        replace(row, attributes={"level": str(number % 7)}, root="scans") for number, row in enumerate(cohort.rows)
+    )
+    write_cohort(replace(cohort, folder=tmp_path, rows=rows, roots={"scans": cohort.folder}), tmp_path / "cohort.csv")
+    config = medsynth.load_config(str(tiny_config)) | {"max_steps": 2, "monitor": replace(MONITOR, preview_every=0)}
+    teacher = medsynth.train(
+        **config, cohort=tmp_path / "cohort.csv", out=tmp_path / "teacher", progress=False,
+        condition=ConditionOptions(attributes="level"),
+    )  # fmt: skip
+    run = distill(teacher, tmp_path / "cohort.csv", tmp_path / "run", max_steps=2)
+    assert run.attribute_table() == teacher.attribute_table()
+    made = medsynth.sample(run=run.folder, count="dark=2", where="level=2..3", out=tmp_path / "set", progress=False)
+    assert {row.attributes["level"] for row in made.rows} <= {"2", "3"}
+
+
+@pytest.mark.parametrize(
+    ("changed", "named"),
+    [
+        (["--trajectories.evaluations", "0"], "trajectories.evaluations: need 1 to 4"),
+        (["--run", "{student}"], "need a run of medsynth train to distill"),
+    ],
+)
+def test_nonsense_is_refused_in_one_line(student, tiny_run, tiny_cohort, tmp_path, capsys, changed, named):
+    given = {"--run": tiny_run.folder, "--cohort": tiny_cohort, "--out": tmp_path / "out", "--progress": "false"}
+    given |= {changed[0]: changed[1].format(student=student.folder)}
+    words = [str(word) for pair in given.items() for word in pair]
+    assert run_command(["distill", *words]) == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("medsynth:")]
+    assert len(lines) == 1
+    assert named in lines[0]
+    assert not (tmp_path / "out").exists()
+
+
+def test_guidance_is_in_the_trajectories(tiny_run, tiny_cohort, student, tmp_path):
+    """By what the teacher was early in its training; a run without is refused."""
+    guided = TrajectoryOptions(count=16, steps=5, guidance=3.0)
+    plain = distill(tiny_run, tiny_cohort, tmp_path / "plain", trajectories=replace(guided, guidance=1.0), max_steps=4)
+    run = distill(tiny_run, tiny_cohort, tmp_path / "run", trajectories=guided, max_steps=4)
+    first, second = (load_file(each.folder / "model.safetensors") for each in (plain, run))
+    assert any(not torch.equal(first[name], second[name]) for name in first)
+    folder = tmp_path / "teacher"
+    shutil.copytree(tiny_run.folder, folder)
+    content = json.loads((folder / "run.json").read_text())
+    del content["checksums"]["early.safetensors"]
+    (folder / "run.json").write_text(json.dumps(content))
+    with pytest.raises(ConfigError, match=r"trajectories\.guidance: need a run that kept the weights it had early on"):
+        distill(load_run(folder), tiny_cohort, tmp_path / "none", trajectories=guided)
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_run_that_forgot_its_levels_is_refused(student, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(student.folder, folder)
+    content = json.loads((folder / "run.json").read_text())
+    content["options"]["distilled"]["solver"]["steps"] = "two"
+    (folder / "run.json").write_text(json.dumps(content))
+    with pytest.raises(DataError, match=r"run\.json: need the steps and noise levels that it was distilled for"):
+        medsynth.sample(run=folder, count=1, out=tmp_path / "set", progress=False)
