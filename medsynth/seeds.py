@@ -33,3 +33,17 @@ def torch_generator(seed: int, *keys: int | str, device: torch.device | str = "c
     generator = torch.Generator(device=device)
     generator.manual_seed(derive_seed(seed, *keys))
     return generator
+
+
+def seed_layers(seed: int, *keys: int | str, device: torch.device) -> None:
+    """Seed what layers such as dropout draw from on `device` (and the processor) for `(seed, *keys)`.
+
+    As `torch.manual_seed`, which seeds every kind of device that there might be and takes a millisecond for it.
+    """
+    import torch
+
+    torch.default_generator.manual_seed(derive_seed(seed, *keys))
+    if device.type == "cuda":
+        torch.cuda.manual_seed(derive_seed(seed, *keys))
+    elif device.type == "mps":
+        torch.mps.manual_seed(derive_seed(seed, *keys))

@@ -1,10 +1,11 @@
 import subprocess
 import sys
 
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from medsynth.seeds import derive_seed, numpy_generator, torch_generator
+from medsynth.seeds import derive_seed, numpy_generator, seed_layers, torch_generator
 
 keys = st.lists(st.integers() | st.text(max_size=5), max_size=4)
 
@@ -27,3 +28,10 @@ def test_generators_repeat():
     assert numpy_generator(1, "a").random() == numpy_generator(1, "a").random()
     assert numpy_generator(1, "a").random() != numpy_generator(1, "b").random()
     assert torch_generator(1, "a").initial_seed() == torch_generator(1, "a").initial_seed()
+
+
+def test_layers_draw_as_after_manual_seed():
+    seed_layers(3, "dropout", 5, device=torch.device("cpu"))
+    found = torch.rand(4)
+    torch.manual_seed(derive_seed(3, "dropout", 5))
+    assert torch.equal(found, torch.rand(4))

@@ -3,9 +3,9 @@
     python -m benchmarks.speed.growth --out benchmarks/results/growth.json
 
 By size: a training step, a step of the solver, and memory, for the method of `configs/phantom_2d.yaml` (cells of
-`benchmarks.speed.compare`). By scans: `write_cohort`, `read_cohort`, `prepare_cohort` the first time and once cached, the sampler,
-and the loader's batches, each in a process of its own; the files are links to 256 small pictures. Seconds are of one thread of
-a processor.
+`benchmarks.speed.compare`). By scans: `write_cohort`, `read_cohort`, `prepare_cohort` the first time and once cached, the
+sampler, and the loader's batches, each in a process of its own; the files are links to 256 small pictures. Seconds are of one
+thread of a processor.
 """
 
 from __future__ import annotations

@@ -1,9 +1,12 @@
-"""Likeness against network evaluations: a run by several solvers, and the run that was distilled from it.
+"""Likeness against network evaluations: a run by several solvers, and the runs that were distilled from it.
 
-    python -m benchmarks.speed.steps --run teacher --distilled quick --real fresh/cohort.csv --splits train,val,test \
-        --work work/steps --out benchmarks/results/speed_steps.json --figure docs/images/speed_steps.png
+    python -m benchmarks.speed.steps --run teacher --distilled student1 student2 student4 --real fresh/cohort.csv \
+        --splits train,val,test --work work/steps --out benchmarks/results/speed_steps.json \
+        --figure docs/images/speed_steps.png
 
-Real scans must be new to both runs. Every candidate makes as many scans of each class as a half of them has, under the same
+A distilled run is sampled by its own solver, a consistency model with 1, 2 and 4 steps. The claim is that two evaluations of a
+distilled run are no worse than 20 steps of DPM-Solver++ by more than half the width of real against real. Real scans must be
+new to all runs. Every candidate makes as many scans of each class as a half of them has, under the same
 seeds; its KID and Fréchet distance (EfficientNet-Lite0, principal axes) are those of the fidelity table, beside the two halves.
 What has been computed lies in `--work` and is not computed again.
 """
@@ -14,8 +17,8 @@ import argparse
 import dataclasses
 import json
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,12 +46,16 @@ from medsynth.seeds import derive_seed, numpy_generator
 AXES, REPEATS = 64, 100
 # What says most comes first: each takes its time, and the result is written after each.
 SOLVERS = [
-    *(SolverOptions(name="dpmpp_2m", steps=steps) for steps in (20, 2, 4, 8, 1, 6)),
+    *(SolverOptions(name="dpmpp_2m", steps=steps) for steps in (20, 2, 4, 7, 1, 5)),
     *(SolverOptions(name="heun", steps=steps) for steps in (18, 4, 2)),
 ]
-DISTILLED = [SolverOptions(name="consistency", steps=steps) for steps in (1, 2, 4)]
-TITLES = {"dpmpp_2m": "DPM-Solver++(2M)", "heun": "Heun", "consistency": "distilled"}
-COLOURS = {"dpmpp_2m": "#0072B2", "heun": "#009E73", "consistency": "#D55E00"}
+TITLES = {
+    "dpmpp_2m": "DPM-Solver++(2M)",
+    "heun": "Heun",
+    "euler": "distilled, trajectories",
+    "consistency": "distilled, consistency",
+}
+COLOURS = {"dpmpp_2m": "#0072B2", "heun": "#009E73", "euler": "#D55E00", "consistency": "#CC79A7"}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -167,10 +174,33 @@ def compare(reals: Reals, made: np.ndarray) -> dict[str, Measured]:
     }
 
 
-def candidates(run: Run, distilled: Run) -> Iterator[tuple[Run, SolverOptions]]:
-    """Yield what is compared, the distilled run first."""
-    yield from ((distilled, solver) for solver in DISTILLED)
+def candidates(run: Run, distilled: Sequence[Run]) -> Iterator[tuple[Run, SolverOptions]]:
+    """Yield what is compared, the distilled runs first."""
+    for each in distilled:
+        own = each.solver
+        assert own is not None
+        if own.steps is not None:
+            yield each, own
+        else:
+            yield from ((each, replace(own, steps=steps)) for steps in (1, 2, 4))
     yield from ((run, solver) for solver in SOLVERS)
+
+
+def read_claim(rows: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+    """Return whether two evaluations of a distilled run are as good as 20 steps, None while either is missing."""
+    many = [row for row in rows if row["solver"] == "dpmpp_2m" and row["steps"] == 20]
+    two = [row for row in rows if row["distilled"] and row["evaluations"] == 2]
+    if not many or not two:
+        return None
+    best, long = min(two, key=lambda row: float(row["fd"]["value"])), many[0]["fd"]
+    margin = (long["real_high"] - long["real_low"]) / 2
+    return {
+        "two_evaluations": best["fd"]["value"],
+        "of": best["distilled"],
+        "twenty_steps": long["value"],
+        "margin": margin,
+        "held": best["fd"]["value"] <= long["value"] + margin,
+    }
 
 
 def draw_figure(result: dict[str, Any], path: Path) -> None:
@@ -185,6 +215,8 @@ def draw_figure(result: dict[str, Any], path: Path) -> None:
             rows = sorted(
                 (row for row in result["rows"] if row["solver"] == name), key=lambda row: int(row["evaluations"])
             )
+            if not rows:
+                continue
             axes.plot(
                 [row["evaluations"] for row in rows],
                 [row[measure]["value"] for row in rows],
@@ -205,7 +237,7 @@ def main() -> None:
     """Measure what is missing and write the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", type=Path, required=True)
-    parser.add_argument("--distilled", type=Path, required=True)
+    parser.add_argument("--distilled", type=Path, nargs="+", required=True)
     parser.add_argument("--real", type=Path, required=True)
     parser.add_argument("--splits", default="test")
     parser.add_argument("--batch_size", type=int, default=32)
@@ -213,33 +245,39 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--figure", type=Path)
     arguments = parser.parse_args()
-    run, distilled = medsynth.load_run(arguments.run), medsynth.load_run(arguments.distilled)
-    if not distilled.distilled or distilled.options["distilled"]["run"] != run.fingerprint[:16]:
-        raise SystemExit(f"{arguments.distilled}: need a run that was distilled from {arguments.run}")
+    run, distilled = medsynth.load_run(arguments.run), [medsynth.load_run(path) for path in arguments.distilled]
+    for each in distilled:
+        if not each.distilled or each.options["distilled"]["run"] != run.fingerprint[:16]:
+            raise SystemExit(f"{each.folder}: need a run that was distilled from {arguments.run}")
     arguments.work.mkdir(parents=True, exist_ok=True)
     extractor = open_extractor(FeatureOptions(), device="cuda" if torch.cuda.is_available() else "cpu")
     reals = read_reals(run, arguments.real, arguments.splits.split(","), extractor, arguments.work)
     rows: list[dict[str, Any]] = []
-    for each, solver in candidates(run, distilled):
+    for chosen, solver in candidates(run, distilled):
         made, known = make_features(
-            each, solver, reals.sizes, extractor, arguments.work, batch_size=arguments.batch_size
+            chosen, solver, reals.sizes, extractor, arguments.work, batch_size=arguments.batch_size
         )
         seconds = known["seconds_per_scan"]
         found = {name: dataclasses.asdict(figure) for name, figure in compare(reals, made).items()}
         facts = {"solver": solver.name, "steps": solver.steps, "evaluations": evaluations(solver)}
+        facts["distilled"] = chosen.fingerprint[:16] if chosen.distilled else None
         rows.append(facts | found | {"seconds_per_scan": seconds})
         print(
-            f"{TITLES[solver.name]:<18} {evaluations(solver):>3} evaluations: FD {found['fd']['value']:.2f} "
+            f"{TITLES[solver.name]:<23} {evaluations(solver):>3} evaluations: FD {found['fd']['value']:.2f} "
             f"[{found['fd']['low']:.2f}, {found['fd']['high']:.2f}], KID {found['kid']['value']:.5f}; real "
             f"FD {found['fd']['real_median']:.2f}, KID {found['kid']['real_median']:.5f}; {1000 * seconds:.1f} ms",
             flush=True,
         )
         result = describe_machine() | {
             "run": {"fingerprint": run.fingerprint[:16], "steps": run.steps, "training_scans": run.spec.class_counts},
-            "distilled": {"fingerprint": distilled.fingerprint[:16], "steps": distilled.steps}
-            | {name: distilled.options[name] for name in ("batch_size", "optimiser", "distilled")},
+            "distilled": [
+                {"fingerprint": each.fingerprint[:16], "steps": each.steps}
+                | {name: each.options[name] for name in ("batch_size", "optimiser", "distilled")}
+                for each in distilled
+            ],
             "shape": run.spec.shape,
             "scans_a_side": sum(reals.sizes),
+            "claim": read_claim(rows),
             "rows": rows,
         }
         write_json(arguments.out, result)

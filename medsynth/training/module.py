@@ -11,7 +11,7 @@ from torch import Tensor
 from medsynth.config import AugmentOptions, ConditionOptions, NoiseOptions, OptimiserOptions
 from medsynth.diffusion import draw_sigma, loss_weight, match_rank
 from medsynth.networks import Condition, Denoiser, draw_given, give_channels
-from medsynth.seeds import derive_seed, torch_generator
+from medsynth.seeds import seed_layers, torch_generator
 from medsynth.training.augmentation import Augmentation
 from medsynth.training.average import MovingAverage
 from medsynth.training.draws import make_optimiser, place_noise
@@ -83,7 +83,7 @@ class DiffusionModule(PartwiseModule):
         total = len(scans) * self.trainer.world_size
         keys = (self.global_step, batch_idx % self.trainer.accumulate_grad_batches)
         places, positions = self.places(batch, "position", range(self.global_rank, total, self.trainer.world_size))
-        torch.manual_seed(derive_seed(self._seed, "dropout", *keys, self.global_rank))
+        seed_layers(self._seed, "dropout", *keys, self.global_rank, device=scans.device)
         generator = torch_generator(self._seed, "step", *keys, device=scans.device)
         # Every rank draws the small things for the whole global batch and keeps its places, and noise place by place: the
         # draws do not depend on the number of processes.
