@@ -205,6 +205,9 @@ def _auc_row(
 
 def _unsuitable(real: PreparedCohort, run: Run) -> str | None:
     """Return why the run's denoiser cannot look at these scans, or None."""
+    if run.distilled:
+        # Its answers are no means of scans, so that an AUC of 0.5 would calm for nothing.
+        return "a distilled run is no denoiser; its teacher, which saw the patients, can be judged"
     if run.spec.mask and real.channels[-1:] != ("mask",):
         return "the run makes masks, which the real cohort lacks"
     if tuple(real.scans.shape[1:]) != tuple(run.spec.shape):

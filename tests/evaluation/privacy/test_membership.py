@@ -48,6 +48,7 @@ class Spec:
 class FakeRun:
     denoiser: torch.nn.Module
     spec: Spec = Spec()
+    distilled: bool = False
 
     def load_denoiser(self):
         return self.denoiser
@@ -128,6 +129,16 @@ def test_the_loss_is_the_squared_error_at_fixed_noise(real):
     alone = denoising_losses(remembering(real, "train"), real, rows[1:], real.classes, SIGMAS, 7, False)
     both = denoising_losses(remembering(real, "train"), real, rows, real.classes, SIGMAS, 7, False)
     np.testing.assert_allclose(alone[0], both[1], rtol=1e-5)
+
+
+def test_a_distilled_run_is_not_measured(real):
+    """Weights that remember every training scan would be found, but a student's answers are no denoiser's."""
+    remembers = remembering(real, "train")
+    assert score_membership(real, FakeRun(remembers), options=OPTIONS, progress=False).fails
+    result = score_membership(real, FakeRun(remembers, distilled=True), options=OPTIONS, progress=False)
+    assert result.rows == ()
+    assert "its teacher" in result.as_dict()["reason"]
+    assert not result.fails
 
 
 def test_another_grid_is_not_measured(real):
