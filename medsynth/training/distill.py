@@ -366,7 +366,7 @@ def _assemble_trajectories(parts: _Parts) -> _Assembled:
         seed=plan.seed,
     )
     planned.check_space()
-    drawing = DrawTrajectories(planned, parts.teacher, precision=plan.precision, progress=parts.progress)
+    drawing = DrawTrajectories(planned, parts.teacher, plan, progress=parts.progress)
     module = TrajectoryModule(student, solver=parts.solver, **parts.shared())
     trainer, stop = parts.trainer(validate=held > 0, before=[drawing])
     return trainer, module, trajectory_loaders(planned, trainer, plan), stop

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -35,8 +36,8 @@ from medsynth.training.module import DiffusionModule
 from medsynth.training.parts import part_slices
 
 FOLDER = "trajectories"
-# Trajectories of a file, and of one call of the teacher's network.
-_PART, _TOGETHER = 256, 32
+# What a file holds at the most, trajectories and bytes, and how many files are open.
+_PART, _PART_BYTES, _OPEN = 256, 64 << 20, 64
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -44,8 +45,8 @@ class TrajectorySet:
     """Which trajectories there are, and the files that hold them.
 
     `labels` `(N,)` and `attributes` `(N, attributes)`, if any, are their conditions; `shape` is that of a point, `(C, *spatial)`.
-    The last `held` of them are never trained on. A file holds `_PART`, as float16 `(trajectories, points * C, *spatial)`; the
-    noise where a trajectory begins is drawn again from its seed.
+    The last `held` of them are never trained on. A file holds some, as float16 `(trajectories, points * C, *spatial)`; the noise
+    where a trajectory begins is drawn again from its seed.
     """
 
     folder: Path
@@ -58,17 +59,28 @@ class TrajectorySet:
     held: int
 
     @property
+    def bytes_each(self) -> int:
+        """What a trajectory takes on the disk."""
+        return 2 * self.options.evaluations * math.prod(self.shape)
+
+    @property
+    def part_size(self) -> int:
+        """How many trajectories a file holds, but for the last."""
+        return min(_PART, max(1, _PART_BYTES // self.bytes_each))
+
+    @property
     def parts(self) -> int:
         """How many files there are."""
-        return -(-len(self.labels) // _PART)
+        return -(-len(self.labels) // self.part_size)
 
     def rows(self, part: int) -> range:
         """The trajectories that a file holds."""
-        return range(part * _PART, min(len(self.labels), (part + 1) * _PART))
+        return range(part * self.part_size, min(len(self.labels), (part + 1) * self.part_size))
 
     def file(self, part: int) -> Path:
-        """Where they are."""
-        return self.folder / f"part_{part:05d}.npy"
+        """Where they are; the last file of a set with more that are held out has another name."""
+        rows = self.rows(part)
+        return self.folder / f"part_{rows.start:08d}_{rows.stop:08d}.npy"
 
     def noise(self, rows: range | list[int]) -> Tensor:
         """Return the standard normal noise where trajectories begin, `(N, C, *spatial)` on the CPU."""
@@ -77,8 +89,9 @@ class TrajectorySet:
     def check_space(self) -> None:
         """Raise `ConfigError` where the disk has no room for what is missing."""
         missing = sum(len(self.rows(part)) for part in range(self.parts) if not self.file(part).exists())
-        size = 2 * self.options.evaluations * int(np.prod(self.shape))
-        check_space(self.folder, missing * size, purpose="trajectories", option="--out or --trajectories.count")
+        check_space(
+            self.folder, missing * self.bytes_each, purpose="trajectories", option="--out or --trajectories.count"
+        )
 
 
 def plan_trajectories(
@@ -115,8 +128,11 @@ def plan_trajectories(
 class DrawTrajectories(Callback):
     """Draws what is missing of a set before training, every process its share; files that are there are kept."""
 
-    def __init__(self, planned: TrajectorySet, teacher: Run, *, precision: str, progress: bool) -> None:
-        self._planned, self._teacher, self._precision, self._progress = planned, teacher, precision, progress
+    def __init__(self, planned: TrajectorySet, teacher: Run, plan: TrainingPlan, *, progress: bool) -> None:
+        self._planned, self._teacher, self._progress = planned, teacher, progress
+        self._precision = plan.precision
+        # Without a gradient, so in less memory than a part of a training step.
+        self._together = max(1, plan.batch_size // (plan.devices * plan.num_nodes * plan.accumulate))
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Draw, and wait for the others."""
@@ -132,10 +148,9 @@ class DrawTrajectories(Callback):
             shown = self._progress and trainer.is_global_zero
             with tqdm(total=total, desc="drawing trajectories", unit="scan", disable=not shown) as bar:
                 for part in missing:
-                    points = [
-                        self._draw(planned.rows(part)[piece], denoiser, weak, bar)
-                        for piece in part_slices(len(planned.rows(part)), -(-len(planned.rows(part)) // _TOGETHER))
-                    ]
+                    rows = planned.rows(part)
+                    pieces = [rows[first : first + self._together] for first in range(0, len(rows), self._together)]
+                    points = [self._draw(piece, denoiser, weak, bar) for piece in pieces]
                     with atomic_path(planned.file(part)) as temporary, temporary.open("wb") as stream:
                         np.save(stream, np.concatenate(points))
         trainer.strategy.barrier()
@@ -171,8 +186,10 @@ class TrajectoryDataset(Dataset[dict[str, Any]]):
 
     def __getitem__(self, position: int) -> dict[str, Any]:
         planned, row = self._planned, self._rows[position]
-        part, place = divmod(row, _PART)
+        part, place = divmod(row, planned.part_size)
         if part not in self._files:
+            if len(self._files) >= _OPEN:
+                self._files.clear()
             self._files[part] = np.load(planned.file(part), mmap_mode="r")
         item = {
             "scan": torch.from_numpy(np.array(self._files[part][place], dtype=np.float32)),

@@ -30,7 +30,7 @@ from medsynth.diffusion import noise_levels
 from medsynth.errors import ConfigError, DataError
 from medsynth.networks import sample_scans
 from medsynth.runs import load_run
-from medsynth.training.trajectories import TrajectoryDataset, plan_trajectories
+from medsynth.training.trajectories import TrajectoryDataset, TrajectorySet, plan_trajectories
 
 MONITOR = MonitorOptions(
     log_every=2, validate_every=4, preview_every=6, checkpoint_every=2, preview_scans=2, memorisation_scans=4,
@@ -159,7 +159,7 @@ def test_trajectories_are_the_teachers(tiny_run, tiny_cohort, student, tmp_path)
     np.testing.assert_array_equal(item["scan"].numpy(), points[300].astype(np.float32))
 
 
-def stop_after_drawing(run, cohort, out):
+def stop_after_drawing(run, cohort, out, **options):
     from medsynth.training.trajectories import TrajectoryModule
 
     def interrupt(*_):
@@ -167,7 +167,7 @@ def stop_after_drawing(run, cohort, out):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(TrajectoryModule, "training_step", interrupt)
-        distill(run, cohort, out)
+        distill(run, cohort, out, **options)
 
 
 def test_an_interrupted_distillation_ends_in_the_same_weights(student, tiny_run, tiny_cohort, tmp_path):
@@ -190,7 +190,7 @@ def test_an_interrupted_distillation_ends_in_the_same_weights(student, tiny_run,
         process.wait()
         assert there.exists()
 
-    first = out / "trajectories" / "part_00000.npy"
+    first = out / "trajectories" / "part_00000000_00000256.npy"
     kill_once(first)
     stamp = first.stat().st_mtime_ns
     kill_once(out / "checkpoints" / "last.ckpt")
@@ -220,6 +220,28 @@ def test_two_processes_draw_and_follow_what_one_does(student, tiny_run, tiny_coh
     assert max(float((first[name] - second[name]).abs().max()) for name in first) < 2e-3
     losses = [run.read_metrics()["val_loss"][1] for run in (student, load_run(tmp_path / "run"))]
     assert losses[0].tolist() == pytest.approx(losses[1].tolist(), rel=0.02)
+
+
+def test_more_may_be_held_out_when_it_goes_on(tiny_run, tiny_cohort, tmp_path):
+    """`monitor` is free to change; only the last file is drawn again."""
+    out = tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt):
+        stop_after_drawing(tiny_run, tiny_cohort, out)
+    first = out / "trajectories" / "part_00000000_00000256.npy"
+    stamp = first.stat().st_mtime_ns
+    with pytest.raises(KeyboardInterrupt):
+        stop_after_drawing(tiny_run, tiny_cohort, out, monitor=replace(MONITOR, validation_scans=60))
+    assert first.stat().st_mtime_ns == stamp
+    assert (out / "trajectories" / "part_00000256_00000360.npy").exists()
+
+
+def test_volumes_are_kept_in_small_files(student):
+    planned = TrajectorySet(
+        folder=student.folder, solver=student.solver, options=TrajectoryOptions(), seed=0, labels=np.zeros(1000, int),
+        attributes=None, shape=(1, 128, 128, 128), held=0,
+    )  # fmt: skip
+    assert planned.part_size * planned.bytes_each == 64 << 20
+    assert sum(len(planned.rows(part)) for part in range(planned.parts)) == 1000
 
 
 def test_attributes_of_the_teacher_are_those_of_the_student(tiny_cohort, tiny_config, tmp_path):
