@@ -7,7 +7,7 @@ import json
 import logging
 import math
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Sized
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,7 +15,7 @@ import lightning.pytorch as pl
 import numpy as np
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from medsynth.cohorts import PreparedCohort, ScanDataset
 from medsynth.config import TrainingPlan, changed_options
@@ -161,9 +161,32 @@ def make_loaders(prepared: PreparedCohort, trainer: pl.Trainer, plan: TrainingPl
     """Return the loaders of this rank: its part of every training batch, and of the validation scans (None without any)."""
     train = prepared.indices(split="train")
     labels = prepared.labels[train]
+    shares = class_shares(np.bincount(labels, minlength=len(prepared.classes)), plan.balance)
+    return rank_loaders(
+        ScanDataset(prepared, train),
+        labels,
+        shares,
+        ScanDataset(prepared, share_of_rank(validation_scans(prepared, plan), trainer)),
+        trainer,
+        plan,
+    )
+
+
+def rank_loaders(
+    training: Dataset[dict[str, Any]],
+    labels: np.ndarray,
+    shares: np.ndarray,
+    validation: Dataset[dict[str, Any]],
+    trainer: pl.Trainer,
+    plan: TrainingPlan,
+) -> tuple[Any, Any]:
+    """Return the loaders of this rank: its part of every batch of the `training` items, and of its `validation` items, if any.
+
+    `labels` are those of the training items, `shares` those of the classes in the draws.
+    """
     sampler = StepSampler(
         labels,
-        shares=class_shares(np.bincount(labels, minlength=len(prepared.classes)), plan.balance),
+        shares=shares,
         batch_size=plan.batch_size,
         total_steps=plan.max_steps,
         seed=plan.seed,
@@ -171,14 +194,16 @@ def make_loaders(prepared: PreparedCohort, trainer: pl.Trainer, plan: TrainingPl
         rank=trainer.global_rank,
         world=trainer.world_size,
     )
-    everyone = validation_scans(prepared, plan)
-    # As many for every rank: a rank without scans would miss the collective calls of validation.
-    whole = len(everyone) // trainer.world_size * trainer.world_size
-    chosen = everyone[:whole][trainer.global_rank :: trainer.world_size]
     size = max(1, plan.batch_size // trainer.world_size // plan.accumulate)
-    validation = DataLoader(ScanDataset(prepared, chosen), batch_size=size)
-    loader = make_loader(ScanDataset(prepared, train), sampler, num_workers=plan.num_workers)
-    return loader, validation if len(chosen) else None
+    loader = make_loader(training, sampler, num_workers=plan.num_workers)
+    some = isinstance(validation, Sized) and len(validation) > 0
+    return loader, DataLoader(validation, batch_size=size) if some else None
+
+
+def share_of_rank(everyone: np.ndarray, trainer: pl.Trainer) -> np.ndarray:
+    """Return this rank's share, as many for every rank: one without any would miss the collective calls of validation."""
+    whole = len(everyone) // trainer.world_size * trainer.world_size
+    return everyone[:whole][trainer.global_rank :: trainer.world_size]
 
 
 def validation_scans(prepared: PreparedCohort, plan: TrainingPlan) -> np.ndarray:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
 from medsynth.cohorts import PreparedCohort
@@ -31,7 +31,7 @@ from medsynth.networks import Condition, Denoiser
 from medsynth.networks.sampling import draw_noise
 from medsynth.runs import Run
 from medsynth.seeds import derive_seed, numpy_generator
-from medsynth.training.batches import StepSampler, make_loader
+from medsynth.training.fitting import rank_loaders, share_of_rank
 from medsynth.training.module import DiffusionModule
 from medsynth.training.parts import part_slices
 
@@ -177,7 +177,7 @@ class DrawTrajectories(Callback):
 class TrajectoryDataset(Dataset[dict[str, Any]]):
     """Trajectories as training scans: `"scan"` float32 `(points * C, *spatial)`, `"noise"` `(C, *spatial)`, label and index."""
 
-    def __init__(self, planned: TrajectorySet, rows: range) -> None:
+    def __init__(self, planned: TrajectorySet, rows: np.ndarray) -> None:
         self._planned, self._rows = planned, rows
         self._files: dict[int, np.ndarray] = {}
 
@@ -185,7 +185,7 @@ class TrajectoryDataset(Dataset[dict[str, Any]]):
         return len(self._rows)
 
     def __getitem__(self, position: int) -> dict[str, Any]:
-        planned, row = self._planned, self._rows[position]
+        planned, row = self._planned, int(self._rows[position])
         part, place = divmod(row, planned.part_size)
         if part not in self._files:
             if len(self._files) >= _OPEN:
@@ -204,23 +204,16 @@ class TrajectoryDataset(Dataset[dict[str, Any]]):
 
 def trajectory_loaders(planned: TrajectorySet, trainer: pl.Trainer, plan: TrainingPlan) -> tuple[Any, Any]:
     """Return the loaders of this rank: its part of every training batch, and of what is held out (None without any)."""
-    count = planned.options.count
-    classes = int(planned.labels.max()) + 1
-    sampler = StepSampler(
+    count, classes = planned.options.count, int(planned.labels.max()) + 1
+    held = share_of_rank(np.arange(count, count + planned.held), trainer)
+    return rank_loaders(
+        TrajectoryDataset(planned, np.arange(count)),
         planned.labels[:count],
-        shares=np.full(classes, 1 / classes),
-        batch_size=plan.batch_size,
-        total_steps=plan.max_steps,
-        seed=plan.seed,
-        first_step=lambda: trainer.global_step,
-        rank=trainer.global_rank,
-        world=trainer.world_size,
+        np.full(classes, 1 / classes),
+        TrajectoryDataset(planned, held),
+        trainer,
+        plan,
     )
-    loader = make_loader(TrajectoryDataset(planned, range(count)), sampler, num_workers=plan.num_workers)
-    whole = planned.held // trainer.world_size * trainer.world_size
-    chosen = range(count + trainer.global_rank, count + whole, trainer.world_size)
-    size = max(1, plan.batch_size // trainer.world_size // plan.accumulate)
-    return loader, DataLoader(TrajectoryDataset(planned, chosen), batch_size=size) if len(chosen) else None
 
 
 class TrajectoryModule(DiffusionModule):

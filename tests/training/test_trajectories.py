@@ -154,7 +154,7 @@ def test_trajectories_are_the_teachers(tiny_run, tiny_cohort, student, tmp_path)
         )
     # Half precision on the disk.
     np.testing.assert_allclose(points[rows, 1:], ends.numpy(), atol=2e-3)
-    item = TrajectoryDataset(planned, range(300, 316))[0]
+    item = TrajectoryDataset(planned, np.arange(300, 316))[0]
     torch.testing.assert_close(item["noise"], noise[2])
     np.testing.assert_array_equal(item["scan"].numpy(), points[300].astype(np.float32))
 
