@@ -210,7 +210,9 @@ def draw_figure(result: dict[str, Any], path: Path) -> None:
     titles = {"fd": "Fréchet distance, Lite0", "kid": "KID, Lite0"}
     for axes, measure in zip(figure.subplots(1, 2), titles, strict=True):
         real = result["rows"][0][measure]
-        axes.axhspan(max(real["real_low"], 1e-6), real["real_high"], color="#dddddd", label="real against real")
+        # KID is unbiased, so its lower end may lie below 0, which no logarithmic axis has.
+        bottom = max(real["real_low"], real["real_high"] / 5)
+        axes.axhspan(bottom, real["real_high"], color="#dddddd", label="real against real")
         for name, title in TITLES.items():
             rows = sorted(
                 (row for row in result["rows"] if row["solver"] == name), key=lambda row: int(row["evaluations"])
@@ -226,10 +228,13 @@ def draw_figure(result: dict[str, Any], path: Path) -> None:
         axes.set_yscale("log")
         axes.set_xticks([1, 2, 4, 10, 20, 40], ["1", "2", "4", "10", "20", "40"])
         axes.minorticks_off()
+        if measure == "fd":
+            axes.set_yticks([2, 5, 10, 20, 50, 100], ["2", "5", "10", "20", "50", "100"])
+            axes.minorticks_off()
         axes.set_xlabel("network evaluations a scan")
         axes.set_ylabel(titles[measure])
         axes.grid(color="#dddddd", linewidth=0.5)
-    figure.axes[0].legend(fontsize=8, frameon=False)
+    figure.axes[0].legend(fontsize=8, frameon=False, loc="upper right")
     figure.savefig(path, dpi=130)
 
 
