@@ -17,6 +17,7 @@ from torch import nn
 from benchmarks.speed import cells, compare, growth, peers, tables
 from benchmarks.speed.methods import Medsynth, Setting, Solver
 from benchmarks.speed.score import Features, class_counts, score, tolerance
+from benchmarks.speed.steps import read_claim
 from medsynth.cohorts import read_cohort
 from medsynth.config import FidelityOptions
 from medsynth.evaluation.fidelity.comparison import Group
@@ -331,3 +332,17 @@ def test_the_last_row_of_a_growth_table_holds_the_exponents():
     text, exponents = growth.table(rows, "scans", {"read_s": "read_cohort, s"})
     assert exponents == {"read_s": pytest.approx(1)}
     assert text.splitlines()[-1] == "| exponent | 1.00 |"
+
+
+def test_two_evaluations_against_twenty_steps():
+    def row(solver, steps, value, distilled=None):
+        return {
+            "solver": solver, "steps": steps, "evaluations": steps, "distilled": distilled,
+            "fd": {"value": value, "real_low": 2.0, "real_high": 3.0},
+        }  # fmt: skip
+
+    twenty = row("dpmpp_2m", 20, 8.0)
+    assert read_claim([twenty, row("euler", 1, 7.0, "one")]) is None, "nothing with two evaluations"
+    found = read_claim([row("euler", 2, 9.0, "bad"), row("euler", 2, 8.4, "good"), twenty, row("dpmpp_2m", 2, 60.0)])
+    assert found == {"two_evaluations": 8.4, "of": "good", "twenty_steps": 8.0, "margin": 0.5, "held": True}
+    assert read_claim([row("euler", 2, 8.6, "bad"), twenty])["held"] is False

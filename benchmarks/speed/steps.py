@@ -205,7 +205,7 @@ def read_claim(rows: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
 
 def draw_figure(result: dict[str, Any], path: Path) -> None:
     """Write the curves, with the interval of real against real as a band."""
-    figure = Figure(figsize=(7.5, 3.2), layout="constrained")
+    figure = Figure(figsize=(8.5, 3.4), layout="constrained")
     FigureCanvasAgg(figure)
     titles = {"fd": "Fréchet distance, Lite0", "kid": "KID, Lite0"}
     for axes, measure in zip(figure.subplots(1, 2), titles, strict=True):
@@ -234,7 +234,8 @@ def draw_figure(result: dict[str, Any], path: Path) -> None:
         axes.set_xlabel("network evaluations a scan")
         axes.set_ylabel(titles[measure])
         axes.grid(color="#dddddd", linewidth=0.5)
-    figure.axes[0].legend(fontsize=8, frameon=False, loc="upper right")
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, fontsize=8, frameon=False, loc="outside upper center", ncols=len(labels))
     figure.savefig(path, dpi=130)
 
 
