@@ -61,7 +61,14 @@ class Augmentation:
         return torch.cat([*groups, resampled], dim=1)
 
     def apply(self, scans: Tensor, parameters: Tensor) -> Tensor:
-        """Return `(N, C, *spatial)` scans in [-1, 1] changed by their parameters."""
+        """Return `(N, C, *spatial)` scans in [-1, 1] changed by their parameters, in float32 also where networks are in bfloat16.
+
+        In bfloat16 a rotation would be off by up to a tenth of a voxel from what the network is told.
+        """
+        with torch.autocast(scans.device.type, enabled=False):
+            return self._apply(scans, parameters)
+
+    def _apply(self, scans: Tensor, parameters: Tensor) -> Tensor:
         rank, options = self._rank, self._options
         flips, angles, zoom, shifts, contrast, _ = parameters.split([rank, self._rotations, 1, rank, 1, 1], dim=1)
         size = torch.tensor(scans.shape[2:], dtype=scans.dtype, device=scans.device)
