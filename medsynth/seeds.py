@@ -42,8 +42,9 @@ def seed_layers(seed: int, *keys: int | str, device: torch.device) -> None:
     """
     import torch
 
-    torch.default_generator.manual_seed(derive_seed(seed, *keys))
+    value = derive_seed(seed, *keys)
+    torch.default_generator.manual_seed(value)
     if device.type == "cuda":
-        torch.cuda.manual_seed(derive_seed(seed, *keys))
+        torch.cuda.manual_seed(value)
     elif device.type == "mps":
-        torch.mps.manual_seed(derive_seed(seed, *keys))
+        torch.mps.manual_seed(value)

@@ -56,6 +56,17 @@ def finish(processes):
                 os.killpg(process.pid, signal.SIGKILL)
 
 
+def kill_when_there(command, path, *, seconds=200):
+    """Start `command` and `kill -9` it as soon as `path` is there, which it has to be."""
+    process = subprocess.Popen(list(map(str, command)), stderr=subprocess.DEVNULL)
+    deadline = time.time() + seconds
+    while not path.exists() and process.poll() is None and time.time() < deadline:
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert path.exists()
+
+
 def by_torchrun(words, *, nodes, devices):
     """As many calls of torchrun as there are nodes, which meet at a port of this machine; `words` begin with `-m` or a file."""
     port = free_port()

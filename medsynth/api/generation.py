@@ -172,6 +172,7 @@ def edit(
             f"strength: need method counterfactual for a strength, got inpaint and {strength}; try without"
         )
     loaded = load_run(run)
+    loaded.check_editable()
     plan = plan_set(
         loaded,
         Path(out),

@@ -271,13 +271,13 @@ class SolverOptions:
     """How noise becomes scans.
 
     Args:
-        name: `dpmpp_2m` (DPM-Solver++(2M), Lu et al. 2022), `heun` (Karras et al. 2022, algorithm 1) or `euler`; a run of
-            `medsynth distill` has `consistency` alone (Song et al. 2023, algorithm 1). `auto` is `consistency` for such a run,
-            else `dpmpp_2m`.
+        name: `dpmpp_2m` (DPM-Solver++(2M), Lu et al. 2022), `heun` (Karras et al. 2022, algorithm 1) or `euler`; a
+            run of `medsynth distill` has one alone, `euler` with the steps and levels that it learnt, or `consistency` (Song et
+            al. 2023, algorithm 1). `auto` is that one for such a run, else `dpmpp_2m`.
         steps: Steps, by default 20, of `consistency` 2 (1 to 4 make sense); Heun evaluates the network about twice a step, the
             others once.
         sigma_min: Last noise level before zero, by default 0.02 (below it, networks that were trained for hours add more error
-            than detail) or, with fewer than ten steps, 0.05; of `consistency` 0.3: there a distilled model draws its detail.
+            than detail) or, with fewer than ten steps, 0.05; of `consistency` 0.3: there such a model draws its detail.
         sigma_max: First noise level, by default 80; with fewer than ten steps, which are better spent where something is seen,
             0.6 times the root of the number of voxels where that is less.
         rho: Curvature of the noise schedule (Karras et al. 2022, equation 5).

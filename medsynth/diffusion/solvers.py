@@ -56,7 +56,7 @@ def settle_solver(
         )
     if own.steps is None:
         return _filled(replace(options, name=own.name), voxels)
-    for field in ("steps", "sigma_min", "sigma_max"):
+    for field in ("steps", "sigma_min", "sigma_max", "rho"):
         wanted, only = getattr(options, field), getattr(own, field)
         if wanted not in (None, only):
             raise ConfigError(
@@ -172,7 +172,7 @@ def dpmpp_2m_path(denoise: Denoise, noise: Tensor, sigmas: Tensor) -> Iterator[T
 
 
 def consistency(denoise: Denoise, noise: Tensor, sigmas: Tensor, renoise: Renoise) -> Tensor:
-    """Sample from a distilled model, one evaluation a step (Song et al. 2023, arXiv 2303.01469, algorithm 1).
+    """Sample from a consistency model, one evaluation a step (Song et al. 2023, arXiv 2303.01469, algorithm 1).
 
     From the first level straight to the data, then, for every further level, back to it with fresh noise `renoise(number)` and
     straight to the data again. `denoise` is a consistency function.
@@ -185,7 +185,7 @@ def consistency(denoise: Denoise, noise: Tensor, sigmas: Tensor, renoise: Renois
     return noisy
 
 
-# Of a denoiser; a distilled model has `consistency` instead, which also needs fresh noise.
+# A consistency model has `consistency` instead, which also needs fresh noise.
 SOLVERS: dict[str, Solver] = {"dpmpp_2m": dpmpp_2m, "heun": heun, "euler": euler}
 
 

@@ -49,8 +49,7 @@ def trajectory_levels(student: SolverOptions, steps: int) -> tuple[Tensor, list[
     A student of one step, which has no level but the first, ends where few steps do.
     """
     few = noise_levels(student).tolist()
-    low = student.sigma_min
-    many = noise_levels(replace(student, name="dpmpp_2m", steps=steps, sigma_min=low)).tolist()
+    many = noise_levels(replace(student, steps=steps)).tolist()
     apart = [level for level in many[:-1] if all(max(level / own, own / level) > _NEAR for own in few[:-1])]
     levels = sorted([*apart, *few], reverse=True)
     return torch.tensor(levels, dtype=torch.float64), [levels.index(level) for level in few[1:]]

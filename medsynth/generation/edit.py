@@ -65,7 +65,6 @@ def edit_set(
     outside (0, sigma_max), or a folder with another set, also one from other donors; `DataError` for a cohort without such
     donors or with synthetic scans, and for donors that the run's grid cannot take.
     """
-    plan.run.check_editable()
     edit_sigmas(plan.solver, strength)
     told = plan_told(plan.run, where, where_from, list(plan.counts), progress=plan.progress)
     find = partial(find_donors, cohort=cohort, label=donor_class, reading=reading, cache_dir=cache_dir)
@@ -86,7 +85,6 @@ def try_edits(
     Both are float32 `(N, C, *spatial)` in [-1, 1], without a channel of masks; noise is the same at every strength. Errors as in
     `edit_set`, of validation scans.
     """
-    plan.run.check_editable()
     found = find_donors(
         plan.run, cohort, donor_class, split="val", reading=reading, cache_dir=cache_dir, progress=plan.progress
     )

@@ -55,7 +55,6 @@ def inpaint_set(
     `DataError` as `find_donors` and `find_regions` do, and `ConfigError` for a latent run.
     """
     check_inpainting(options)
-    plan.run.check_editable()
     if plan.run.spec.autoencoder is not None:
         raise ConfigError(
             "method: need a run with network.stem haar or pixel to inpaint, got latent; try --method counterfactual"

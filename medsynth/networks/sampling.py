@@ -48,7 +48,7 @@ def sample_scans(
     Guidance steers away from the classes `rivals` `(N,)` with the same attributes, by default from a scan of which neither class
     nor attributes are known; with `weak`, the denoiser of `guidance.weak` on the same device, from what that one makes of the
     same condition. The denoiser should be in evaluation mode; the solver `auto` takes it for one, and `consistency`
-    for a distilled model.
+    for a consistency model.
     """
     sigmas = noise_levels(solver, voxels=math.prod(shape[1:]))
     noise = denoiser.start(draw_noise(seeds, denoiser.noise_shape(shape)), float(sigmas[0]))

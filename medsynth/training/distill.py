@@ -304,14 +304,14 @@ class _Parts:
     solver: SolverOptions
     progress: bool
 
-    def student(self) -> tuple[Denoiser, Denoiser]:
-        """Return the student as it begins, and the teacher."""
+    def student(self) -> Denoiser:
+        """Return the student as it begins, with the teacher's weights."""
         torch.manual_seed(self.plan.seed)
-        student, known = self.spec.build(), self.teacher.load_denoiser()
-        student.load_state_dict(known.state_dict())
+        student = self.spec.build()
+        student.load_state_dict(self.teacher.load_denoiser().state_dict())
         if self.plan.activation_checkpointing:
             checkpoint_activations(student)
-        return student, known
+        return student
 
     def shared(self) -> dict[str, Any]:
         """What the modules of both methods are told."""
@@ -355,7 +355,7 @@ _Assembled = tuple[pl.Trainer, DiffusionModule, tuple[Any, Any], StopOnSignal]
 
 def _assemble_trajectories(parts: _Parts) -> _Assembled:
     plan, held = parts.plan, parts.plan.monitor.validation_scans
-    student, _ = parts.student()
+    student = parts.student()
     planned = plan_trajectories(
         parts.out,
         parts.prepared,
@@ -374,11 +374,10 @@ def _assemble_trajectories(parts: _Parts) -> _Assembled:
 
 def _assemble_consistency(parts: _Parts) -> _Assembled:
     plan, consistency = parts.plan, parts.wanted.consistency
-    student, known = parts.student()
     module = DistillationModule(
-        student,
+        parts.student(),
         consistency=consistency,
-        teacher=known if consistency.teacher else None,
+        teacher=parts.teacher.load_denoiser() if consistency.teacher else None,
         augment=plan.augment,
         condition=plan.condition,
         label_dropout=plan.label_dropout,

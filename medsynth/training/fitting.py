@@ -9,8 +9,9 @@ import logging
 import math
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -168,26 +169,22 @@ def make_loaders(prepared: PreparedCohort, trainer: pl.Trainer, plan: TrainingPl
     labels = prepared.labels[train]
     shares = class_shares(np.bincount(labels, minlength=len(prepared.classes)), plan.balance)
     return rank_loaders(
-        ScanDataset(prepared, train),
-        labels,
-        shares,
-        ScanDataset(prepared, share_of_rank(validation_scans(prepared, plan), trainer)),
-        trainer,
-        plan,
+        partial(ScanDataset, prepared), train, validation_scans(prepared, plan), labels, shares, trainer, plan
     )
 
 
 def rank_loaders(
-    training: Dataset[dict[str, Any]],
+    make: Callable[[np.ndarray], Dataset[dict[str, Any]]],
+    training: np.ndarray,
+    validation: np.ndarray,
     labels: np.ndarray,
     shares: np.ndarray,
-    validation: Dataset[dict[str, Any]],
     trainer: pl.Trainer,
     plan: TrainingPlan,
 ) -> tuple[Any, Any]:
-    """Return the loaders of this rank: its part of every batch of the `training` items, and of its `validation` items, if any.
+    """Return the loaders of this rank: its part of every batch of `training` rows, and of the `validation` rows (None without).
 
-    `labels` are those of the training items, `shares` those of the classes in the draws.
+    `make` makes a dataset of rows; `labels` are those of the training rows, `shares` those of the classes in the draws.
     """
     sampler = StepSampler(
         labels,
@@ -199,16 +196,16 @@ def rank_loaders(
         rank=trainer.global_rank,
         world=trainer.world_size,
     )
-    size = max(1, plan.batch_size // trainer.world_size // plan.accumulate)
-    loader = make_loader(training, sampler, num_workers=plan.num_workers)
-    some = isinstance(validation, Sized) and len(validation) > 0
-    return loader, DataLoader(validation, batch_size=size) if some else None
+    loader = make_loader(make(training), sampler, num_workers=plan.num_workers)
+    # As many for every rank: a rank without any would miss the collective calls of validation.
+    whole = len(validation) // trainer.world_size * trainer.world_size
+    chosen = validation[:whole][trainer.global_rank :: trainer.world_size]
+    return loader, DataLoader(make(chosen), batch_size=scans_together(trainer, plan)) if len(chosen) else None
 
 
-def share_of_rank(everyone: np.ndarray, trainer: pl.Trainer) -> np.ndarray:
-    """Return this rank's share, as many for every rank: one without any would miss the collective calls of validation."""
-    whole = len(everyone) // trainer.world_size * trainer.world_size
-    return everyone[:whole][trainer.global_rank :: trainer.world_size]
+def scans_together(trainer: pl.Trainer, plan: TrainingPlan) -> int:
+    """Return how many scans of a step a process has in memory at once."""
+    return max(1, plan.batch_size // trainer.world_size // plan.accumulate)
 
 
 def validation_scans(prepared: PreparedCohort, plan: TrainingPlan) -> np.ndarray:

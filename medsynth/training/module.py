@@ -31,9 +31,8 @@ class DiffusionModule(PartwiseModule):
     number of processes; only dropout masks differ between ranks. The loss is weighted by the scalar sigma_data of all
     pixels, also where the stem's bands have their own: a band counts with the energy that it has in the scans. Augmentation
     acts on scans, noise and loss on what the denoiser makes of them (`Denoiser.encode`). `validated` names the columns of the
-    validation loss. `ema` holds the averaged weights,
-    `averaged` the denoiser to use. The module clips gradients itself, and works a batch off in `accumulate` parts, which
-    changes nothing but rounding and dropout masks.
+    validation loss. `ema` holds the averaged weights, `averaged` the denoiser to use. The module clips gradients itself, and
+    works a batch off in `accumulate` parts, which changes nothing but rounding and dropout masks.
     """
 
     denoiser: Denoiser

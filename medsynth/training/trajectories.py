@@ -31,7 +31,7 @@ from medsynth.networks import Condition, Denoiser
 from medsynth.networks.sampling import draw_noise
 from medsynth.runs import Run
 from medsynth.seeds import derive_seed, numpy_generator
-from medsynth.training.fitting import rank_loaders, share_of_rank
+from medsynth.training.fitting import rank_loaders, scans_together
 from medsynth.training.module import DiffusionModule
 from medsynth.training.parts import part_slices
 
@@ -45,8 +45,8 @@ class TrajectorySet:
     """Which trajectories there are, and the files that hold them.
 
     `labels` `(N,)` and `attributes` `(N, attributes)`, if any, are their conditions; `shape` is that of a point, `(C, *spatial)`.
-    The last `held` of them are never trained on. A file holds some, as float16 `(trajectories, points * C, *spatial)`; the noise
-    where a trajectory begins is drawn again from its seed.
+    Those after the first `options.count` are never trained on. Files are float16 `(trajectories, points * C, *spatial)`; the
+    noise where a trajectory begins is drawn again from its seed.
     """
 
     folder: Path
@@ -56,7 +56,6 @@ class TrajectorySet:
     labels: np.ndarray
     attributes: np.ndarray | None
     shape: tuple[int, ...]
-    held: int
 
     @property
     def bytes_each(self) -> int:
@@ -121,7 +120,6 @@ def plan_trajectories(
         labels=labels,
         attributes=attributes,
         shape=shape,
-        held=held,
     )
 
 
@@ -129,10 +127,7 @@ class DrawTrajectories(Callback):
     """Draws what is missing of a set before training, every process its share; files that are there are kept."""
 
     def __init__(self, planned: TrajectorySet, teacher: Run, plan: TrainingPlan, *, progress: bool) -> None:
-        self._planned, self._teacher, self._progress = planned, teacher, progress
-        self._precision = plan.precision
-        # Without a gradient, so in less memory than a part of a training step.
-        self._together = max(1, plan.batch_size // (plan.devices * plan.num_nodes * plan.accumulate))
+        self._planned, self._teacher, self._plan, self._progress = planned, teacher, plan, progress
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Draw, and wait for the others."""
@@ -144,12 +139,14 @@ class DrawTrajectories(Callback):
             device = trainer.strategy.root_device
             denoiser = self._teacher.load_denoiser(device)
             weak = self._teacher.load_early(device) if planned.options.guidance != 1 else None
+            # Without a gradient, so in less memory than a part of a training step.
+            size = scans_together(trainer, self._plan)
             total = sum(len(planned.rows(part)) for part in missing)
             shown = self._progress and trainer.is_global_zero
             with tqdm(total=total, desc="drawing trajectories", unit="scan", disable=not shown) as bar:
                 for part in missing:
                     rows = planned.rows(part)
-                    pieces = [rows[first : first + self._together] for first in range(0, len(rows), self._together)]
+                    pieces = [rows[first : first + size] for first in range(0, len(rows), size)]
                     points = [self._draw(piece, denoiser, weak, bar) for piece in pieces]
                     with atomic_path(planned.file(part)) as temporary, temporary.open("wb") as stream:
                         np.save(stream, np.concatenate(points))
@@ -168,7 +165,7 @@ class DrawTrajectories(Callback):
             condition = weak.embedding.make(labels, attributes)
             denoise = autoguide(denoise, partial(weak, condition=condition), guidance)  # type: ignore[assignment]
         noise = denoiser.start(planned.noise(rows), float(levels[0])).to(device)
-        with torch.autocast(device.type, torch.bfloat16, enabled=self._precision == "bf16-mixed"):
+        with torch.autocast(device.type, torch.bfloat16, enabled=self._plan.precision == "bf16-mixed"):
             points = trace_trajectory(denoise, noise, levels, stops)
         bar.update(len(rows))
         return torch.cat(points, dim=1).float().cpu().numpy().astype(np.float16)
@@ -205,15 +202,10 @@ class TrajectoryDataset(Dataset[dict[str, Any]]):
 def trajectory_loaders(planned: TrajectorySet, trainer: pl.Trainer, plan: TrainingPlan) -> tuple[Any, Any]:
     """Return the loaders of this rank: its part of every training batch, and of what is held out (None without any)."""
     count, classes = planned.options.count, int(planned.labels.max()) + 1
-    held = share_of_rank(np.arange(count, count + planned.held), trainer)
-    return rank_loaders(
-        TrajectoryDataset(planned, np.arange(count)),
-        planned.labels[:count],
-        np.full(classes, 1 / classes),
-        TrajectoryDataset(planned, held),
-        trainer,
-        plan,
-    )
+    training, held = np.split(np.arange(len(planned.labels)), [count])
+    shares = np.full(classes, 1 / classes)
+    make = partial(TrajectoryDataset, planned)
+    return rank_loaders(make, training, held, planned.labels[training], shares, trainer, plan)
 
 
 class TrajectoryModule(DiffusionModule):

@@ -105,6 +105,8 @@ def test_a_student_has_one_solver():
         ConfigError, match=r"solver\.sigma_min: need 0\.05, for which this run was distilled, got 0\.02"
     ):
         settle_solver(SolverOptions(sigma_min=0.02), own=own)
+    with pytest.raises(ConfigError, match=r"solver\.rho: need 7, for which this run was distilled, got 5"):
+        settle_solver(SolverOptions(rho=5.0), own=own)
     with pytest.raises(ConfigError, match=r"solver\.name: need euler for this distilled run, got dpmpp_2m"):
         settle_solver(SolverOptions(name="dpmpp_2m"), own=own)
 

@@ -3,10 +3,8 @@
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 
 import numpy as np
@@ -31,6 +29,7 @@ from medsynth.networks import sample_scans
 from medsynth.runs import load_run
 from medsynth.scans import Scan, read_scan, write_scan
 from medsynth.training.distillation import DistillationModule
+from tests.launching import kill_when_there
 
 MONITOR = MonitorOptions(
     log_every=2, validate_every=4, preview_every=6, checkpoint_every=2, preview_scans=2, memorisation_scans=4
@@ -118,20 +117,8 @@ def test_an_interrupted_distillation_ends_in_the_same_weights(quick_run, tiny_ru
     """`kill -9` between two checkpoints, with dropout, then the same command."""
     out = tmp_path / "run"
     words = ["distill", "--run", tiny_run.folder, "--cohort", tiny_cohort, "--out", out, "--method", "consistency"]
-    words += [
-        "--max_steps",
-        6,
-        "--batch_size",
-        8,
-        "--optimiser.learning_rate",
-        3e-4,
-        "--optimiser.ema_decay",
-        0.999,
-        "--optimiser.warmup_steps",
-        2,
-        "--progress",
-        "false",
-    ]
+    words += ["--max_steps", 6, "--batch_size", 8, "--progress", "false"]
+    words += ["--optimiser.learning_rate", 3e-4, "--optimiser.ema_decay", 0.999, "--optimiser.warmup_steps", 2]
     for name in (
         "log_every",
         "validate_every",
@@ -142,13 +129,7 @@ def test_an_interrupted_distillation_ends_in_the_same_weights(quick_run, tiny_ru
     ):
         words += [f"--monitor.{name}", getattr(MONITOR, name)]
     command = [sys.executable, "-m", "medsynth", *map(str, words)]
-    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
-    deadline = time.time() + 200
-    while not (out / "checkpoints" / "last.ckpt").exists() and process.poll() is None and time.time() < deadline:
-        time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert (out / "checkpoints" / "last.ckpt").exists()
+    kill_when_there(command, out / "checkpoints" / "last.ckpt")
     assert load_run(out).steps < 6
     done = subprocess.run(command, capture_output=True, text=True, timeout=200, env=os.environ)
     assert done.returncode == 0, done.stderr

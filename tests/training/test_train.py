@@ -24,6 +24,7 @@ from medsynth.networks import build_stem
 from medsynth.runs import Run, load_run
 from medsynth.training import DiffusionModule, measure_bands
 from medsynth.training.checkpoints import MetricsLog
+from tests.launching import kill_when_there
 
 
 def train(config, cohort, out, **options):
@@ -111,14 +112,7 @@ def test_a_run_of_an_earlier_version_goes_on(tiny_cohort, tiny_config, tmp_path,
 def test_kill_and_resume_gives_the_same_weights(tiny_cohort, tiny_config, tmp_path, tiny_run):
     """Promise 1 on one process: `kill -9` somewhere between two checkpoints, the same command again."""
     out = tmp_path / "run"
-    process = subprocess.Popen(command(tiny_config, tiny_cohort, out))
-    checkpoint = out / "checkpoints" / "last.ckpt"
-    deadline = time.time() + 120
-    while not checkpoint.exists() and process.poll() is None and time.time() < deadline:
-        time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert checkpoint.exists()
+    kill_when_there(command(tiny_config, tiny_cohort, out), out / "checkpoints" / "last.ckpt")
     done = subprocess.run(command(tiny_config, tiny_cohort, out), capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr
     first, second = load_file(tiny_run.folder / "model.safetensors"), load_file(out / "model.safetensors")

@@ -3,10 +3,8 @@
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 
 import numpy as np
@@ -16,7 +14,7 @@ from safetensors.torch import load_file
 
 import medsynth
 from medsynth.cli import run_command
-from medsynth.cohorts import read_cohort, write_cohort
+from medsynth.cohorts import prepare_cohort, read_cohort, write_cohort
 from medsynth.config import (
     ConditionOptions,
     GuidanceOptions,
@@ -26,11 +24,12 @@ from medsynth.config import (
     SolverOptions,
     TrajectoryOptions,
 )
-from medsynth.diffusion import noise_levels
+from medsynth.diffusion import dpmpp_2m, noise_levels
 from medsynth.errors import ConfigError, DataError
 from medsynth.networks import sample_scans
 from medsynth.runs import load_run
-from medsynth.training.trajectories import TrajectoryDataset, TrajectorySet, plan_trajectories
+from medsynth.training.trajectories import TrajectoryDataset, TrajectoryModule, TrajectorySet, plan_trajectories
+from tests.launching import kill_when_there
 
 MONITOR = MonitorOptions(
     log_every=2, validate_every=4, preview_every=6, checkpoint_every=2, preview_scans=2, memorisation_scans=4,
@@ -131,8 +130,6 @@ def test_trajectories_are_the_teachers(tiny_run, tiny_cohort, student, tmp_path)
     points = np.concatenate([np.load(file) for file in files])
     assert [len(np.load(file)) for file in files] == [256, 60]
     assert points.shape == (316, 2, 16, 16)
-    from medsynth.cohorts import prepare_cohort
-
     prepared = prepare_cohort(
         read_cohort(tiny_cohort), grid=tiny_run.grid, intensity=tiny_run.spec.intensity, progress=False
     )
@@ -144,8 +141,6 @@ def test_trajectories_are_the_teachers(tiny_run, tiny_cohort, student, tmp_path)
     noise = planned.noise(rows)
     denoiser = tiny_run.load_denoiser()
     solver = SolverOptions(name="dpmpp_2m", steps=5, sigma_min=0.05, sigma_max=0.6 * 16)
-    from medsynth.diffusion import dpmpp_2m
-
     condition = denoiser.embedding.make(torch.from_numpy(planned.labels[rows]))
     with torch.inference_mode():
         levels = noise_levels(solver)
@@ -160,8 +155,6 @@ def test_trajectories_are_the_teachers(tiny_run, tiny_cohort, student, tmp_path)
 
 
 def stop_after_drawing(run, cohort, out, **options):
-    from medsynth.training.trajectories import TrajectoryModule
-
     def interrupt(*_):
         raise KeyboardInterrupt
 
@@ -180,20 +173,10 @@ def test_an_interrupted_distillation_ends_in_the_same_weights(student, tiny_run,
         words += [f"--monitor.{name}", getattr(MONITOR, name)]
     words += ["--monitor.memorisation_scans", 4, "--monitor.validation_scans", 16]
     command = [sys.executable, "-m", "medsynth", *map(str, words)]
-
-    def kill_once(there):
-        process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
-        deadline = time.time() + 200
-        while not there.exists() and process.poll() is None and time.time() < deadline:
-            time.sleep(0.002)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        assert there.exists()
-
     first = out / "trajectories" / "part_00000000_00000256.npy"
-    kill_once(first)
+    kill_when_there(command, first)
     stamp = first.stat().st_mtime_ns
-    kill_once(out / "checkpoints" / "last.ckpt")
+    kill_when_there(command, out / "checkpoints" / "last.ckpt")
     assert load_run(out).steps < 8
     assert first.stat().st_mtime_ns == stamp, "drawn once"
     done = subprocess.run(command, capture_output=True, text=True, timeout=200, env=os.environ)
@@ -238,7 +221,7 @@ def test_more_may_be_held_out_when_it_goes_on(tiny_run, tiny_cohort, tmp_path):
 def test_volumes_are_kept_in_small_files(student):
     planned = TrajectorySet(
         folder=student.folder, solver=student.solver, options=TrajectoryOptions(), seed=0, labels=np.zeros(1000, int),
-        attributes=None, shape=(1, 128, 128, 128), held=0,
+        attributes=None, shape=(1, 128, 128, 128),
     )  # fmt: skip
     assert planned.part_size * planned.bytes_each == 64 << 20
     assert sum(len(planned.rows(part)) for part in range(planned.parts)) == 1000
