@@ -2,10 +2,10 @@
 
     python -m benchmarks.known_sets --all all/cohort.csv --few few/cohort.csv --rare viral_pneumonia --out runs/known_sets
 
-`fresh`: real scans of rare patients of the cohort `--all` that the cohort `--few` lacks; should be as close as real scans,
-pass the gate and count as gain. `copies`: real training scans of all classes; should fail the gate. `shuffled`: the same with
-labels permuted; should read `harm` or `no gain`. `noise`: pictures of noise; should be further than real scans. Finished
-reports are kept in --out; prints a Markdown table, and writes its figures as JSON with --result.
+`fresh`: real scans of rare patients of the cohort `--all` that the cohort `--few` lacks; they should be as close as real scans,
+pass the gate and give a gain. `copies`: real training scans of all classes; they should fail the gate. `shuffled`: the same with
+permuted labels; the verdict should be `harm` or `no gain`. `noise`: pictures of noise; they should be further than real scans.
+Finished reports are kept in --out; prints a Markdown table, and writes its figures as JSON with --result.
 """
 
 from __future__ import annotations
@@ -13,17 +13,15 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 import medsynth
-from benchmarks.downstream_table import shown
 from benchmarks.machine import describe_machine
+from benchmarks.markdown import head_of, row_of, shown
 from medsynth.cohorts import Cohort, Row, write_cohort
-from medsynth.config import DownstreamOptions, GridOptions, IntensityOptions
 from medsynth.files import write_json
 from medsynth.scans import Scan
 from medsynth.seeds import numpy_generator
@@ -85,11 +83,8 @@ def main() -> None:
     options = parser.parse_args()
     everything, few = medsynth.read_cohort(options.all), medsynth.read_cohort(options.few)
     sets = make_sets(everything, few, options.rare, options.count, options.out)
-    plain = DownstreamOptions(rare_class=options.rare)
-    # Without augmented copies: their features take the longest, and decide nothing here.
-    downstream = replace(plain, probe=replace(plain.probe, copies=0))
-    print("| set | fidelity | privacy gate | flagged | downstream | Δ AUROC to the strongest cheap baseline |")
-    print("|---|---|---|---|---|---|")
+    columns = ["set", "fidelity", "privacy gate", "flagged", "downstream", "Δ AUROC to the strongest cheap baseline"]
+    print(head_of(columns))
     found: dict[str, Any] = {}
     for name in options.sets:
         folder = options.out / f"{name}_report"
@@ -98,9 +93,9 @@ def main() -> None:
                 real=options.few,
                 synthetic=sets[name],
                 out=folder,
-                grid=GridOptions(size=64),
-                intensity=IntensityOptions(method="range", low=0, high=255),
-                downstream=downstream,
+                grid={"size": 64},
+                intensity={"method": "range", "low": 0, "high": 255},
+                downstream={"rare_class": options.rare},
             )
         report = json.loads((folder / "report.json").read_text())
         found[name] = {
@@ -118,12 +113,12 @@ def main() -> None:
 
 def _line(name: str, report: dict[str, Any]) -> str:
     verdict = report["verdict"]
-    readings = ", ".join(sorted({each["reading"] for each in verdict["fidelity"]}))
+    fidelity = ", ".join(sorted({each["verdict"] for each in verdict["fidelity"]}))
     rows = report["privacy"]["rows"]
     flagged = f"{sum(row['flagged'] for row in rows)} of {sum(row['judged'] for row in rows)}"
-    found = report["downstream"]["tiers"][-1]["differences"][0]["figures"]["auroc"]
-    gain = verdict["downstream"]["reading"]
-    return f"| {name} | {readings} | {verdict['privacy']['reading']} | {flagged} | {gain} | {shown(found, sign=True)} |"
+    gain = report["downstream"]["tiers"][-1]["differences"][0]["figures"]["auroc"]
+    privacy, downstream = (verdict[part]["verdict"] for part in ("privacy", "downstream"))
+    return row_of([name, fidelity, privacy, flagged, downstream, shown(gain, sign=True)])
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
     OMP_NUM_THREADS=1 python -m benchmarks.solver_error --run run --scans 32 --out benchmarks/results/solver_error.json
 
-On one thread of a processor seconds are those that it computed, so that other work on the machine does not count.
+On one thread, seconds are processor seconds, so that other work on the machine does not count.
 """
 
 from __future__ import annotations
@@ -16,24 +16,24 @@ import torch
 import medsynth
 from benchmarks.machine import describe_machine
 from medsynth.config import GuidanceOptions, SolverOptions
+from medsynth.diffusion import Solver, resolve_solver
 from medsynth.files import write_json
 from medsynth.networks import sample_scans
 from medsynth.seeds import derive_seed
 
-REFERENCE = SolverOptions(name="heun", steps=200)
+REFERENCE = resolve_solver(SolverOptions(name="heun", steps=200))
 CANDIDATES = [
-    SolverOptions(name="dpmpp_2m", steps=10),
-    SolverOptions(name="dpmpp_2m", steps=20),
-    SolverOptions(name="dpmpp_2m", steps=20, precision="bf16-mixed"),
-    SolverOptions(name="dpmpp_2m", steps=40),
-    SolverOptions(name="heun", steps=10),
-    SolverOptions(name="heun", steps=18),
-    SolverOptions(name="euler", steps=20),
-    SolverOptions(name="euler", steps=40),
-]
+    resolve_solver(SolverOptions(name="dpmpp_2m", steps=20), precision="bf16-mixed"),
+    *(
+        resolve_solver(SolverOptions(name=name, steps=steps))
+        for name, steps in (
+            ("dpmpp_2m", 10), ("dpmpp_2m", 20), ("dpmpp_2m", 40), ("heun", 10), ("heun", 18), ("euler", 20), ("euler", 40),
+        )
+    ),
+]  # fmt: skip
 
 
-def evaluations(solver: SolverOptions) -> int:
+def evaluations(solver: Solver) -> int:
     """Network evaluations of a solver; Heun's last step to 0 takes one."""
     return 2 * solver.steps - 1 if solver.name == "heun" else solver.steps
 
@@ -51,7 +51,7 @@ def main() -> None:
     denoiser = run.load_denoiser("cuda" if gpu else "cpu")
     clock = time.process_time if torch.get_num_threads() == 1 and not gpu else time.perf_counter
 
-    def draw(solver: SolverOptions) -> tuple[torch.Tensor, float]:
+    def draw(solver: Solver) -> tuple[torch.Tensor, float]:
         parts, began = [], clock()
         for start in range(0, arguments.scans, arguments.batch_size):
             numbers = range(start, min(start + arguments.batch_size, arguments.scans))

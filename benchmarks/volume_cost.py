@@ -5,8 +5,8 @@
 The UNet has 32, 64 and 96 channels and is the same for all stems; only what stands around it differs. Each cell runs in a process
 of its own, so that its peak memory is its own; scans are random, which costs what real ones do. `latent` encodes the scans in
 every step, as a training does, with the default autoencoder (not trained: the cost is the same). Seconds are the median over
-repeats, on a CPU of its time in this process on one thread, so that other work on the machine does not count. On a machine with a
-GPU, `--accelerator cuda --sizes 32,64,128` measures there.
+repeats; without a GPU they are processor seconds on one thread, so that other work on the machine does not count. With a GPU,
+use `--accelerator cuda --sizes 32,64,128`.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ import torch
 
 from benchmarks.machine import describe_machine
 from medsynth.config import AutoencoderOptions, GuidanceOptions, NetworkOptions, SolverOptions
+from medsynth.diffusion import resolve_solver
 from medsynth.files import write_json
-from medsynth.networks import build_denoiser, build_stem, sample_scans
-from medsynth.networks.condition import Condition
+from medsynth.networks import Condition, build_denoiser, build_stem, sample_scans
 
 STEMS = {"pixel": ("pixel", 1), "haar": ("haar", 1), "haar, 2 levels": ("haar", 2), "latent": ("latent", 1)}
 NETWORK = NetworkOptions(channels=(32, 64, 96), attention=(False, False, True))
@@ -76,7 +76,7 @@ def measure(stem: str, size: int, batch: int, accelerator: str) -> dict[str, Any
             torch.zeros(batch, dtype=torch.long, device=device),
             list(range(batch)),
             shape=(1, size, size, size),
-            solver=SolverOptions(steps=20),
+            solver=resolve_solver(SolverOptions(steps=20)),
             guidance=GuidanceOptions(),
         )
 

@@ -9,41 +9,27 @@ from importlib import import_module
 from typing import Any
 
 _HOMES = {
-    "demo": "medsynth.api",
-    "index": "medsynth.api",
-    "train": "medsynth.api",
-    "distill": "medsynth.api",
-    "sample": "medsynth.api",
-    "edit": "medsynth.api",
-    "select": "medsynth.api",
-    "evaluate": "medsynth.api",
-    "augment": "medsynth.api",
-    "card": "medsynth.api",
-    "doctor": "medsynth.api",
-    "fetch": "medsynth.api",
-    "run_recipe": "medsynth.pipeline",
-    "load_config": "medsynth.pipeline",
-    "generate": "medsynth.generation",
-    "load_run": "medsynth.runs",
-    "load_denoiser": "medsynth.runs",
-    "read_scan": "medsynth.scans",
-    "write_scan": "medsynth.scans",
-    "write_dicom": "medsynth.scans",
-    "write_segmentation": "medsynth.scans",
-    "Scan": "medsynth.scans",
-    "read_cohort": "medsynth.cohorts",
-    "prepare_cohort": "medsynth.cohorts",
-    "ScanDataset": "medsynth.cohorts",
-    "DiffusionModule": "medsynth.training",
-}
+    "medsynth.api": (
+        "demo", "index", "train", "distill", "sample", "edit", "evaluate", "augment", "card", "doctor", "fetch", "load_run",
+    ),
+    "medsynth.pipeline": ("run_recipe", "load_config"),
+    "medsynth.evaluation": ("compare",),
+    "medsynth.generation": ("generate",),
+    "medsynth.training": ("DiffusionModule",),
+    "medsynth.runs": ("load_denoiser",),
+    "medsynth.networks": ("build_denoiser", "Condition"),
+    "medsynth.cohorts": ("read_cohort", "prepare_cohort", "ScanDataset"),
+    "medsynth.scans": ("read_scan", "write_scan", "write_dicom", "write_segmentation", "Scan"),
+}  # fmt: skip
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
-__all__ = sorted(_HOMES)
+__all__ = sorted(_HOME_OF)
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in _HOME_OF:
         raise AttributeError(f"module 'medsynth' has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name]), name)
+    return getattr(import_module(_HOME_OF[name]), name)
 
 
 def __dir__() -> list[str]:

@@ -1,25 +1,25 @@
-"""The one family of errors that medsynth raises on purpose.
+"""The family of errors that medsynth raises on purpose.
 
-Every message follows ``<file or key>: need X, got Y; try Z`` and fits one line: the command line prints it as it is and
-ends with the exit code of its class.
+Every message reads `<file or key>: need X, got Y; try Z` and fits one line: the command line prints it as it is and ends with
+the exit code of its class.
 """
 
 
-def printable(text: str) -> str:
-    """Return `text` with every character that cannot be printed as its escape."""
-    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode("ascii") for char in text)
+def one_line(text: object) -> str:
+    """Return `text` on one line: line breaks and all other characters that cannot be printed become escapes."""
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode("ascii") for char in str(text))
 
 
 class MedsynthError(Exception):
     """Base of all expected errors; `exit_code` is what the command line returns.
 
-    Its message is one line without anything that a terminal would act on: names in it come from files of others.
+    The message is one line that a terminal can show safely: it may contain file names chosen by others.
     """
 
     exit_code = 1
 
     def __init__(self, message: object = "") -> None:
-        super().__init__(printable(" ".join(str(message).split())))
+        super().__init__(one_line(" ".join(str(message).split())))
 
 
 class ConfigError(MedsynthError):
@@ -35,6 +35,6 @@ class DataError(MedsynthError):
 
 
 class GateError(MedsynthError):
-    """A gate (privacy, reconstruction) failed and blocks what follows (exit code 4)."""
+    """The privacy gate or the reconstruction check failed, which blocks the next step (exit code 4)."""
 
     exit_code = 4

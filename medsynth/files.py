@@ -1,4 +1,4 @@
-"""Files that are whole or absent, and folder names that any label survives."""
+"""Files that are complete or absent, and safe folder names for any label."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from medsynth.errors import ConfigError
 
 PathLike = str | Path
 
-NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
 _RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
 _PARTIAL = ".partial-"
@@ -30,11 +30,11 @@ _FULL_DISK = re.compile(r"unexpected pos \d+ vs|\(os error (28|122)\)|\d+ reques
 
 @contextmanager
 def atomic_path(path: Path | str) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; on success it is flushed to disk and takes the place of `path`.
+    """Yield a temporary path beside `path`; on success it is flushed to disk and replaces `path`.
 
-    The target folder is created. When the block raises, the temporary file goes and `path` stays as it was. The
-    temporary name keeps the suffixes of `path`, since writers choose their format by them. A full disk, in whatever words a
-    library reports it, is an `OSError` with `errno.ENOSPC` and the name of `path`.
+    The target folder is created. If the block raises, the temporary file is removed and `path` stays as it was. The
+    temporary name keeps the suffixes of `path`, since writers choose their format by them. A full disk, however a library
+    reports it, is raised as `OSError` with `errno.ENOSPC` and the name of `path`.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -48,7 +48,7 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
         os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, path)
     except Exception as error:
-        if getattr(error, "errno", None) in NO_SPACE or _FULL_DISK.search(str(error)):
+        if getattr(error, "errno", None) in _NO_SPACE or _FULL_DISK.search(str(error)):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
         raise
     finally:
@@ -56,15 +56,15 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
 
 
 def remove_partial(folder: Path | str) -> None:
-    """Remove what `atomic_path` left below `folder` when a process was killed; for the only writer of the folder."""
+    """Remove what `atomic_path` left below `folder` after a kill; only the single writer of the folder may call it."""
     for leftover in Path(folder).rglob(f"{_PARTIAL}*"):
         leftover.unlink(missing_ok=True)
 
 
 def check_space(folder: Path | str, needed: int, *, purpose: str, option: str) -> None:
-    """Raise `ConfigError` where fewer than `needed` bytes are free on the disk of `folder`, which need not exist yet.
+    """Raise `ConfigError` if fewer than `needed` bytes are free on the disk of `folder`, which need not exist yet.
 
-    `purpose` says in the message what they are for, `option` which option names another place.
+    The message names the `purpose` of the space and the `option` that chooses another folder.
     """
     place = Path(folder).absolute()
     while not place.exists():
@@ -84,7 +84,7 @@ def hash_file(path: Path | str) -> str:
 
 
 def stamp_file(path: Path | str) -> list[int]:
-    """Return size and time of change of a file (ns): while both stay, its content is taken to stay."""
+    """Return size (bytes) and time of change (ns) of a file; while both stay the same, its content is assumed unchanged."""
     facts = Path(path).stat()
     return [facts.st_size, facts.st_mtime_ns]
 
@@ -106,14 +106,14 @@ def write_json(path: Path | str, content: Any) -> None:
 
 
 def label_folder(label: str) -> str:
-    """Return a relative folder name for a label: safe on every file system, and `folder_label` gives the label back.
+    """Return a relative folder name for a label that is safe on every file system; `folder_label` is the inverse.
 
-    Letters, digits, `_` and `-` stay; everything else is percent-encoded, as is the first letter of names that Windows
-    reserves. Names longer than 100 characters become nested folders, each but the last ending in `+`.
+    Letters, digits, `_` and `-` stay; everything else is percent-encoded, and so is the first letter of names that Windows
+    reserves. Names longer than 100 characters become nested folders; all but the last end in `+`.
     """
     text = quote(label, safe="").replace(".", "%2E").replace("~", "%7E")
     segments = [text[start : start + _SEGMENT] for start in range(0, len(text), _SEGMENT)] or ["%"]
-    # A reserved name is one only as a whole segment; all but the last end in "+", which no reserved name does.
+    # Only the last segment can be a reserved name: the others end in "+".
     if _RESERVED.fullmatch(segments[-1]):
         segments[-1] = f"%{ord(segments[-1][0]):02X}{segments[-1][1:]}"
     return "+/".join(segments)

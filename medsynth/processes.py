@@ -1,8 +1,8 @@
-"""More than one process: who started them, which of them this is, and how they share work out.
+"""Work on several processes: who started them, which one this is, and how they divide the work.
 
-Training leaves its processes to Lightning's trainer. Generation and features have work that falls into independent pieces:
-`run_ranks` gives every process its pieces. Lightning Fabric brings the processes together; they exchange no tensors, only who
-is done and what went wrong, and so do it over gloo whatever the device is.
+Training leaves its processes to Lightning's trainer. Generation and features consist of independent pieces, which `run_ranks`
+divides among processes started with Lightning Fabric. The processes exchange no tensors, only their progress and errors, so
+they communicate over gloo on any device.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-# How long a process waits for the others, who may have more to do. One that died is noticed at once, by its closed connection.
+# How long a process waits for others that have more to do. A process that died is noticed at once: its connection closes.
 _PATIENCE = timedelta(days=1)
 _LOSS = re.compile(r"gloo|nccl|connection (closed|reset|refused)|broken pipe|socket|timed out", re.IGNORECASE)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ranks:
-    """This process among `world`: `rank` is its number over all nodes, `local_rank` on its own; alone by default."""
+    """This process among `world`: `rank` counts over all nodes, `local_rank` within its node. The default is a single process."""
 
     rank: int = 0
     local_rank: int = 0
@@ -40,15 +40,15 @@ class Ranks:
 
     @property
     def first(self) -> bool:
-        """Whether this is the process that writes what belongs to all."""
+        """Whether this is the process that writes shared files."""
         return self.rank == 0
 
     def share(self, items: Sequence[T]) -> Sequence[T]:
-        """Return every `world`th of the items, beginning with that of this rank."""
+        """Return every `world`-th item, beginning with number `rank`."""
         return items[self.rank :: self.world]
 
     def place(self, device: torch.device) -> torch.device:
-        """Return the device of this process: processes of one node take turns over the GPUs that it sees."""
+        """Return the device of this process: the processes of a node are spread over its visible GPUs."""
         import torch
 
         if self.world == 1 or device.type != "cuda":
@@ -56,21 +56,21 @@ class Ranks:
         return torch.device("cuda", self.local_rank % torch.cuda.device_count())
 
     def tell(self, value: T) -> T:
-        """Return the value that the first process has; every process calls this."""
+        """Return the value that the first process passed; every process must call this."""
         import torch.distributed
 
         if self.world == 1:
             return value
         values = [value]
-        with self._loss_told():
+        with self._name_lost_process():
             torch.distributed.broadcast_object_list(values, src=0)
         return values[0]
 
     @contextmanager
     def together(self) -> Iterator[None]:
-        """A block that every process enters and that none leaves before all are done.
+        """Run a block in every process; none leaves it before all are done.
 
-        A `MedsynthError` or `OSError` of one is raised in all of them, so that no process waits for one that gave up.
+        A `MedsynthError` or `OSError` in one process is raised in all, so that none waits for a process that gave up.
         """
         import torch.distributed
 
@@ -84,13 +84,13 @@ class Ranks:
         if self.world == 1:
             return
         failures: list[Exception | None] = [None] * self.world
-        with self._loss_told():
+        with self._name_lost_process():
             torch.distributed.all_gather_object(failures, failure)
         if found := next((error for error in failures if error is not None), None):
             raise found
 
     @contextmanager
-    def _loss_told(self) -> Iterator[None]:
+    def _name_lost_process(self) -> Iterator[None]:
         try:
             yield
         except RuntimeError as error:
@@ -102,10 +102,9 @@ class Ranks:
 def run_ranks(work: Callable[..., None], *args: Any, devices: int = 1, num_nodes: int = 1) -> None:
     """Call `work(ranks, *args)` in `devices` processes on each of `num_nodes` nodes, and return when all are done.
 
-    Processes that `torchrun` or SLURM started take their ranks from it. Otherwise new ones are started on this machine, by
-    `spawn`: `work` and `args` must be picklable, a script must guard its main part, and nothing of the caller runs twice. What
-    `work` raises in a block of `Ranks.together` is raised here. Raises `ConfigError` for a number of processes other than the
-    launcher's, and when a process dies.
+    Processes started by `torchrun` or SLURM take their ranks from it. Otherwise new processes are spawned on this machine, so
+    `work` and `args` must be picklable and a script must guard its main part. What `work` raises in a block of
+    `Ranks.together` is raised here. Raises `ConfigError` if the launcher started another number of processes, or if one dies.
     """
     check_world(devices=devices, num_nodes=num_nodes)
     world = devices * num_nodes
@@ -115,7 +114,7 @@ def run_ranks(work: Callable[..., None], *args: Any, devices: int = 1, num_nodes
     launched = is_launched()
     if num_nodes > 1 and not launched:
         raise ConfigError(
-            f"num_nodes: need processes that torchrun or srun started on {num_nodes} nodes, got this one alone; try --num_nodes 1"
+            f"num_nodes: need processes that torchrun or srun started on {num_nodes} nodes, got one; try --num_nodes 1"
         )
     from lightning.fabric import Fabric
     from lightning.fabric.strategies import DDPStrategy
@@ -136,17 +135,17 @@ def run_ranks(work: Callable[..., None], *args: Any, devices: int = 1, num_nodes
             f"devices: need a script or the command line for {devices} processes, got a notebook; try --devices 1"
         ) from error
     try:
-        # In one object: Fabric would take what it finds in a list of arguments apart, to look for networks.
+        # As one object: Fabric would search separate arguments for networks.
         failure = fabric.launch(partial(_work_here, work=work, args=args))
     except ProcessExitedException as error:
         reason = error.signal_name or f"exit code {error.exit_code}"
-        raise lost_process(world, f"number {error.error_index} ({reason})") from error
+        raise lost_process(world, f"process {error.error_index} ({reason})") from error
     if failure is not None:
         raise failure
 
 
 def check_world(*, devices: int, num_nodes: int) -> None:
-    """Refuse a launcher whose number of processes differs from what the options say (`ConfigError`)."""
+    """Raise `ConfigError` if the launcher started another number of processes than the options say."""
     for option, number in (("devices", devices), ("num_nodes", num_nodes)):
         if number < 1:
             raise ConfigError(f"{option}: need a number above 0, got {number}")
@@ -167,7 +166,7 @@ def check_world(*, devices: int, num_nodes: int) -> None:
 
 
 def check_alone(devices: int) -> None:
-    """Refuse to be one of several processes of a launcher, for a verb that starts its `devices` itself (`ConfigError`)."""
+    """Raise `ConfigError` in a process of `torchrun` or SLURM: for verbs that start their `devices` processes themselves."""
     if devices < 1:
         raise ConfigError(f"devices: need a number above 0, got {devices}")
     world = os.environ.get("WORLD_SIZE") or (os.environ["SLURM_NTASKS"] if _in_slurm() else "1")
@@ -178,17 +177,17 @@ def check_alone(devices: int) -> None:
 
 
 def is_launched() -> bool:
-    """Return whether somebody else started the processes: torchrun, SLURM, or a training of this same program."""
+    """Return whether the processes were started by torchrun, by SLURM, or by a training of this program."""
     return _in_slurm() or ("WORLD_SIZE" in os.environ and "LOCAL_RANK" in os.environ)
 
 
 def is_first_process() -> bool:
-    """Return whether this is the first of all processes, as far as the environment tells."""
+    """Return whether the environment says that this is the first of all processes."""
     return all(os.environ.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID"))
 
 
 def cluster_environment() -> ClusterEnvironment:
-    """Return who knows ranks and addresses; named here, so that Lightning does not probe clusters that only look alike."""
+    """Return Lightning's source of ranks and addresses, chosen here so that Lightning does not guess a cluster."""
     from lightning.fabric.plugins.environments import (
         LightningEnvironment,
         SLURMEnvironment,
@@ -197,21 +196,21 @@ def cluster_environment() -> ClusterEnvironment:
 
     if "TORCHELASTIC_RUN_ID" in os.environ:
         return TorchElasticEnvironment()
-    # A requeued job goes on by the same command; Lightning's own way would write checkpoints of another kind.
+    # A requeued job continues by the same command; Lightning's own requeue would write checkpoints of another kind.
     return SLURMEnvironment(auto_requeue=False) if _in_slurm() else LightningEnvironment()
 
 
 def leave_group_at_exit() -> None:
-    """Have this process leave its group before the interpreter ends.
+    """Let this process leave its group before the interpreter ends.
 
-    Threads of gloo that run still when the interpreter takes the group apart abort the process, now and then: exit code -6
-    after work that was done. Lightning leaves groups of nccl by itself, those of gloo it does not.
+    Otherwise gloo's threads sometimes abort the process while the interpreter shuts down: exit code -6 after finished work.
+    Lightning leaves nccl groups, but not gloo groups.
     """
     atexit.register(_leave_group)
 
 
 def is_loss(error: BaseException) -> bool:
-    """Return whether an error says that another process cannot be reached any more."""
+    """Return whether an error says that another process can no longer be reached."""
     import torch.distributed
 
     return isinstance(error, torch.distributed.DistError) or (
@@ -227,7 +226,7 @@ def _leave_group() -> None:
 
 
 def _work_here(fabric: Any, *, work: Callable[..., None], args: tuple[Any, ...]) -> BaseException | None:
-    """Return what `work` raised and all processes know of; what only this one knows of is raised, and ends them all."""
+    """Return an error of `work` that all processes know; any other error is raised and ends all processes."""
     leave_group_at_exit()
     try:
         work(Ranks(rank=fabric.global_rank, local_rank=fabric.local_rank, world=fabric.world_size), *args)
@@ -236,14 +235,13 @@ def _work_here(fabric: Any, *, work: Callable[..., None], args: tuple[Any, ...])
     return None
 
 
-def lost_process(world: int, which: str = "another one") -> ConfigError:
-    """Return the error for a process that died, after which the others cannot go on."""
+def lost_process(world: int, which: str = "another process") -> ConfigError:
+    """Return the error for a process that died, after which the others cannot continue."""
     return ConfigError(
-        f"processes: need all {world} until the end, got the loss of {which}; try the same command again: it goes on where "
-        "this one stopped"
+        f"processes: need all {world} until the end, but {which} ended; run the same command again to continue"
     )
 
 
 def _in_slurm() -> bool:
-    """Whether `srun` started this process; a shell within a job is not one of its tasks."""
+    """Whether `srun` started this process; a shell within a job does not count."""
     return "SLURM_NTASKS" in os.environ and os.environ.get("SLURM_JOB_NAME") not in ("bash", "interactive")

@@ -1,4 +1,4 @@
-"""Every random draw of medsynth is a function of (seed, keys), so any part can be repeated or computed alone."""
+"""Every random draw is a function of (seed, keys), so that any part can be repeated or computed alone."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 def derive_seed(seed: int, *keys: int | str) -> int:
     """Return a seed in [0, 2**63) that depends on `seed` and on the keys, in order.
 
-    Keys are hashed with their type, so `1` and `"1"` differ, and no two key lists run into each other.
+    Keys are hashed with their type, so `1` and `"1"` differ, and different lists of keys never give the same text.
     """
     text = "\x1f".join([str(int(seed)), *(f"{type(key).__name__}:{key}" for key in keys)])
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
@@ -36,9 +36,9 @@ def torch_generator(seed: int, *keys: int | str, device: torch.device | str = "c
 
 
 def seed_layers(seed: int, *keys: int | str, device: torch.device) -> None:
-    """Seed what layers such as dropout draw from on `device` (and the processor) for `(seed, *keys)`.
+    """Seed the generators that layers such as dropout use on `device` and on the CPU for `(seed, *keys)`.
 
-    As `torch.manual_seed`, which seeds every kind of device that there might be and takes a millisecond for it.
+    The result is that of `torch.manual_seed`, which takes a millisecond because it seeds every kind of device.
     """
     import torch
 

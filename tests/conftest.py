@@ -18,15 +18,13 @@ TINY = {
     "batch_size": 8,
     "grid": {"size": 16},
     "intensity": {"method": "range", "low": 0, "high": 255},
-    "network": {"channels": [32], "attention": [False], "head_channels": 32, "dropout": 0.1},
+    "network": {"channels": [32], "attention": [False], "dropout": 0.1},
     "optimiser": {"warmup_steps": 2},
     "monitor": {
         "log_every": 2,
         "validate_every": 4,
         "preview_every": 6,
         "checkpoint_every": 4,
-        "preview_scans": 2,
-        "memorisation_scans": 4,
     },
 }
 

@@ -11,9 +11,9 @@ from medsynth.cohorts import read_cohort, write_cohort
 from medsynth.errors import DataError, GateError
 
 
-def write_reading(report, target, reading, **changes):
+def write_verdict(report, target, verdict, **changes):
     content = json.loads((report / "report.json").read_text())
-    content["verdict"]["privacy"]["reading"] = reading
+    content["verdict"]["privacy"]["verdict"] = verdict
     content["privacy"] |= changes
     target.mkdir()
     (target / "report.json").write_text(json.dumps(content))
@@ -21,25 +21,16 @@ def write_reading(report, target, reading, **changes):
 
 
 def arguments(real, judged, report, out):
-    return [
-        "augment",
-        "--real",
-        str(real),
-        "--synthetic",
-        str(judged / "set"),
-        "--report",
-        str(report),
-        "--out",
-        str(out),
-    ]
+    options = {"real": real, "synthetic": judged / "set", "report": report, "out": out}
+    return ["augment", *(word for name, value in options.items() for word in (f"--{name}", str(value)))]
 
 
-@pytest.mark.parametrize("reading", ["fail", "cannot tell"])
-def test_a_set_that_did_not_pass_is_refused(tiny_cohort, judged, tmp_path, reading, capsys):
-    report = write_reading(judged / "report", tmp_path / "report", reading)
+@pytest.mark.parametrize("verdict", ["fail", "cannot tell"])
+def test_a_set_that_did_not_pass_is_refused(tiny_cohort, judged, tmp_path, verdict, capsys):
+    report = write_verdict(judged / "report", tmp_path / "report", verdict)
     out = tmp_path / "augmented" / "cohort.csv"
     assert run_command(arguments(tiny_cohort, judged, report, out)) == 4
-    assert reading in capsys.readouterr().err
+    assert verdict in capsys.readouterr().err
     assert not out.parent.exists()
 
 
@@ -55,8 +46,18 @@ def test_a_missing_gate_or_report_is_refused(tiny_cohort, judged, tmp_path):
     assert not out.parent.exists()
 
 
+def test_a_report_of_an_earlier_version_is_refused_in_one_line(tiny_cohort, judged, tmp_path, capsys):
+    report = write_verdict(judged / "report", tmp_path / "report", "pass")
+    content = json.loads((report / "report.json").read_text()) | {"schema": "medsynth-report/1"}
+    (report / "report.json").write_text(json.dumps(content))
+    assert run_command(arguments(tiny_cohort, judged, report, tmp_path / "augmented.csv")) == 4
+    said = capsys.readouterr().err.strip()
+    assert said.endswith("report.json: written by medsynth 0.1; run medsynth evaluate again")
+    assert "\n" not in said
+
+
 def test_what_passed_is_handed_over(tiny_cohort, judged, tmp_path):
-    report = write_reading(judged / "report", tmp_path / "report", "pass")
+    report = write_verdict(judged / "report", tmp_path / "report", "pass")
     out = tmp_path / "augmented" / "cohort.csv"
     handover = medsynth.augment(real=tiny_cohort, synthetic=judged / "set", report=report, out=out, progress=False)
     real, written = read_cohort(tiny_cohort), read_cohort(out)
@@ -73,9 +74,7 @@ def test_what_passed_is_handed_over(tiny_cohort, judged, tmp_path):
 
 def test_dropped_copies_stay_out(tiny_cohort, judged, tmp_path):
     copies = [{"synthetic_row": 2}, {"synthetic_row": 5}]
-    content = json.loads((judged / "report" / "report.json").read_text())
-    options = content["privacy"]["options"] | {"drop_copies": True}
-    report = write_reading(judged / "report", tmp_path / "report", "pass", copies=copies, options=options)
+    report = write_verdict(judged / "report", tmp_path / "report", "pass", copies=copies, drop_copies=True)
     out = tmp_path / "augmented" / "cohort.csv"
     handover = medsynth.augment(real=tiny_cohort, synthetic=judged / "set", report=report, out=out, progress=False)
     made = read_cohort(judged / "set" / "cohort.csv").rows
@@ -85,7 +84,7 @@ def test_dropped_copies_stay_out(tiny_cohort, judged, tmp_path):
 
 
 def test_a_report_about_other_scans_is_refused(tiny_cohort, judged, tmp_path):
-    report = write_reading(judged / "report", tmp_path / "report", "pass")
+    report = write_verdict(judged / "report", tmp_path / "report", "pass")
     real = read_cohort(tiny_cohort)
     fewer = tiny_cohort.parent / "fewer.csv"
     write_cohort(replace(real, rows=real.rows[1:]), fewer)
@@ -124,6 +123,6 @@ def test_a_planted_memorised_scan_fails_the_gate_and_blocks_the_hand_over(tiny_r
     assert run_command(["augment", *both, "--report", str(report), "--out", str(tmp_path / "out" / "cohort.csv")]) == 4
     assert not (tmp_path / "out").exists()
     said = capsys.readouterr()
-    assert "copying in dark" in said.err
+    assert "signs of copying in dark" in said.err
     for text in (said.out, said.err, (report / "report.json").read_text(), (report / "report.html").read_text()):
         assert "secret" not in text

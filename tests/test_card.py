@@ -100,8 +100,8 @@ def test_without_a_report_the_card_says_that_nothing_was_evaluated(judged, tiny_
         label: {"scans": scans, "patients": patients}
         for label, (scans, patients) in zip(spec.classes, learnt, strict=True)
     }
-    assert "Privacy was not judged" in text.split("## At a glance")[0]
-    assert "the generator learnt it from 8 scans of 8 patients" in text
+    assert "Privacy was not evaluated" in text.split("## At a glance")[0]
+    assert "the generator was trained on 8 scans of 8 patients" in text
     assert "*not stated: licence of the source*" in text
     assert "license" not in croissant
     assert "citeAs" not in croissant
@@ -116,7 +116,7 @@ def test_with_a_report_figures_stand_with_their_intervals(judged, tiny_cohort, t
     text, front = card.read_text(), check_card(card).front
     report = json.loads((judged / "report" / "report.json").read_text())
     assert front["evaluation"]["sets"] == report["sets"]
-    assert front["evaluation"]["privacy"]["reading"] == report["verdict"]["privacy"]["reading"]
+    assert front["evaluation"]["privacy"]["verdict"] == report["verdict"]["privacy"]["verdict"]
     for row in report["privacy"]["rows"]:
         power = front["evaluation"]["privacy"]["classes"][row["label"]]["power"]
         assert (power["found"], power["of"]) == (row["power"]["found"], row["power"]["of"])
@@ -124,7 +124,7 @@ def test_with_a_report_figures_stand_with_their_intervals(judged, tiny_cohort, t
         assert f"{power['found']} of {power['of']} ({100 * power['share']:.1f} %; 95 % interval" in text
     for verdict in report["verdict"]["fidelity"]:
         if verdict["label"] is not None:
-            assert front["evaluation"]["fidelity"]["classes"][verdict["label"]]["reading"] == verdict["reading"]
+            assert front["evaluation"]["fidelity"]["classes"][verdict["label"]]["verdict"] == verdict["verdict"]
     assert "evaluation.downstream" in front["gaps"]
     assert all(f"`{gap}`" in text.split("## Gaps")[1] for gap in front["gaps"])
 
@@ -134,7 +134,7 @@ def test_the_gain_stands_with_its_interval(judged, tmp_path):
     subgroup = {"value": 0.1, "low": -0.2, "high": 0.3}
 
     def change(content):
-        content["verdict"]["downstream"] = {"reading": "harm", "sentence": "Harm: it does worse."}
+        content["verdict"]["downstream"] = {"verdict": "harm", "sentence": "Harm: it does worse."}
         content["downstream"] = {
             "task": {"rare_class": "bright", "test": {"rare_patients": 30}},
             "tiers": [
@@ -150,7 +150,7 @@ def test_the_gain_stands_with_its_interval(judged, tmp_path):
                     {
                         "column": "sex",
                         "value": "f",
-                        "reading": "harm",
+                        "verdict": "harm",
                         "rare_patients": 9,
                         "figures": {"auroc": subgroup},
                     }
@@ -196,12 +196,23 @@ def test_the_card_of_the_source_cohort_serves_as_statements(judged, tmp_path):
     (tmp_path / "own.yaml").write_text("source: chest_xray\ntitle: Mine\n")
     own = medsynth.card(synthetic=judged / "set", source=tmp_path / "own.yaml", out=tmp_path)
     assert (own.front["title"], own.front["source"]) == ("Mine", source)
-    with pytest.raises(ConfigError, match="need the card of a source cohort"):
+    with pytest.raises(ConfigError, match="this is the card of a synthetic set"):
         medsynth.card(synthetic=judged / "set", source=named.card, out=tmp_path)
 
 
+def test_a_copy_of_the_template_serves_as_statements(judged, tmp_path):
+    text = (medsynth_cards() / "template.md").read_text()
+    text = text.replace("consent: null", "consent: Broad consent").replace("- source.consent\n", "")
+    for name in ("our_scans.yaml", "our_scans.md"):
+        (tmp_path / name).write_text(text)
+        front = medsynth.card(synthetic=judged / "set", source=tmp_path / name, out=tmp_path).front
+        assert front["source"]["consent"] == "Broad consent"
+        assert "source.consent" not in front["gaps"]
+        assert "source.name" in front["gaps"]
+
+
 def medsynth_cards():
-    from medsynth.reporting.card_statements import CARDS
+    from medsynth.reporting.card_schema import CARDS
 
     return CARDS.directory()
 
@@ -209,13 +220,18 @@ def medsynth_cards():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("license: MIT", r"got 'license'"),
-        ("source: {consents: yes}", r"source: need the keys name, .* got 'consents'"),
-        ("use: [training]", r"use: need the keys intended, prohibited"),
-        ("title: [a]", r"title: need a text"),
-        ("limits: the scans are anonymised", r"limits: need other words than 'anonymised'"),
-        ("published: last year", r"published: need a date"),
+        (
+            "license: MIT",
+            r"Additional properties are not allowed \('license' was unexpected\); known are title, modality",
+        ),
+        ("source: {consents: yes}", r"source: .*'consents' was unexpected\); known are name, origin"),
+        ("use: [training]", r"use: \['training'\] is not of type 'object', 'null'"),
+        ("title: [a]", r"title: \['a'\] is not of type 'string', 'number', 'null'"),
+        ("limits: the scans are anonymised", r"limits: 'anonymised' promises more"),
+        ("published: last year", r"published: 'last year' does not match"),
         ("title: {", r"need readable YAML"),
+        ("7", r"front matter: 7 is not of type 'object'"),
+        ("kind: source_cohort", r"front matter: 'schema' is a required property"),
     ],
 )
 def test_statements_that_cannot_be_used_are_refused(judged, tmp_path, text, message):
@@ -241,7 +257,7 @@ def test_a_report_about_other_scans_is_refused(tiny_run, tiny_cohort, judged, tm
 
 def test_damaged_or_missing_reports_are_refused(judged, tmp_path):
     report = changed_report(judged / "report", tmp_path / "report", lambda content: content.pop("privacy"))
-    with pytest.raises(DataError, match=r"need a whole report, got a damaged one \('privacy'\)"):
+    with pytest.raises(DataError, match=r"this report is damaged \('privacy'\)"):
         medsynth.card(synthetic=judged / "set", report=report, out=tmp_path / "out", progress=False)
     with pytest.raises(DataError, match="need the report of an evaluation, got none"):
         medsynth.card(synthetic=judged / "set", report=tmp_path / "nothing", out=tmp_path / "out")
@@ -249,15 +265,15 @@ def test_damaged_or_missing_reports_are_refused(judged, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("reading", "banner", "prohibited"),
+    ("verdict", "banner", "prohibited"),
     [
         ("fail", "**The privacy gate failed.**", "the privacy gate failed"),
         ("cannot tell", "**The privacy gate cannot tell, which is not a pass.**", "unless the privacy gate has passed"),
     ],
 )
-def test_a_set_that_did_not_pass_says_so_on_top(judged, tmp_path, reading, banner, prohibited):
+def test_a_set_that_did_not_pass_says_so_on_top(judged, tmp_path, verdict, banner, prohibited):
     def change(content):
-        content["privacy"]["reading"] = content["verdict"]["privacy"]["reading"] = reading
+        content["privacy"]["verdict"] = content["verdict"]["privacy"]["verdict"] = verdict
 
     report = changed_report(judged / "report", tmp_path / "report", change)
     files = medsynth.card(synthetic=judged / "set", report=report, out=tmp_path, progress=False)
@@ -267,7 +283,7 @@ def test_a_set_that_did_not_pass_says_so_on_top(judged, tmp_path, reading, banne
     assert any(prohibited in use for use in files.front["use"]["prohibited"])
 
 
-def test_flagged_and_dropped_scans_are_told(judged, tmp_path):
+def test_flagged_and_dropped_scans_are_named(judged, tmp_path):
     def change(content):
         content["privacy"]["dropped"] = 2
         content["privacy"]["rows"][0]["flagged"] = 1
@@ -277,8 +293,8 @@ def test_flagged_and_dropped_scans_are_told(judged, tmp_path):
     text = medsynth.card(synthetic=judged / "set", report=report, out=tmp_path, progress=False).card.read_text()
     top = text.split("## At a glance")[0]
     assert "2 scans of the set were flagged as copies of real ones and set aside" in top
-    assert "**1 of 7 scans is flagged as possible copies of real scans** and still in the set." in top
-    assert "2 scans are identical to another one of the set." in text
+    assert "**Possible copies of real scans: 1 of 7 scans are flagged** and still in the set." in top
+    assert "Identical to another scan of the set: 2 scans." in text
 
 
 def test_a_planted_copy_counts_as_real_pixels_and_names_nobody(tiny_run, tiny_cohort, tmp_path):
@@ -296,7 +312,7 @@ def test_a_planted_copy_counts_as_real_pixels_and_names_nobody(tiny_run, tiny_co
     text, croissant = written(files)
     assert files.front["contains_real_pixels"] is True
     assert "**The privacy gate failed.**" in text
-    assert "holds pixels of real scans" in text.split("## At a glance")[0]
+    assert "contains pixels of real scans" in text.split("## At a glance")[0]
     for said in (text, json.dumps(croissant), files.summary().replace(str(tmp_path), "")):
         assert "secret" not in said
         assert str(tiny_cohort.parent) not in said
@@ -314,14 +330,14 @@ def test_an_edited_set_says_that_it_resembles_its_donors(edited, tmp_path):
     assert "turned into bright at strength 0.5" in text
 
 
-def test_real_pixels_are_told_from_the_rows(edited, tmp_path):
+def test_real_pixels_are_found_in_the_rows(edited, tmp_path):
     shutil.copytree(edited, tmp_path / "set", ignore=shutil.ignore_patterns(".medsynth_cache"))
     manifest = tmp_path / "set" / "cohort.csv"
     manifest.write_text(re.sub(r",0$", ",1", manifest.read_text(), flags=re.MULTILINE))
     files = medsynth.card(synthetic=tmp_path / "set")
     assert files.card.parent == tmp_path / "set"
     assert files.front["contains_real_pixels"] is True
-    assert "**The set holds pixels of real scans** and must not leave the house." in files.card.read_text()
+    assert "**The set contains pixels of real scans** and must stay within your institution." in files.card.read_text()
 
 
 def test_rows_that_were_removed_are_noticed(judged, tmp_path):
@@ -334,8 +350,8 @@ def test_rows_that_were_removed_are_noticed(judged, tmp_path):
 @pytest.mark.parametrize(
     ("scans", "sentence"),
     [
-        (0, "bright: the generator's training scans hold none of this class."),
-        (1, "bright: the generator learnt it from a single scan; what varies between patients is unknown to it."),
+        (0, "bright: the generator's training scans contain none of this class."),
+        (1, "bright: the generator was trained on 1 scan of 1 patient, too few to show how much patients vary."),
     ],
 )
 def test_fault_23_a_class_of_no_scan_or_one_is_told(judged, tmp_path, scans, sentence):
@@ -372,7 +388,7 @@ def test_real_rows_are_refused(tiny_cohort, judged, tmp_path):
         medsynth.card(synthetic=tmp_path / "set")
     with pytest.raises(ConfigError, match="need a synthetic set, or a card"):
         medsynth.card()
-    with pytest.raises(ConfigError, match="check: need no other file"):
+    with pytest.raises(ConfigError, match="check: checks a card and takes no other file"):
         medsynth.card(synthetic=tmp_path / "set", check=tmp_path / "data_card.md")
 
 

@@ -2,10 +2,10 @@
 
 import argparse
 import importlib
-import importlib.util
 import re
 import shlex
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,25 +15,44 @@ from scipy.linalg import sqrtm
 from torch.distributed.run import get_args_parser as torch_parser
 
 import medsynth
-from medsynth.api import VERBS
-from medsynth.cli import _run_parser, run_command
-from medsynth.config import PIPELINES, BalanceOptions, GuidanceOptions, SolverOptions
-from medsynth.diffusion import dpmpp_2m, draw_sigma, guide, heun, loss_weight, noise_levels, precondition
-from medsynth.diffusion.precondition import noise_embedding_position
+from medsynth.api.manual import format_help
+from medsynth.api.parser import parse_arguments
+from medsynth.cli import run_command, run_parser
+from medsynth.config import OPTIONS, PIPELINES, GuidanceOptions, SolverOptions, options_of
+from medsynth.config.declared import manual_of
+from medsynth.diffusion import (
+    dpmpp_2m,
+    draw_sigma,
+    guide,
+    heun,
+    loss_weight,
+    noise_embedding_position,
+    noise_levels,
+    precondition,
+    resolve_solver,
+)
+from medsynth.evaluation.downstream import Settings
+from medsynth.evaluation.downstream.experiment import ProbeSettings
+from medsynth.evaluation.evaluate import score_downstream, score_membership, score_privacy
+from medsynth.evaluation.fidelity import FidelitySettings
+from medsynth.evaluation.privacy import GateSettings
 from medsynth.evaluation.privacy.nearness import Thresholds, calibrate
 from medsynth.measures.distances import frechet_distance, kernel_distance
 from medsynth.measures.statistics import _satterthwaite, holm
 from medsynth.networks.condition import ConditionEmbedding
 from medsynth.networks.denoiser import Denoiser
 from medsynth.networks.haar import HaarTransform
-from medsynth.pipeline import parse_verb, plan_recipe, verb_parser
-from medsynth.training.average import average_share
+from medsynth.pipeline import plan_recipe
 from medsynth.training.batches import class_shares
+from medsynth.training.callbacks import MEMORISATION_SCANS, PREVIEW_SCANS
+from medsynth.training.module import average_share
 
 TOP = Path(__file__).parents[1]
 PAGES = [TOP / "README.md", *sorted((TOP / "docs").glob("*.md"))]
 TUTORIAL = TOP / "docs" / "tutorial.md"
 NAMES = [str(page.relative_to(TOP)) for page in PAGES]
+# Verbs that have no options of their own class.
+OTHERS = ("run", "configs", "completion")
 
 
 def blocks(page: Path) -> list[tuple[str, str]]:
@@ -58,13 +77,13 @@ def spans(page: Path) -> list[str]:
 
 def check_recipe(arguments: list[str]) -> None:
     """A recipe with its variables, down to the options of its verbs."""
-    options = _run_parser(with_recipes=False).parse_args(arguments)
+    options = run_parser().parse_args(arguments)
     variables = dict(part.split("=", 1) for part in options.set)
     assert plan_recipe(options.recipe, out=options.out, variables=variables)
 
 
-def check_benchmark(module: str, arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """A benchmark whose own parser takes the arguments; nothing of it runs."""
+def check_script(module: str, arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A benchmark or a slow test whose own parser takes the arguments; nothing of it runs."""
     source = TOP / Path(*module.split(".")).with_suffix(".py")
     assert source.is_file(), module
     if not arguments or "ArgumentParser" not in source.read_text(encoding="utf-8"):
@@ -75,8 +94,8 @@ def check_benchmark(module: str, arguments: list[str], monkeypatch: pytest.Monke
 
     parse = argparse.ArgumentParser.parse_args
 
-    def parse_only(self: argparse.ArgumentParser, *given: object) -> None:
-        parse(self, *given)
+    def parse_only(self: argparse.ArgumentParser, *words: object) -> None:
+        parse(self, *words)
         raise Parsed
 
     monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parse_only)
@@ -104,16 +123,24 @@ BLOCKS = [
 ]
 
 
+def check_command(words: list[str]) -> None:
+    """A command of medsynth, its options or, for a recipe, those of all its verbs; nothing runs."""
+    verb, *arguments = words
+    if verb == "run":
+        check_recipe(arguments)
+    elif verb in OTHERS:
+        assert not arguments
+    else:
+        assert parse_arguments(verb, arguments)
+
+
 @pytest.mark.parametrize("line", BLOCKS)
 def test_commands_in_blocks_parse(line, monkeypatch):
     first, *words = launched(shlex.split(line))
-    if first == "medsynth" and words[0] == "run":
-        check_recipe(words[1:])
-    elif first == "medsynth":
-        verb, *arguments = words
-        assert parse_verb(verb_parser(verb, exit_on_error=False), arguments)
+    if first == "medsynth":
+        check_command(words)
     elif [first, *words[:1]] == ["python", "-m"]:
-        check_benchmark(words[1], words[2:], monkeypatch)
+        check_script(words[1], words[2:], monkeypatch)
     elif first == "python":
         assert (TOP / words[0]).is_file()
     else:
@@ -121,30 +148,37 @@ def test_commands_in_blocks_parse(line, monkeypatch):
 
 
 def known_options(verb: str | None = None) -> set[str]:
-    """Options of a verb, or of all verbs, recipes and benchmarks."""
+    """Options of a verb, or of all verbs, recipes, benchmarks and slow tests."""
     if verb == "run":
         return {"--out", "--set", "--help"}
-    verbs = VERBS if verb is None else (verb,)
-    found = {option for each in verbs for option in verb_parser(each, exit_on_error=False)._option_string_actions}
+    verbs = OPTIONS if verb is None else {verb} & OPTIONS.keys()
+    found = {f"--{name}" for each in verbs for name in options_of(OPTIONS[each])}
+    found |= {"--config", "--print_config", "--help"}
     if verb is not None:
         return found
-    scripts = [file.read_text(encoding="utf-8") for file in (TOP / "benchmarks").rglob("*.py")]
+    scripts = [
+        file.read_text(encoding="utf-8")
+        for folder in ("benchmarks", "tests/slow")
+        for file in (TOP / folder).rglob("*.py")
+    ]
     return found.union(["--set", "--version"], *(re.findall(r'"(--\w+)"', script) for script in scripts))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=NAMES)
 def test_commands_and_options_in_the_text_exist(page, monkeypatch):
+    """Also options without hyphens, such as `network.stem latent`, by the names of their groups."""
     every = known_options()
+    groups = {name.partition(".")[0] for name in every if "." in name}
     for span in spans(page):
         words = span.split()
         if words[0] == "medsynth" and len(words) > 1 and words[1] != "VERB" and not words[1].startswith("-"):
-            assert words[1] in (*VERBS, "run"), span
+            assert words[1] in (*OPTIONS, *OTHERS), span
             if words[1] == "run" and words[2:] and not words[2].startswith("-"):
                 assert words[2] in PIPELINES.names(), span
             options = known_options(words[1])
-        elif span.startswith("python -m benchmarks."):
+        elif re.match(r"python -m (benchmarks|tests\.slow)\.", span):
             with monkeypatch.context() as patch:
-                check_benchmark(words[2], shlex.split(span)[3:], patch)
+                check_script(words[2], shlex.split(span)[3:], patch)
             continue
         elif re.fullmatch(r"benchmarks(/[\w]+)+(\.\w+)?", words[0]):
             assert list(TOP.glob(f"{words[0]}*")), span
@@ -152,6 +186,8 @@ def test_commands_and_options_in_the_text_exist(page, monkeypatch):
         elif span.startswith("--"):
             options = every
         else:
+            if re.fullmatch(r"[a-z]+\.[a-z_]+", words[0]) and f"--{words[0].partition('.')[0]}" in groups:
+                assert f"--{words[0]}" in every, f"{page.name}: {span}"
             continue
         for word in words:
             if word.startswith("--"):
@@ -172,59 +208,49 @@ def test_links_lead_to_files_and_headings(page):
             assert anchor in known, f"{page.name}: #{anchor}"
 
 
-def test_the_api_page_is_what_its_generator_makes():
-    spec = importlib.util.spec_from_file_location("make_api", TOP / "docs" / "make_api.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    made = module.render_api()
-    assert module.PAGE.read_text(encoding="utf-8") == made, "try: python docs/make_api.py"
-    for name in VERBS:
-        assert f"### {name}\n" in made or name == "fetch"
-
-
 # Manual pages ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("verb", VERBS)
-def test_the_manual_page_of_a_verb(verb, capsys, monkeypatch):
+@pytest.mark.parametrize("everything", [False, True], ids=["help", "help all"])
+@pytest.mark.parametrize("verb", OPTIONS)
+def test_the_manual_page_of_a_verb(verb, everything, monkeypatch):
     """What must be given stands in the usage line, nothing is in the parser's jargon, and the example parses."""
     monkeypatch.setenv("COLUMNS", "100")
-    with pytest.raises(SystemExit):
-        run_command([verb, "--help"])
-    text = capsys.readouterr().out
+    text = format_help(verb, everything=everything)
     usage = " ".join(text.split("\n\n")[0].split())
-    required = [action for action in verb_parser(verb, exit_on_error=False)._actions if action.required]
+    required = [name for name, option in options_of(OPTIONS[verb]).items() if option.required]
     assert usage.startswith(f"usage: medsynth {verb} ")
     assert usage.endswith("[options]")
     assert usage.count("--") == len(required)
-    assert all(f" --{action.dest} " in usage for action in required)
-    assert " ".join((VERBS[verb].__doc__ or "").split("\n\n")[0].split()) in " ".join(text.split())
+    assert all(f" --{name} " in usage for name in required)
+    assert manual_of(OPTIONS[verb])[0] in " ".join(text.split())
     for jargon in ("CONFIG", "type:", "Union", "null", "ITEM", "Path to a configuration file"):
         assert jargon not in text
-    example = " ".join(text[text.index("example: ") + len("example: ") :].replace("\\", " ").split())
-    assert example.startswith(f"medsynth {verb}")
-    parse_verb(verb_parser(verb, exit_on_error=False), shlex.split(example.partition(" > ")[0])[2:])
+    example = text.partition("example:\n")[2].partition("\n\n")[0].replace("\\\n", " ")
+    first, *words = shlex.split(example.partition(" > ")[0])
+    assert (first, words[0]) == ("medsynth", verb)
+    check_command(words)
 
 
-def test_the_first_page_lists_every_verb_once(capsys):
+def test_the_first_page_lists_every_verb_once_and_its_examples_parse(capsys):
     assert run_command(["--help"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    for verb in (*VERBS, "run"):
+    for verb in (*OPTIONS, *OTHERS):
         assert sum(line.startswith(f"  {verb} ") for line in lines) == 1, verb
-    assert "more:" not in lines, "a verb without a job: medsynth/cli.py, _JOBS"
+    examples = [shlex.split(line)[1:] for line in lines if line.startswith("  medsynth ")]
+    assert [words[0] for words in examples] == ["index", "train", "sample", "evaluate", "augment", "card"]
+    for words in examples:
+        check_command(words)
 
 
-def test_the_page_of_recipes_describes_each(capsys):
-    with pytest.raises(SystemExit):
-        run_command(["run", "--help"])
-    text = capsys.readouterr().out
-    assert all(f"\n  {name} " in text for name in PIPELINES.names())
-    check_recipe(shlex.split(text[text.index("example: ") :])[3:])
+def test_the_example_of_a_recipe_parses():
+    text = run_parser().format_help()
+    check_recipe(shlex.split(text[text.index("example:") :])[3:])
 
 
 # Commands and snippets that run ----------------------------------------------------------------------------------------
 
-# The numbers with which they run here; what a command does not give is added.
+# The numbers with which they run here; what a command does not give is added. `small_settings` has those that are no options.
 SMALL = {
     "demo": {"--scans": "48"},
     "train": {
@@ -233,28 +259,30 @@ SMALL = {
         "--grid.size": "32",
         "--monitor.validate_every": "0",
         "--monitor.preview_every": "2",
-        "--monitor.preview_scans": "1",
-        "--monitor.memorisation_scans": "2",
     },
     "sample": {"--count": "6", "--solver.steps": "2"},
-    "evaluate": {
-        "--privacy.min_patients": "2",
-        "--privacy.min_power": "0.01",
-        "--privacy.max_false_alarms": "0.9",
-        "--privacy.planted": "6",
-        "--privacy.membership_scans": "2",
-        "--fidelity.repeats": "10",
-        "--fidelity.ssim_pairs": "2",
-        "--downstream.seeds": "2",
-        "--downstream.resamples": "100",
-        "--downstream.probe.steps": "5",
-        "--downstream.probe.copies": "0",
-    },
+    "evaluate": {"--downstream.seeds": "2"},
 }
 SMALLER_STUDY = {"--reader_study": "4"}  # replaced where it stands, never added
 SMALL_LINES = {"steps = 900": "steps = 2"}
 # What the tutorial names that is the reader's own, or stands elsewhere.
 NOT_MADE = {"labels.csv", "report.md"}
+
+
+@pytest.fixture
+def small_settings(monkeypatch):
+    """A quick evaluation, whose gate passes with the few patients there are; small previews."""
+    gate = GateSettings(min_patients=2, min_power=0.01, max_false_alarms=0.9, planted=6, membership_scans=2)
+    probe = ProbeSettings(steps=5, copies=0)
+    for name, replacement in {
+        "score_privacy": partial(score_privacy, settings=gate),
+        "score_membership": partial(score_membership, settings=gate),
+        "score_downstream": partial(score_downstream, settings=Settings(resamples=100, probe=probe)),
+        "FidelitySettings": partial(FidelitySettings, repeats=10, ssim_pairs=2),
+    }.items():
+        monkeypatch.setattr(f"medsynth.evaluation.evaluate.{name}", replacement)
+    monkeypatch.setitem(PREVIEW_SCANS, 2, 1)
+    monkeypatch.setitem(MEMORISATION_SCANS, 2, 2)
 
 
 def shrink(words: list[str]) -> list[str]:
@@ -276,6 +304,7 @@ def run_line(line: str, capsys: pytest.CaptureFixture[str]) -> str:
     return words[0]
 
 
+@pytest.mark.usefixtures("small_settings")
 def test_the_tutorial_runs(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     space: dict[str, object] = {}
@@ -297,7 +326,8 @@ def test_the_tutorial_runs(tmp_path, monkeypatch, capsys):
     assert sorted(name for name in named if not (tmp_path / name).exists()) == []
 
 
-def test_the_readme_runs_on_scans_of_ones_own(tmp_path, monkeypatch, capsys):
+@pytest.mark.usefixtures("small_settings")
+def test_the_six_commands_of_the_readme_run_on_scans_of_ones_own(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     lines = ["path,label,patient_id"]
     random = np.random.default_rng(0)
@@ -308,9 +338,13 @@ def test_the_readme_runs_on_scans_of_ones_own(tmp_path, monkeypatch, capsys):
         )
         lines.append(f"{number}.png,{label},patient-{number}")
     Path("labels.csv").write_text("\n".join(lines))
+    template = (TOP / "data_cards" / "template.md").read_text(encoding="utf-8")
+    Path("our_scans.yaml").write_text(template.split("---\n")[1].replace("licence: null", "licence: CC0-1.0"))
     block = next(text for language, text in blocks(TOP / "README.md") if language == "bash" and "index" in text)
-    assert "augment" in [run_line(line, capsys) for line in commands(block)]
+    verbs = [run_line(line, capsys) for line in commands(block)]
+    assert verbs == ["index", "train", "sample", "evaluate", "augment", "card"]
     assert Path("augmented/cohort.csv").is_file()
+    assert "CC0-1.0" in Path("synthetic/data_card.md").read_text(encoding="utf-8")
 
 
 # The maths, as the page writes it ---------------------------------------------------------------------------------------
@@ -325,14 +359,14 @@ def test_the_maths_page_numbers_its_formulas_and_names_its_sources():
 
 def test_formulas_1_and_2_preconditioning_in_bands():
     class Constant(torch.nn.Module):
-        """Returns half of what it gets, and keeps what it was told."""
+        """Returns half of what it gets, and keeps the noise level that it is conditioned on."""
 
         def __init__(self) -> None:
             super().__init__()
             self.class_embedding = ConditionEmbedding(2, 0, 4)
 
         def forward(self, scaled, position, class_labels):
-            self.told = position
+            self.position = position
             return scaled / 2
 
     bands = torch.tensor([0.5, 0.1, 0.2, 0.05])
@@ -347,7 +381,7 @@ def test_formulas_1_and_2_preconditioning_in_bands():
     skip, output, scale = k**2 / (s**2 + k**2), s * k / (s**2 + k**2).sqrt(), 1 / (s**2 + k**2).sqrt()
     expected = stem.inverse(skip * seen + output * (scale * seen / 2))
     assert torch.allclose(found, expected, atol=1e-7)
-    assert torch.allclose(denoiser.unet.told, 250 * (sigma.log() / 4 + 2))
+    assert torch.allclose(denoiser.unet.position, 250 * (sigma.log() / 4 + 2))
     assert torch.allclose(noise_embedding_position(sigma), 250 * (sigma.log() / 4 + 2))
     # The stem: neighbours a, b become (a + b) / sqrt 2 and (a - b) / sqrt 2, and W W^T = 1.
     line = torch.tensor([3.0, 1.0]).reshape(1, 1, 2, 1).repeat(1, 1, 1, 2)
@@ -368,7 +402,7 @@ def test_formula_4_class_shares():
     counts = np.array([9, 100, 400])
     for exponent in (0.0, 0.5, 1.0):
         expected = counts**exponent / (counts**exponent).sum()
-        assert class_shares(counts, BalanceOptions(exponent=exponent)) == pytest.approx(expected)
+        assert class_shares(counts, exponent) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("m", [1, 7, 100_000])
@@ -383,7 +417,7 @@ def test_formulas_6_to_8_noise_levels_and_solvers():
     levels = [
         (high ** (1 / rho) + i / (steps - 1) * (low ** (1 / rho) - high ** (1 / rho))) ** rho for i in range(steps)
     ] + [0.0]
-    sigmas = noise_levels(SolverOptions(steps=steps))
+    sigmas = noise_levels(resolve_solver(SolverOptions(steps=steps)))
     assert sigmas.tolist() == pytest.approx(levels)
 
     def denoise(noisy, sigma):

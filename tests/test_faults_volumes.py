@@ -19,6 +19,7 @@ import pytest
 
 import medsynth
 from medsynth.cohorts import read_cohort, write_phantom
+from medsynth.config import DemoOptions, Loading
 from medsynth.scans import read_scan
 from tests.scans.test_faults import Trap, gzip_zeros, nifti_bytes, npy_bytes, set_field
 from tests.test_faults import refused, run, small_training, table
@@ -29,7 +30,7 @@ SIZE = 16
 @pytest.fixture(scope="module")
 def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("sound") / "phantom"
-    write_phantom(folder, scans=24, size=SIZE, volumes=True, rare_share=0.3, progress=False)
+    write_phantom(DemoOptions(out=folder, scans=24, size=SIZE, volumes=True, rare_share=0.3, progress=False))
     return folder
 
 
@@ -120,7 +121,7 @@ def test_fault_02_header_that_claims_30000_cubed(cohort, capsys):
 def test_fault_03_bomb_in_a_volume(cohort, capsys):
     head = nifti_bytes(np.zeros((1, 1, 1), np.uint8), set_field("dim", [3, 256, 256, 512, 1, 1, 1, 1]))[:352]
     spoiled(cohort).write_bytes(gzip_zeros(head, 32 << 20))
-    said = refused_everywhere(capsys, cohort, "--reading.max_mib", 31)
+    said = refused_everywhere(capsys, cohort, "--max_mib", 31)
     assert "at most 31 MiB decoded, got 256 x 256 x 512 of uint8, 32 MiB; try a larger max_mib" in said
     # More voxels than the header announces, however many: never inflated.
     small = nifti_bytes(np.zeros((SIZE,) * 3, np.int16))
@@ -146,7 +147,7 @@ def test_fault_06_npz_volumes_with_objects_or_a_bomb(npz_cohort, capsys, tmp_pat
 
     bomb("(32, 1024, 1024)", 32)
     assert file.stat().st_size < 100_000
-    assert "at most 31 MiB" in refused_everywhere(capsys, npz_cohort, "--reading.max_mib", 31)
+    assert "at most 31 MiB" in refused_everywhere(capsys, npz_cohort, "--max_mib", 31)
     bomb("(30000, 30000, 30000)", 1)
     refused_everywhere(capsys, npz_cohort)
     bomb("(4, 4, 4)", 32)
@@ -159,15 +160,15 @@ def test_fault_07_nan_or_inf_voxels(cohort, capsys, value):
     at = (np.array([0, 5, 15]), np.array([0, 6, 15]), np.array([0, 7, 15]))
     spoil_nifti(file, at=at, values=value)
     said = refused_everywhere(capsys, cohort)
-    assert "need finite voxels, got 3 that are NaN or infinite; try --reading.nan zero" in said
-    assert run(*index(cohort, "--reading.nan", "zero")) == 0
+    assert "need finite voxels, got 3 that are NaN or infinite; try --nan zero" in said
+    assert run(*index(cohort, "--nan", "zero")) == 0
     (row,) = (row for row in table(cohort.parents[1] / "out" / "cohort_quality.csv") if row["path"].endswith(file.name))
     assert "nan_zeroed" in row["flags"]
-    scan = read_scan(file, reading=medsynth.config.ReadingOptions(nan="zero"))
+    scan = read_scan(file, loading=Loading(nan="zero"))
     assert scan.attributes["nan_voxels"] == 3
     assert (scan.array[0][at] == 0).all()
     if np.isnan(value):
-        assert run(*training(cohort, "--reading.nan", "zero")) == 0
+        assert run(*training(cohort, "--nan", "zero")) == 0
 
 
 def test_fault_07_nan_voxels_in_npz(npz_cohort, capsys):

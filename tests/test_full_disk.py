@@ -24,7 +24,7 @@ from medsynth.errors import ConfigError
 from medsynth.files import atomic_path, check_space, hash_file
 from medsynth.runs import load_run
 from medsynth.training.checkpoints import AtomicCheckpointIO, check_checkpoint
-from medsynth.training.space import training_bytes
+from medsynth.training.preflight import run_bytes
 
 Usage = namedtuple("Usage", "total used free")
 
@@ -60,16 +60,8 @@ def test_training_is_refused_before_it_begins(tiny_config, tiny_cohort, tmp_path
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_estimate_holds_what_a_run_folder_grows_to(tiny_run, tiny_config, tiny_cohort):
-    from medsynth.config import TrainingPlan
-
-    names = {"leave_out": "", "accelerator": "auto", "devices": 1, "num_nodes": 1, "num_workers": 0, "seed": 0}
-    options = medsynth.load_config(str(tiny_config))
-    defaults = {
-        name: value for name, value in medsynth.train.__kwdefaults__.items() if name in TrainingPlan.__annotations__
-    }
-    plan = TrainingPlan(**defaults | names | options)
-    estimate = training_bytes(medsynth.read_cohort(tiny_cohort), plan, ("bright", "dark"))
+def test_the_estimate_holds_what_a_run_folder_grows_to(tiny_run):
+    estimate = run_bytes(tiny_run.spec.build())
     files = {path.name: path.stat().st_size for path in tiny_run.folder.rglob("*") if path.is_file()}
     most = sum(files.values()) + files["last.ckpt"] + files["model.safetensors"]
     assert most <= estimate <= 1.2 * most + (17 << 20)
@@ -77,13 +69,15 @@ def test_the_estimate_holds_what_a_run_folder_grows_to(tiny_run, tiny_config, ti
 
 def test_preparing_scans_is_refused_before_they_are_read(tiny_cohort, tmp_path, monkeypatch):
     from medsynth.cohorts import prepare_cohort
-    from medsynth.config import GridOptions, IntensityOptions
+    from medsynth.config import GridOptions, IntensityOptions, Loading
 
     def prepare():
         return prepare_cohort(
-            medsynth.read_cohort(tiny_cohort), grid=GridOptions(size=32), intensity=IntensityOptions(),
-            cache_dir=tmp_path, progress=False,
-        )  # fmt: skip
+            medsynth.read_cohort(tiny_cohort),
+            grid=GridOptions(size=32),
+            intensity=IntensityOptions(),
+            loading=Loading(cache_dir=tmp_path, progress=False),
+        )
 
     needed = 60 * 32 * 32 * 2
     fill_disk(monkeypatch, needed - 1)
@@ -144,7 +138,7 @@ def test_fault_27_a_checkpoint_that_does_not_fit_leaves_the_last_one(tmp_path):
     _, hard = before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
     try:
-        with pytest.raises(ConfigError, match="got a full disk; the last checkpoint is whole: try freeing space"):
+        with pytest.raises(ConfigError, match="the disk is full; the last checkpoint is intact: free some space"):
             keeper.save_checkpoint({"global_step": 2, "weights": torch.ones(100_000)}, path)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
@@ -188,18 +182,18 @@ def test_fault_27_full_disk_in_train(tiny_run, tiny_config, tiny_cohort, tmp_pat
     """The disk fills before the checkpoint of step 8: that of step 4 stays, and leads to the weights of a run without it."""
     script = f"""
         from medsynth.cli import run_command
-        from medsynth.training import train
+        from medsynth.training import checkpoints
         from medsynth.training.checkpoints import check_checkpoint
         arguments = ["train", "--config", {str(tiny_config)!r}, "--cohort", {str(tiny_cohort)!r}, "--out", str(disk / "run")]
         arguments += ["--progress", "false", "--cache_dir", {str(tmp_path / "cache")!r}]
-        keep = train._keep
-        def keep_and_fill(out, spec, module, options, step):
-            if step == 8 and os.environ["WHEN"] == "weights":
+        save = checkpoints.save_run
+        def save_and_fill(*arguments, steps, **options):
+            if steps == 8 and os.environ["WHEN"] == "weights":
                 fill()
-            keep(out, spec, module, options, step)
-            if step == 8 and os.environ["WHEN"] == "checkpoint":
+            save(*arguments, steps=steps, **options)
+            if steps == 8 and os.environ["WHEN"] == "checkpoint":
                 fill()
-        train._keep = keep_and_fill
+        checkpoints.save_run = save_and_fill
         for when in ("weights", "checkpoint"):
             os.environ["WHEN"] = when
             print(run_command(arguments))
@@ -213,8 +207,8 @@ def test_fault_27_full_disk_in_train(tiny_run, tiny_config, tiny_cohort, tmp_pat
     assert [line for line in said if line.isdigit()] == ["2", "2", "0"]
     first, second, *more = [line for line in errors.splitlines() if line.startswith("medsynth:")]
     assert not more
-    assert "model.safetensors: need free space, got a full disk; try freeing some, then the same command again" in first
-    assert "last.ckpt: need free disk space for a checkpoint, got a full disk; the last checkpoint is whole" in second
+    assert "model.safetensors: the disk is full; free some space, then repeat the command" in first
+    assert "last.ckpt: the disk is full; the last checkpoint is intact" in second
     assert "Traceback" not in errors
     assert {path.name for path in (tmp_path / "run").iterdir()} == {path.name for path in tiny_run.folder.iterdir()}
     expected, found = (load_file(each / "model.safetensors") for each in (tiny_run.folder, tmp_path / "run"))
@@ -226,16 +220,16 @@ def test_fault_27_full_disk_in_sample(tiny_run, tmp_path):
     """The disk fills before the third scan: two whole files stay, and the same command completes the set bit for bit."""
     script = f"""
         from medsynth.cli import run_command
-        from medsynth.generation import sets
+        from medsynth.generation import write as home
         arguments = ["sample", "--run", {str(tiny_run.folder)!r}, "--count", "dark=5", "--out", str(disk / "set")]
         arguments += ["--batch_size", "2", "--format", "npz", "--progress", "false"]
-        write, written = sets.write_scan, []
+        write, written = home.write_scan, []
         def write_and_fill(scan, path):
             written.append(path)
             if len(written) == 3:
                 fill()
             write(scan, path)
-        sets.write_scan = write_and_fill
+        home.write_scan = write_and_fill
         print(run_command(arguments))
         print(len(list((disk / "set").rglob("*.npz"))), (disk / "set" / "cohort.csv").exists())
         (disk / "fill").unlink()
@@ -245,7 +239,7 @@ def test_fault_27_full_disk_in_sample(tiny_run, tmp_path):
     said, errors = on_small_disk(script, tmp_path / "disk", "1m")
     assert [line for line in said if "synthetic" not in line] == ["2", "2 False", "0"]
     (line,) = [line for line in errors.splitlines() if line.startswith("medsynth:")]
-    assert "dark/000002.npz: need free space, got a full disk; try freeing some, then the same command again" in line
+    assert "dark/000002.npz: the disk is full; free some space, then repeat the command" in line
     assert "Traceback" not in errors
     medsynth.sample(
         run=tiny_run.folder, count="dark=5", out=tmp_path / "whole", batch_size=2, format="npz", progress=False

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-from dataclasses import replace
 
 import nibabel
 import numpy as np
@@ -20,9 +19,9 @@ def test_sampled_volumes_are_nifti_in_hu_that_lie_as_the_training_volumes_do(tmp
         "max_steps": 2,
         "batch_size": 4,
         "precision": "32-true",
-        "grid": replace(options["grid"], size=16),
-        "network": replace(options["network"], channels=(16, 32), attention=(False, True), head_channels=16),
-        "monitor": replace(options["monitor"], preview_every=0, validate_every=2, validation_scans=4),
+        "grid": options["grid"] | {"size": 16},
+        "network": options["network"] | {"channels": (32, 32), "attention": (False, True)},
+        "monitor": options["monitor"] | {"preview_every": 0, "validate_every": 2},
     }
     run = medsynth.train(**(options | small), cohort=cohort.folder / "cohort.csv", out=tmp_path / "run", progress=False)
     made = medsynth.sample(

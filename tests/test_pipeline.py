@@ -5,7 +5,8 @@ import yaml
 
 import medsynth
 from medsynth import config, pipeline
-from medsynth.config import CONFIGS, PIPELINES
+from medsynth.api.parser import parse_arguments, parse_values
+from medsynth.config import CONFIGS, PIPELINES, options_of
 from medsynth.errors import ConfigError
 from medsynth.pipeline import load_config, run_recipe
 
@@ -14,30 +15,44 @@ from medsynth.pipeline import load_config, run_recipe
 def test_shipped_configurations_are_whole(name):
     """Every option of `medsynth train` that decides about the weights stands in the file, and parses to itself."""
     content = yaml.safe_load(CONFIGS.find(name).read_text())
-    options = load_config(name)
-    groups = {"grid", "intensity", "network", "noise", "balance", "augment", "optimiser", "monitor"}
-    assert groups | {"max_steps", "batch_size", "label_dropout", "precision"} <= content.keys()
+    options = parse_values("train", {"cohort": "-", "out": "-", **load_config(name)})
+    groups = {"grid", "intensity", "network", "noise", "augment", "optimiser", "monitor"}
+    assert groups | {"max_steps", "batch_size", "balance", "label_dropout", "precision"} <= content.keys()
     for group in groups:
-        parsed = options[group]
+        parsed = getattr(options, group)
         assert {field.name for field in dataclasses.fields(parsed)} - {"tensorboard"} == content[group].keys(), group
         for key, value in content[group].items():
             held = getattr(parsed, key)
             assert (list(held) if isinstance(held, tuple) else held) == value, (group, key)
 
 
-def test_config_options_are_typed(tmp_path):
-    path = tmp_path / "mine.yaml"
-    path.write_text("network: {channels: [32, 64], levels: 2}\nseed: 3\n")
-    options = load_config(str(path))
-    assert options == {"network": config.NetworkOptions(channels=(32, 64), levels=2), "seed": 3}
+def test_groups_may_be_dictionaries_or_dataclasses():
+    base = {"cohort": "c.csv", "out": "run"}
+    plain = parse_values("train", {**base, "network": {"channels": [32, 64], "levels": 2}, "seed": 3})
+    typed = parse_values("train", {**base, "network": config.NetworkOptions(channels=(32, 64), levels=2), "seed": 3})
+    assert plain == typed
+    assert plain.network == config.NetworkOptions(channels=(32, 64), levels=2)
+    assert isinstance(plain, config.Loading)
+
+
+def test_a_group_without_a_default_stays_absent_until_one_of_its_options_is_given():
+    base = {"real": "a", "synthetic": "b", "out": "c"}
+    assert parse_values("evaluate", base).grid is None
+    assert parse_values("evaluate", {**base, "grid": {"size": 32}}).grid == config.GridOptions(size=32)
+    assert parse_arguments("evaluate", ["--real", "a", "--synthetic", "b", "--out", "c", "--grid.size", "32"]).grid == (
+        config.GridOptions(size=32)
+    )
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("max_stepz: 3", "max_stepz"),
-        ("network: {chanels: [32]}", "chanels"),
-        ("max_steps: many", "max_steps"),
+        ("max_stepz: 3", "max_stepz: no such option; did you mean max_steps?"),
+        ("network: {chanels: [32]}", r"network.chanels: no such option; did you mean network.channels\?"),
+        ("max_steps: many", "max_steps: need a whole number, got 'many'"),
+        ("precision: 16-mixed", "precision: need one of 32-true, bf16-mixed, got '16-mixed'; did you mean bf16-mixed"),
+        ("network: 3", "network: need options as `name: value`, got '3'"),
+        ("network: {class_path: os.system}", "network.class_path: no such option"),
         ("- a list", "need a mapping"),
         ("a: [1", "need readable YAML"),
     ],
@@ -57,34 +72,45 @@ def test_mistakes_in_a_configuration_are_named(tmp_path, content, message):
         (["--split=[0.6,0.2,0.2]"], "split", (0.6, 0.2, 0.2)),
         (["--columns.attributes", "age"], "columns", config.ColumnOptions(attributes=("age",))),
         (["--columns.attributes=age,sex"], "columns", config.ColumnOptions(attributes=("age", "sex"))),
+        (["--keep", "viral=40/10,a: b=3/1"], "keep", ("viral=40/10", "a: b=3/1")),
         (["--skip_bad"], "skip_bad", True),
         (["--skip_bad", "--seed", "3"], "skip_bad", True),
         (["--skip_bad", "false"], "skip_bad", False),
     ],
 )
 def test_lists_with_commas_and_bare_switches(arguments, key, expected):
-    parser = pipeline.verb_parser("index", exit_on_error=False)
-    parsed = pipeline.parse_verb(parser, ["--scans", "a", "--out", "b", *arguments])
-    assert parsed[key] == expected
+    assert getattr(parse_arguments("index", ["--scans", "a", "--out", "b", *arguments]), key) == expected
 
 
 def test_a_size_may_be_one_number_or_several():
-    parser = pipeline.verb_parser("train", exit_on_error=False)
     for text, size in (("64", 64), ("64,32", (64, 32)), ("[64,32]", (64, 32))):
-        parsed = pipeline.parse_verb(parser, ["--cohort", "a", "--out", "b", "--grid.size", text])
-        assert parsed["grid"].size == size
+        options = parse_arguments("train", ["--cohort", "a", "--out", "b", "--grid.size", text])
+        assert options.grid.size == size
 
 
 def test_options_win_over_the_configuration_wherever_they_stand():
-    parser = pipeline.verb_parser("train", exit_on_error=False)
     base = ["--cohort", "a", "--out", "b"]
     for arguments in (
         ["--max_steps", "7", *base, "--config", "chest_xray_2d"],
         ["--config=chest_xray_2d", *base, "--max_steps", "7"],
     ):
-        parsed = pipeline.parse_verb(parser, arguments)
-        assert parsed["max_steps"] == 7
-        assert parsed["precision"] == "bf16-mixed"
+        options = parse_arguments("train", arguments)
+        assert options.max_steps == 7
+        assert options.precision == "bf16-mixed"
+
+
+@pytest.mark.parametrize("verb", config.OPTIONS)
+def test_every_default_is_valid(verb):
+    """The parser takes the defaults of every option as values."""
+    known = options_of(config.OPTIONS[verb])
+    needed = {name: "1" for name, option in known.items() if option.required}
+    options = parse_values(verb, needed)
+    for name, option in known.items():
+        held = options
+        for part in name.split("."):
+            held = getattr(held, part) if held is not None else None
+        if not option.required:
+            assert held == option.default, name
 
 
 def recipe(tmp_path, content):
@@ -96,17 +122,18 @@ def recipe(tmp_path, content):
 @pytest.mark.parametrize(
     ("content", "variables", "message"),
     [
-        ({"steps": [{"fly": {}}]}, {}, "need one of the verbs demo"),
+        ({"steps": [{"trian": {}}]}, {}, "'trian' is no verb; did you mean train?"),
         ({"steps": "demo"}, {}, "need `steps`"),
         ({"steps": []}, {}, "need `steps`"),
         ({"steps": [{"demo": {}, "index": {}}]}, {}, "step 1: need one verb"),
         ({"steps": ["demo"]}, {}, "step 1: need one verb"),
+        ({"steps": [{"train": {"devices": 2}}]}, {}, "step 1: a recipe trains in one process, got devices 2"),
         ({"variables": ["a"], "steps": []}, {}, "need `variables` as names with values"),
         ({"variabels": {}, "steps": []}, {}, "got 'variabels'"),
-        ({"steps": [{"demo": {"out": "{where}"}}]}, {}, "need a known variable in '{where}'"),
+        ({"steps": [{"demo": {"out": "{where}"}}]}, {}, "'{where}' names an unknown variable where"),
         ({"variables": {"scans": None}, "steps": []}, {}, "need a value for scans"),
-        ({"variables": {"scans": None}, "steps": []}, {"scan": "x"}, "need one of its variables scans; got scan"),
-        ({"steps": [{"demo": {"out": "{out}", "scan": 3}}]}, {}, "recipe.yaml: demo.*scan"),
+        ({"variables": {"scans": None}, "steps": []}, {"scan": "x"}, "has no variable scan, only scans; did you mean"),
+        ({"steps": [{"demo": {"out": "{out}", "scan": 3}}]}, {}, "demo: scan: no such option; did you mean scans?"),
     ],
 )
 def test_mistakes_in_a_recipe_are_named_before_anything_runs(tmp_path, content, variables, message):
@@ -116,26 +143,14 @@ def test_mistakes_in_a_recipe_are_named_before_anything_runs(tmp_path, content, 
 
 
 @pytest.mark.parametrize("name", PIPELINES.names())
-def test_every_shipped_recipe_parses(name, monkeypatch, tmp_path):
-    """All verbs replaced by recorders: their options are known and typed, and what comes out is judged."""
-    calls = []
-    recorders = {verb: lambda verb=verb, **options: calls.append((verb, options)) for verb in pipeline.VERBS}
-    prepare, verbs = pipeline._step_options, dict(pipeline.VERBS)
-    monkeypatch.setattr(pipeline, "VERBS", dict(pipeline.VERBS))
-
-    def prepare_then_record(verb, options, where):
-        pipeline.VERBS[verb] = verbs[verb]  # a recipe may have a verb twice
-        prepared = prepare(verb, options, where)
-        pipeline.VERBS[verb] = recorders[verb]
-        return prepared
-
-    monkeypatch.setattr(pipeline, "_step_options", prepare_then_record)
+def test_every_shipped_recipe_parses(name, tmp_path):
+    """Options of all verbs are known and typed, variables are filled in, and what comes out is judged."""
     content = yaml.safe_load(PIPELINES.find(name).read_text())
     needed = {key: "somewhere" for key, value in (content.get("variables") or {}).items() if value is None}
-    run_recipe(name, out=tmp_path, variables=needed)
-    assert [verb for verb, _ in calls] == [next(iter(step)) for step in content["steps"]]
-    assert "evaluate" in [verb for verb, _ in calls]
-    assert all("{" not in str(options.get("out")) for _, options in calls)
+    steps = pipeline.plan_recipe(name, out=tmp_path, variables=needed)
+    assert [verb for verb, _ in steps] == [next(iter(step)) for step in content["steps"]]
+    assert "evaluate" in [verb for verb, _ in steps]
+    assert all("{" not in str(getattr(options, "out", "")) for _, options in steps)
 
 
 def test_recipe_runs_its_steps_in_order(tmp_path, tiny_cohort, tiny_config):

@@ -28,7 +28,7 @@ def write_page(folder: Path, name: str, *, shape: tuple[int, ...] = (1, 64, 64))
     """Write a study of eight cases; `name` tells its answers in the browser's storage from those of other tests."""
     key = study_key("rsrssrsr", "gnsgnsgn", classes=CLASSES)
     study = made_study(dataclasses.replace(key, study=name), shape)
-    return write_reader_study(folder, ReaderStudy(key=study.key, scans=study.scans)).page
+    return write_reader_study(folder, ReaderStudy(key=study.key, scans=study.scans))
 
 
 def press(browser: Browser, selector: str) -> None:

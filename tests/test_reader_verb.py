@@ -6,7 +6,6 @@ import pytest
 
 import medsynth
 from medsynth.cli import run_command
-from medsynth.config import FidelityOptions
 from medsynth.errors import ConfigError, DataError
 
 
@@ -45,10 +44,9 @@ def test_a_study_is_written_answered_and_scored(tiny_cohort, synthetic, tmp_path
         "--progress",
         "false",
     ]
-    quick = ["--fidelity.repeats", 10, "--fidelity.ssim_pairs", 1, "--fidelity.sheet_scans", 1]
 
     def run(*more):
-        return run_command(["evaluate", *map(str, [*given, *quick, *more])])
+        return run_command(["evaluate", *map(str, [*given, *more])])
 
     assert run("--reader_study", 8) == 0
     assert "note: A reader study of 8 scans lies beside this report." in capsys.readouterr().out
@@ -96,8 +94,7 @@ def test_answers_are_checked_before_anything_else(tiny_cohort, synthetic, tmp_pa
 
 def test_answers_to_a_study_of_another_set_are_refused(tiny_run, tiny_cohort, synthetic, tmp_path):
     out = tmp_path / "report"
-    quick = FidelityOptions(repeats=10, ssim_pairs=1)
-    given = {"real": tiny_cohort, "out": out, "parts": ["fidelity"], "fidelity": quick, "progress": False}
+    given = {"real": tiny_cohort, "out": out, "parts": ["fidelity"], "progress": False}
     medsynth.evaluate(**given, synthetic=synthetic, reader_study=4)
     answers = answer_all(out)
     other = tmp_path / "other"

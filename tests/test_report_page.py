@@ -9,14 +9,14 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from medsynth.config import FidelityOptions, PrivacyOptions
-from medsynth.evaluation import Pair, build_report
+from medsynth.evaluation import Evaluation, Pair, build_report
 from medsynth.evaluation.downstream.gain import score_downstream
-from medsynth.evaluation.fidelity import score_fidelity
-from medsynth.reporting import write_report
-from medsynth.reporting.figures import loss_figure, memorisation_figure
+from medsynth.evaluation.fidelity import FidelitySettings, score_fidelity
+from medsynth.evaluation.privacy import GateSettings
+from medsynth.reporting.charts import training_figure
+from medsynth.reporting.report import render_page
 from tests.browser import start_browser
-from tests.evaluation.downstream.made_task import QUICK, real_cohort, synthetic_set
+from tests.evaluation.downstream.made_task import QUICK, QUICK_SETTINGS, real_cohort, synthetic_set
 from tests.evaluation.made import Pixels, made_cohort
 from tests.evaluation.privacy.test_gate import cohort, judge, made_of, pictures
 
@@ -56,7 +56,7 @@ def page(tmp_path_factory) -> Path:
     counts = {"common": {"train": 40, "test": 40}, "rare": {"train": 8, "test": 3}}
     made = made_cohort({"common": {"train": 20}, "rare": {"train": 20}}, seed=1)
     table = score_fidelity(
-        made_cohort(counts, seed=0), made, options=FidelityOptions(repeats=20, ssim_pairs=20, sheet_scans=2),
+        made_cohort(counts, seed=0), made, settings=FidelitySettings(repeats=20, ssim_pairs=20, sheet_scans=2),
         extractor=Pixels(), seed=0, progress=False,
     )  # fmt: skip
     labels = np.repeat([0, 1], 60)
@@ -65,7 +65,7 @@ def page(tmp_path_factory) -> Path:
     real = cohort(scans, labels, splits, range(120))
     offered = np.concatenate([pictures(10, 0, 2), pictures(10, 1, 2)])
     offered[3], offered[15] = scans[2], scans[80]
-    gate = judge(real, made_of(offered, np.repeat([0, 1], 10)), planted=PrivacyOptions().planted // 8)
+    gate = judge(real, made_of(offered, np.repeat([0, 1], 10)), planted=GateSettings().planted // 8)
     pairs = [
         Pair(copy=each, synthetic=offered[each.synthetic_row], real=scans[each.donor_row]) for each in gate.suspects
     ]
@@ -74,8 +74,8 @@ def page(tmp_path_factory) -> Path:
     task = replace(task, rows=sites)
     further, fresh = synthetic_set(task, "fresh", 5, count=40), synthetic_set(task, "fresh")
     gain = score_downstream(
-        task, fresh, real_features=task.features, synthetic_features=fresh.features, folder=folder / "scores", progress=False,
-        options=replace(QUICK, subgroups="auto", learning_curve="6,30"), further=further, further_features=further.features,
+        task, fresh, further=further, options=replace(QUICK, subgroups="auto", learning_curve=(6, 30)), settings=QUICK_SETTINGS,
+        folder=folder / "scores", progress=False,
     )  # fmt: skip
     steps = np.arange(100.0, 3000, 100)
     report = build_report(
@@ -83,11 +83,18 @@ def page(tmp_path_factory) -> Path:
         cost={"seconds": {"privacy": 12.0, "fidelity": 100.0}, "processor": "x86_64", "cores": 2, "threads": 2, "gpu": None,
               "training_seconds": 4000.0},
     )  # fmt: skip
+    losses = {"training": (steps, 1 / steps), "validation": (steps, 1.1 / steps)}
+    distances = {
+        "samples, median": (steps, 0.5 - steps / 1e4),
+        "held-out real, median": (steps, np.full(len(steps), 0.4)),
+    }
     figures = [
-        loss_figure(steps, 1 / steps, 1.1 / steps),
-        memorisation_figure(steps, 0.5 - steps / 1e4, np.full(len(steps), 0.4), label="rare"),
+        training_figure("Training loss", losses, y_label="loss", log_y=True),
+        training_figure("Memorisation of rare", distances, y_label="distance to nearest training scan"),
     ]
-    return write_report(folder / "out", report, sheets=table.sheets, pairs=pairs, figures=figures).html
+    path = folder / "report.html"
+    path.write_text(render_page(Evaluation(report=report, sheets=table.sheets, pairs=tuple(pairs)), figures=figures))
+    return path
 
 
 @pytest.fixture(scope="module")
@@ -128,9 +135,9 @@ def test_links_lead_to_the_sections_and_words_unfold(page, browser):
     heading = browser.driver.find_element("id", "fidelity")
     assert -5 < browser.driver.execute_script("return arguments[0].getBoundingClientRect().top", heading) < 100
     words = browser.driver.find_element("css selector", "details.glossary")
-    assert "Held-out real, false alarms" not in words.text
+    assert "Held-out real scans, false alarms" not in words.text
     words.find_element("tag name", "summary").click()
-    assert "Held-out real, false alarms" in words.text
+    assert "Held-out real scans, false alarms" in words.text
 
 
 def test_it_prints_black_on_white(page, browser):

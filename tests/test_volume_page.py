@@ -11,7 +11,7 @@ from PIL import Image
 
 from medsynth.reporting import write_report
 from tests.browser import FLAGS, Browser, start_browser
-from tests.reporting.made_volumes import bare_report, volume_sheet
+from tests.reporting.made_volumes import bare_evaluation, volume_sheet
 
 pytest.importorskip("selenium", reason="need selenium, got none; try the extra dev")
 from selenium.webdriver.common.keys import Keys
@@ -31,7 +31,7 @@ control.dispatchEvent(new Event(control.tagName === 'SELECT' ? 'change' : 'input
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory) -> Path:
-    return write_report(tmp_path_factory.mktemp("report"), bare_report(), sheets=[volume_sheet("rare")]).html
+    return write_report(tmp_path_factory.mktemp("report"), bare_evaluation([volume_sheet("rare")])).html
 
 
 def started(folder: Path, flags: tuple[str, ...]):

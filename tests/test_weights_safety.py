@@ -242,7 +242,7 @@ def test_fault_25_a_url_is_no_run(tiny_config, tiny_cohort, tmp_path, capsys, fo
         ["sample", "--run", form, "--count", "1"],
         ["edit", "--run", form, "--cohort", tiny_cohort, "--donor_class=dark", "--target_class=bright", "--count=1"],
         ["evaluate", "--run", form, "--real", tiny_cohort, "--synthetic", tiny_cohort],
-        ["train", "--config", tiny_config, "--cohort", tiny_cohort, "--start.run", form],
+        ["train", "--config", tiny_config, "--cohort", tiny_cohort, "--start", form],
     )
     for verb in verbs:
         refused(capsys, [*verb, "--out", out], 2, form, "got a URL")
@@ -295,9 +295,8 @@ def test_patients_that_were_exchanged_are_refused(tiny_run, tiny_cohort, run, tm
         ("sigma_data", []),
         ("sigma_data", [-1.0]),
         ("band_means", [float("nan")]),
-        ("parents", [7, 7]),
         ("augmentation_parameters", -1),
-        ("gate_sigma", float("inf")),
+        ("text", 10**9),
         ("network", {"channels": [10**9]}),
         ("network", {"channels": "wide"}),
         ("network", {"residual_blocks": 10**9}),
@@ -326,7 +325,7 @@ def test_a_grid_that_no_run_has_is_refused(run, tmp_path, capsys, grid):
 
 def test_a_network_larger_than_its_weights_takes_no_memory(run, tmp_path, capsys):
     content = json.loads((run / "run.json").read_text())
-    content["spec"]["network"] |= {"channels": [16384], "head_channels": 16384}
+    content["spec"]["network"] |= {"channels": [16384]}
     (run / "run.json").write_text(json.dumps(content))
     refused(capsys, ["sample", "--run", run, "--count", "1", "--out", tmp_path / "set"], 3, "too few bytes")
 
@@ -360,11 +359,12 @@ def test_a_configuration_cannot_name_code(text, tmp_path, monkeypatch, capsys, t
 def test_no_saved_array_is_unpickled(tiny_cohort, tmp_path):
     """A planted pickle in the cache of prepared scans is written anew."""
     from medsynth.cohorts import prepare_cohort
-    from medsynth.config import GridOptions, IntensityOptions
+    from medsynth.config import GridOptions, IntensityOptions, Loading
 
     cohort = medsynth.read_cohort(tiny_cohort)
     options = {"grid": GridOptions(size=16), "intensity": IntensityOptions(method="range", low=0, high=255)}
-    first = np.array(prepare_cohort(cohort, **options, cache_dir=tmp_path / "cache", progress=False).scans)
+    loading = Loading(cache_dir=tmp_path / "cache", progress=False)
+    first = np.array(prepare_cohort(cohort, **options, loading=loading).scans)
     (array,) = (tmp_path / "cache").glob("*.npy")
     trap = np.empty(1, dtype=object)
     trap[0] = Trap(tmp_path / "executed")
@@ -372,6 +372,6 @@ def test_no_saved_array_is_unpickled(tiny_cohort, tmp_path):
     np.save(array, trap, allow_pickle=True)
     (facts,) = (path for path in (tmp_path / "cache").glob("*.json") if path.name != "hashes.json")
     change_json(facts, sha256=hash_file(array))
-    again = prepare_cohort(cohort, **options, cache_dir=tmp_path / "cache", progress=False).scans
+    again = prepare_cohort(cohort, **options, loading=loading).scans
     np.testing.assert_array_equal(again, first)
     assert not (tmp_path / "executed").exists()

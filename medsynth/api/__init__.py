@@ -1,24 +1,21 @@
-"""The verbs: what the command line runs and what a pipeline calls. Signatures and docs here, bodies in the rooms.
+"""The verbs: what the command line runs and what a research pipeline calls."""
 
-Bodies import lazily, so that `import medsynth` and `medsynth --help` load no torch. For the same reason annotations are not
-postponed here: to evaluate postponed ones, the parser would import what the results are made of.
-"""
-
-from collections.abc import Callable
-from typing import Any
-
-from medsynth.api.cohort import demo, index
-from medsynth.api.distillation import distill
-from medsynth.api.evaluation import augment, card, evaluate, select
-from medsynth.api.generation import edit, sample
-from medsynth.api.installation import doctor, fetch
-from medsynth.api.training import train
-
-# In the order in which they are used.
-VERBS: dict[str, Callable[..., Any]] = {
-    verb.__name__: verb
-    for verb in (demo, index, train, distill, sample, edit, select, evaluate, augment, card, fetch, doctor)
-}
+from medsynth.api.verbs import (
+    VERBS,
+    augment,
+    card,
+    demo,
+    distill,
+    doctor,
+    edit,
+    evaluate,
+    fetch,
+    index,
+    load_run,
+    run_verb,
+    sample,
+    train,
+)
 
 __all__ = [
     "VERBS",
@@ -31,7 +28,8 @@ __all__ = [
     "evaluate",
     "fetch",
     "index",
+    "load_run",
+    "run_verb",
     "sample",
-    "select",
     "train",
 ]

@@ -1,143 +1,112 @@
-"""The manual page of a verb: what its signature and docstring say, as `medsynth VERB --help` shows it."""
+"""Help in two tiers: `medsynth VERB --help` shows what most people need, `--help all` every option."""
 
 from __future__ import annotations
 
 import argparse
-import inspect
-import re
+import shutil
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import is_dataclass
-from typing import Any, Literal, get_args, get_origin
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from jsonargparse import ArgumentParser, DefaultHelpFormatter
+from medsynth.config import CONFIGS, OPTIONS, options_of
+from medsynth.config.declared import Option, group_of, manual_of, split_default
 
 _WIDEST = 110
 
 
-class ManualFormatter(DefaultHelpFormatter):
-    """Shows paragraphs as paragraphs, the options that must be given in the usage line, and defaults as they are typed."""
-
-    def __init__(self, prog: str, **settings: Any) -> None:
-        super().__init__(prog, **settings)
-        self._width = min(self._width, _WIDEST)
-        self._max_help_position = 30
-
-    def _fill_text(self, text: str, width: int, indent: str) -> str:
-        return "\n\n".join(_filled(part, width) for part in text.split("\n\n"))
-
-    def _format_usage(self, usage: str | None, actions: Any, groups: Any, prefix: str | None) -> str:
-        needed = [f"{action.option_strings[0]} {action.metavar}" for action in actions if action.required]
-        lead = f"{prefix or 'usage: '}{self._prog} "
-        lines = textwrap.wrap(
-            " ".join([*needed, "[options]"]),
-            self._width - len(lead),
+def format_help(verb: str, *, everything: bool = False) -> str:
+    """Return the help of a verb: summary, options and an example; `everything` adds the description and all options."""
+    cls = OPTIONS[verb]
+    known = options_of(cls)
+    summary, paragraphs = manual_of(cls)
+    width = min(_WIDEST, shutil.get_terminal_size().columns)
+    needed = " ".join(f"--{option.name} {metavar(option)}" for option in known.values() if option.required)
+    parser = argparse.ArgumentParser(
+        prog=f"medsynth {verb}",
+        usage=textwrap.fill(
+            f"medsynth {verb} {needed} [options]".replace("  ", " "),
+            width - 7,
+            subsequent_indent=" " * 16,
             break_on_hyphens=False,
+        ),
+        description="\n\n".join(textwrap.fill(part, width) for part in [summary, *paragraphs]),
+        epilog=_epilog(verb, len(known) - len(cls.basic), everything, width),
+        formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=30, width=width),
+        add_help=False,
+    )
+    shown = list(known.values()) if everything else [known[name] for name in cls.basic]
+    titles = _titles(cls)
+    # A short page needs no headings.
+    groups = {title: parser.add_argument_group(title) for title in titles.values()} if everything else {}
+    plain = parser.add_argument_group("options")
+    for option in shown:
+        (groups[titles[option.group]] if everything and option.group else plain).add_argument(
+            f"--{option.name}", metavar=metavar(option), help=_text(option)
         )
-        return lead + f"\n{' ' * len(lead)}".join(lines) + "\n\n"
-
-    def _format_action_invocation(self, action: argparse.Action) -> str:
-        names = [name for name in action.option_strings if not name.endswith("+")]
-        return ", ".join(names) if action.nargs == 0 else f"{', '.join(names)} {action.metavar or ''}".rstrip()
-
-    def _expand_help(self, action: argparse.Action) -> str:
-        text = action.help or ""
-        if action.required:
-            return f"{text} (required)"
-        default = None if action.default == argparse.SUPPRESS else _typed(action.default)
-        return f"{text} (default: {default})" if default else text
+    plain.add_argument("--config", metavar="FILE", help=_config_help(verb))
+    if everything:
+        plain.add_argument("--print_config", action="store_true", help="Print all options as YAML and exit.")
+        parser._action_groups.sort(key=lambda group: group is not plain)
+    return parser.format_help()
 
 
-def arrange_manual(
-    parser: ArgumentParser, verb: Callable[..., Any], *, example: str, configurations: Sequence[str]
-) -> None:
-    """Turn the help of a verb's parser into a manual page: what it does, its own options first, an example at the end.
-
-    `configurations` are the names that `--config` knows.
-    """
-    doc = inspect.getdoc(verb) or ""
-    parser.description = doc.split("\n\nArgs:")[0]
-    parser.epilog = f"example: {example}"
-    general = {
-        "help": "Show this page and exit.",
-        "config": "A YAML file with options of this verb, such as `--print_config` writes"
-        + (f", or one that ships with medsynth: {', '.join(configurations)}" if configurations else "")
-        + ". Options given on the command line win.",
-        "print_config": "Print all options with their values as YAML and exit.",
-    }
-    for action in parser._actions:
-        if action.dest in general:
-            action.help, action.metavar = general[action.dest], "FILE" if action.dest == "config" else None
-        elif action.dest.endswith(".help") or not hasattr(action, "_typehint"):
-            action.help = argparse.SUPPRESS  # a whole group from a file: `--config` does that
-        elif hasattr(action, "_typehint"):
-            action.metavar = _metavar(action._typehint, action.dest)
-    _arrange_groups(parser, doc)
-
-
-def _arrange_groups(parser: ArgumentParser, doc: str) -> None:
-    """Put the verb's own options first and what all verbs have last."""
-    summary = " ".join(doc.split("\n\n")[0].split()).rstrip(".")
-    own = [group for group in parser._action_groups if group.title == summary]
-    common = [group for group in parser._action_groups if group.title == "options"]
-    others = [group for group in parser._action_groups if group not in own and group not in common]
-    for group in own:
-        group.title = "options"
-    for group in common:
-        group.title = "general options"
-    for group in others:
-        group.title = (group.title or "").removeprefix("Options of ")
-        group.title = group.title[:1].upper() + group.title[1:]
-    parser._action_groups = [*own, *others, *common]
+def metavar(option: Option) -> str:
+    """Return what stands for the value of an option in help: `N`, `NUMBER`, `PATH`, `a|b`, or the option's own name."""
+    return _metavar(option.kind, option.name)
 
 
 def _metavar(kind: Any, name: str) -> str:
-    """Return what stands for a value in help: `N`, `NUMBER`, `PATH`, `a|b`, or the option's own name."""
-    parts = [part for part in get_args(kind) if part is not type(None)] if get_origin(kind) not in _LISTS else []
+    parts = [part for part in get_args(kind) if part is not type(None)]
     if get_origin(kind) is Literal:
-        return "|".join(map(str, get_args(kind)))
-    if get_origin(kind) in _LISTS:
-        inner = [part for part in get_args(kind) if part is not Ellipsis]
-        one = _metavar(inner[0], name) if inner else "VALUE"
+        return "|".join(map(str, parts))
+    if get_origin(kind) is tuple:
+        inner = [part for part in parts if part is not Ellipsis]
+        one = _metavar(inner[0], name)
         return ",".join([one] * len(inner)) if len(inner) > 1 else f"{one},..."
-    if kind is bool:
+    if kind is bool or bool in parts:
         return "true|false"
-    if any(is_dataclass(part) for part in parts):
-        return "{NAME: VALUE}"
     names = {getattr(part, "__name__", "") for part in (parts or [kind])}
     if "Path" in names:
         return "PATH"
     if names == {"int"}:
         return "N"
-    if names <= {"int", "float"}:
+    if names & {"int", "float"} and "str" not in names:
         return "NUMBER"
+    if len(parts) == 1:
+        return _metavar(parts[0], name)
     return name.rsplit(".", 1)[-1].upper()
 
 
-_LISTS = (tuple, list, Sequence)
+def _titles(cls: type) -> dict[str, str]:
+    """Return a heading for each group of options, the first sentence of its docstring."""
+    hints = {field: kind for field, kind in get_type_hints(cls).items() if group_of(kind) is not None}
+    return {field: f"{field}: {manual_of(group_of(kind) or cls)[0].rstrip('.')}" for field, kind in hints.items()}
 
 
-def _typed(value: Any) -> str:
-    """Return a default as one types it on the command line; empty for what stands for nothing."""
-    if value is None or (isinstance(value, str | tuple | list | Mapping) and not value):
+def _text(option: Option) -> str:
+    """Return the help of an option with its default."""
+    text, stated = split_default(option.help)
+    default = "required" if option.required else f"default: {stated or typed(option.default)}"
+    shown = option.required or stated or typed(option.default)
+    return f"{text} ({default})".replace("%", "%%") if shown else text.replace("%", "%%")
+
+
+def typed(value: Any) -> str:
+    """Return a value as one types it on the command line; empty for what stands for nothing."""
+    if value is None or value in ("", ()):
         return ""
     if isinstance(value, bool):
         return str(value).lower()
-    if isinstance(value, tuple | list):
-        return ",".join(map(_typed, value))
-    return str(value)
+    return ",".join(map(typed, value)) if isinstance(value, tuple) else f"{value}"
 
 
-def _filled(paragraph: str, width: int) -> str:
-    """Return a paragraph filled to `width`; a command keeps its options whole and goes on behind a backslash."""
-    if not paragraph.startswith("example: "):
-        return textwrap.fill(" ".join(paragraph.split()), width)
-    words = re.split(r" (?=--)", " ".join(paragraph.split()))
-    lines = [words[0]]
-    for word in words[1:]:
-        if len(lines[-1]) + len(word) + 3 <= width:
-            lines[-1] += f" {word}"
-        else:
-            lines[-1] += " \\"
-            lines.append(f"{' ' * len('example: ')}  {word}")
-    return "\n".join(lines)
+def _config_help(verb: str) -> str:
+    shipped = f", or a shipped one: {', '.join(CONFIGS.names())}" if verb == "train" else ""
+    return f"YAML file with options of this verb{shipped}. Options on the command line win."
+
+
+def _epilog(verb: str, hidden: int, everything: bool, width: int) -> str:
+    example = f"example:\n  {OPTIONS[verb].example}"
+    if len(example) - 9 > width:
+        example = example.replace(" --out ", " \\\n    --out ")
+    more = f"{hidden} more options: medsynth {verb} --help all" if hidden > 0 and not everything else ""
+    return "\n\n".join(part for part in (example, more) if part)

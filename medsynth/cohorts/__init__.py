@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from medsynth.cohorts.cache import PreparedCohort, hash_cohort, prepare_cohort
-from medsynth.cohorts.dataset import ScanDataset
-from medsynth.cohorts.index import IndexResult, index_scans
+from medsynth.cohorts.cache import PreparedCohort, ScanDataset, hash_cohort, prepare_cohort
+from medsynth.cohorts.index import IndexResult, index_folder, index_scans
 from medsynth.cohorts.manifest import SPLITS, Cohort, Row, read_cohort, write_cohort
 from medsynth.cohorts.phantom import write_phantom
+from medsynth.cohorts.text import TextEncoding, fit_text
 
 __all__ = [
     "SPLITS",
@@ -15,7 +15,10 @@ __all__ = [
     "PreparedCohort",
     "Row",
     "ScanDataset",
+    "TextEncoding",
+    "fit_text",
     "hash_cohort",
+    "index_folder",
     "index_scans",
     "prepare_cohort",
     "read_cohort",

@@ -1,4 +1,4 @@
-"""The prepared cohort: every scan once on the model's grid and in its range, in one memory-mapped file keyed by content."""
+"""The prepared cohort: every scan on the model's grid and in its range, in one memory-mapped file keyed by content."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
 from medsynth.cohorts.channels import (
@@ -27,17 +29,11 @@ from medsynth.cohorts.channels import (
     with_mask,
 )
 from medsynth.cohorts.grid import centre_of_mask, grid_affine, grid_size, grid_spacing, resize_scan, scan_axes
-from medsynth.cohorts.manifest import SPLITS, Cohort, Row, reason_of
-from medsynth.config import GridOptions, IntensityOptions, ReadingOptions
+from medsynth.cohorts.manifest import MASK, PATH, SPLITS, Cohort, Row, reason_of
+from medsynth.config import GridOptions, IntensityOptions, Loading
 from medsynth.errors import ConfigError, DataError
 from medsynth.files import atomic_path, check_space, hash_file, stamp_file, write_json
-from medsynth.scans import (
-    Intensity,
-    Scan,
-    list_files,
-    measure_intensity,
-    split_item,
-)
+from medsynth.scans import Intensity, list_files, measure_intensity, split_item
 
 FORMAT = 1  # raise it when the pixels of a cache would come out differently
 _VOXEL_BYTES = 2  # float16
@@ -48,11 +44,11 @@ _FRESH_SECONDS = 2.0  # a file changed this recently may change again within one
 class PreparedCohort:
     """All scans of a cohort, ready for a model, in the order of its rows.
 
-    `scans` is a read-only float16 memory map `(N, C, *spatial)` in [-1, 1]; `labels` index `classes`; `splits` are text;
-    `patients` number the patients without naming them. `affine` (4x4, RAS mm) is that of a prepared scan with the median
-    voxel size; its origin is the centre of the grid. `key` identifies the content of scans and options. `channels` names each
-    channel by its file, `path`, a sequence or `mask`. `attributes` `(N, attributes)` float32 is what a model is told of them
-    besides the class, None without.
+    `scans` is a read-only float16 memory map `(N, C, *spatial)` in [-1, 1]; `labels` index `classes`; `splits` are
+    text; `patients` number the patients without naming them. `affine` (4x4, RAS mm) is that of a prepared scan with the
+    median voxel size; its origin is the centre of the grid. `key` identifies the content of scans and options.
+    `channels` names each channel by its file: `path`, a sequence or `mask`. `attributes` and `text`, both `(N, D)`
+    float32 or None, are what a model is conditioned on besides the class.
     """
 
     scans: np.ndarray
@@ -66,6 +62,7 @@ class PreparedCohort:
     key: str
     channels: tuple[str, ...] = ()
     attributes: np.ndarray | None = None
+    text: np.ndarray | None = None
 
     def indices(self, split: str | Sequence[str] | None = None, label: int | None = None) -> np.ndarray:
         """Return the row numbers of one or several splits, of one class (its index), or both, ascending."""
@@ -76,58 +73,70 @@ class PreparedCohort:
         return np.flatnonzero(chosen)
 
 
+class ScanDataset(Dataset[dict[str, Any]]):
+    """Scans of a prepared cohort, all or those of `indices` (as `PreparedCohort.indices` returns them).
+
+    An item is `{"scan": float32 (C, *spatial) in [-1, 1], "label": class number, "index": row of the cohort,
+    "synthetic": bool}`, with `"attributes"` and `"text"` (float32) if the prepared cohort has them.
+    """
+
+    def __init__(self, prepared: PreparedCohort, indices: Sequence[int] | np.ndarray | None = None) -> None:
+        self.prepared = prepared
+        self.rows = np.arange(len(prepared.scans)) if indices is None else np.asarray(indices, dtype=np.int64)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, position: int) -> dict[str, Any]:
+        prepared, index = self.prepared, int(self.rows[position])
+        item = {
+            "scan": torch.from_numpy(np.array(prepared.scans[index], dtype=np.float32)),
+            "label": int(prepared.labels[index]),
+            "index": index,
+            "synthetic": prepared.rows[index].is_synthetic,
+        }
+        for name, values in (("attributes", prepared.attributes), ("text", prepared.text)):
+            if values is not None:
+                item[name] = torch.from_numpy(values[index])
+        return item
+
+
 def prepare_cohort(
     cohort: Cohort,
     *,
     grid: GridOptions,
     intensity: IntensityOptions | Intensity,
-    reading: ReadingOptions = ReadingOptions(),
+    loading: Loading = Loading(),
     classes: Sequence[str] | None = None,
     mask: bool = False,
-    cache_dir: Path | None = None,
-    progress: bool = True,
 ) -> PreparedCohort:
     """Bring all scans to one grid and range, once; a second call with equal content maps the file and decodes no scan.
 
-    Axes are brought into the order and direction in which pictures are looked at (`orient_scan`). Axes that shrink are
+    Axes are brought into the order and direction in which pictures are viewed (`orient_scan`). Axes that shrink are
     averaged over areas, axes that grow are interpolated linearly; only then are intensities converted and clipped.
-    Intensities, where they are measured, are measured over the training split at full resolution. `classes` fixes the
-    order of labels (default: sorted); `cache_dir` defaults to `.medsynth_cache` in the cohort's folder.
+    Intensities that are measured are measured over the training split at full resolution. `classes` fixes the order of
+    labels (default: sorted).
 
-    Sequences of a scan become channels after those of `path`, sorted by name, and with `mask` its mask becomes the last: 1 where
-    it is not 0 and -1 elsewhere, by nearest neighbours, all -1 of a scan without one. A fixed intensity may have the mask's ends
-    or not.
+    Sequences of a scan become channels after those of `path`, sorted by name; with `mask`, its mask becomes the last
+    channel: 1 where it is not 0, else -1, by nearest neighbours, and all -1 for a scan without one. A fixed intensity
+    may include the mask's range or not.
 
-    Raises `DataError` for a scan that is missing, unreadable, or differs from the first in channels or axes, for sequences and
-    masks of another geometry than their scan, for a cohort without masks where they are wanted,
-    and for a label outside `classes`; `ConfigError` for a grid that does not suit the scans, or a folder that cannot be
-    written.
+    Raises `DataError` for a scan that is missing, unreadable, or has other channels or axes than the first, for
+    sequences and masks of other geometry than their scan, for a cohort without masks if they are wanted, and for a
+    label outside `classes`; `ConfigError` for a grid that does not suit the scans, or a folder that cannot be written.
     """
     if not cohort.rows:
         raise DataError(f"{cohort.folder}: need at least one scan in the cohort, got none; try another split or label")
     names = cohort.classes if classes is None else tuple(classes)
     if unknown := sorted(set(cohort.classes) - set(names)):
         raise DataError(f"label: need one of {', '.join(names)}, got {unknown[0]!r}; try another cohort")
-    folder = cohort.folder / ".medsynth_cache" if cache_dir is None else Path(cache_dir)
-    files = image_files(cohort)
-    masks = [cohort.mask_of(row) for row in cohort.rows] if mask or _by_mask(grid) else [None] * len(files)
-    if mask and not any(masks):
-        raise DataError(
-            f"{cohort.folder}: need a mask of one scan at least, got none; try the column mask, or condition.mask false"
-        )
+    folder = loading.cache_folder(cohort.folder)
+    preparation = _Preparation(cohort, grid, intensity, loading, mask)
     try:
-        everything = [*(file for each in files for file in each.values()), *filter(None, masks)]
-        hashes = _hash_files(everything, folder / "hashes.json", progress=progress)
-        key = _content_key(cohort.rows, files, hashes, grid, intensity, reading, names)
-        if _by_mask(grid):
-            known = [hashes[split_item(each)[0]] for each in masks if each is not None]
-            key = hashlib.sha256("\n".join([key, *known]).encode()).hexdigest()
-        if mask:
-            known = ["" if each is None else hashes[split_item(each)[0]] for each in masks]
-            key = hashlib.sha256("\n".join([key, "mask", *known]).encode()).hexdigest()
+        key = preparation.key(names, _hash_files(preparation.all_files(), folder, progress=loading.progress))
         stored = _open_cache(folder, key)
         if stored is None:
-            _build_cache(folder, key, cohort, files, masks, grid, intensity, reading, mask=mask, progress=progress)
+            preparation.write(folder, key)
             stored = _open_cache(folder, key)
     except OSError as error:
         raise ConfigError(
@@ -147,112 +156,158 @@ def prepare_cohort(
         intensity=Intensity.from_dict(facts["intensity"]),
         affine=np.array(facts["affine"], dtype=np.float64),
         key=key,
-        channels=tuple(facts.get("channels", ())) or ("path",) * scans.shape[1],
+        channels=tuple(facts["channels"]),
     )
 
 
-def hash_cohort(cohort: Cohort, *, cache_dir: Path | None = None, progress: bool = True) -> str:
+def hash_cohort(cohort: Cohort, *, loading: Loading = Loading()) -> str:
     """Return a hash of what a cohort holds: the bytes of its scans with labels, splits and who shares a patient, in order.
 
-    It changes with none of the paths, roots or patients' names. `DataError` for a missing file.
+    It does not depend on paths, roots or the patients' names. `DataError` for a missing file.
     """
-    folder = cohort.folder / ".medsynth_cache" if cache_dir is None else Path(cache_dir)
     files = [cohort.files_of(row) for row in cohort.rows]
-    hashes = _hash_files([file for each in files for file in each.values()], folder / "hashes.json", progress=progress)
+    everything = [file for each in files for file in each.values()]
+    hashes = _hash_files(everything, loading.cache_folder(cohort.folder), progress=loading.progress)
     digest = hashlib.sha256()
     numbers: dict[str, int] = {}
     for row, each in zip(cohort.rows, files, strict=True):
         patient = numbers.setdefault(row.patient_id, len(numbers))
-        facts = [*_content_of(each["path"], hashes), row.label, row.split, patient, *_sequences(each, hashes)]
-        digest.update(json.dumps(facts).encode())
+        digest.update(json.dumps(_content_of(each, hashes, row.label, row.split, patient)).encode())
     return digest.hexdigest()
 
 
-def _content_of(path: Path, hashes: dict[Path, str]) -> list[str | None]:
-    file, item = split_item(path)
-    return [hashes[file], item]
+def _content_of(files: dict[str, Path], hashes: dict[Path, str], *facts: object) -> list[object]:
+    """Return the contents of a scan's files, with its facts, as JSON."""
+
+    def content(file: Path) -> list[object]:
+        path, item = split_item(file)
+        return [hashes[path], item]
+
+    sequences = [[name, *content(file)] for name, file in sorted(files.items()) if name != PATH]
+    return [*content(files[PATH]), *facts, *sequences]
 
 
-def _sequences(files: dict[str, Path], hashes: dict[Path, str]) -> list[list[str | None]]:
-    """Return names and contents of the files beside that of `path`."""
-    return [[name, *_content_of(path, hashes)] for name, path in sorted(files.items()) if name != "path"]
+class _Preparation:
+    """What `prepare_cohort` was asked for, and how its file is written."""
 
-
-def _build_cache(
-    folder: Path,
-    key: str,
-    cohort: Cohort,
-    files: Sequence[dict[str, Path]],
-    masks: Sequence[Path | None],
-    grid: GridOptions,
-    intensity: IntensityOptions | Intensity,
-    reading: ReadingOptions,
-    *,
-    mask: bool,
-    progress: bool,
-) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryFile(dir=folder):  # an unwritable folder shows now, not after an hour of reading
-        pass
-    channels, size = _check_headers(files, grid, reading)
-    shape = (len(files), len(channels) + mask, *size)
-    check_space(folder, math.prod(shape) * _VOXEL_BYTES, purpose="the prepared scans", option="--cache_dir")
-    if isinstance(intensity, IntensityOptions):
-        train = [file for file, row in zip(files, cohort.rows, strict=True) if row.split == "train"]
-        if intensity.method in ("percentiles", "minmax") and not train:
+    def __init__(
+        self, cohort: Cohort, grid: GridOptions, intensity: IntensityOptions | Intensity, loading: Loading, mask: bool
+    ) -> None:
+        self.cohort, self.grid, self.intensity, self.loading, self.mask = cohort, grid, intensity, loading, mask
+        # Only if voxels have a size of their own is there a choice of where the scan lies.
+        self.centred_on_mask = grid.spacing is not None and grid.centre == "mask"
+        self.files = image_files(cohort)
+        wanted = mask or self.centred_on_mask
+        self.masks = [cohort.mask_of(row) if wanted else None for row in cohort.rows]
+        if mask and not any(self.masks):
             raise DataError(
-                f"intensity: need training scans to measure {intensity.method}, got none; try --intensity.method range"
+                f"{cohort.folder}: need a mask of at least one scan, got none; try the column mask, or condition.mask false"
             )
-        bar = tqdm(train, desc="measuring intensity", unit="scan", disable=not progress)
-        intensity = measure_intensity(intensity, (read_channels(each, reading).array for each in bar))
-    images = only_images(intensity, len(channels)) if mask else intensity
-    spacings: list[tuple[float, ...]] = []
-    axes: list[str] = []
 
-    def prepared() -> Iterator[np.ndarray]:
-        bar = tqdm(files, desc="preparing scans", unit="scan", disable=not progress)
-        for each, mask_file in zip(bar, masks, strict=True):
-            scan = read_channels(each, reading)
+    def all_files(self) -> list[Path]:
+        return [*(file for each in self.files for file in each.values()), *filter(None, self.masks)]
+
+    def key(self, classes: Sequence[str], hashes: dict[Path, str]) -> str:
+        """Return the hash of all that the prepared scans depend on."""
+        ends = asdict(self.intensity) if isinstance(self.intensity, IntensityOptions) else self.intensity.as_dict()
+        if isinstance(self.intensity, IntensityOptions):
+            # A whole number means the same from a file, from the command line and from Python.
+            ends |= {"low": float(self.intensity.low), "high": float(self.intensity.high)}
+        options = {
+            "format": FORMAT,
+            "grid": asdict(self.grid),
+            "intensity": {"fixed": isinstance(self.intensity, Intensity), **ends},
+            "nan": self.loading.nan,
+            "tilt": self.loading.tilt,
+            "classes": list(classes),
+            "mask": [self.mask, self.centred_on_mask],
+        }
+        digest = hashlib.sha256(json.dumps(options, sort_keys=True).encode())
+        for row, files, mask in zip(self.cohort.rows, self.files, self.masks, strict=True):
+            known = None if mask is None else hashes[split_item(mask)[0]]
+            digest.update(json.dumps(_content_of(files, hashes, row.label, row.split, known)).encode())
+        return digest.hexdigest()
+
+    def write(self, folder: Path, key: str) -> None:
+        """Write the prepared scans and the facts about them."""
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):  # an unwritable folder fails now, not after an hour of reading
+            pass
+        channels, size = self._check_headers()
+        shape = (len(self.files), len(channels) + self.mask, *size)
+        check_space(folder, math.prod(shape) * _VOXEL_BYTES, purpose="the prepared scans", option="--cache_dir")
+        intensity = self._measure_intensity()
+        images = only_images(intensity, len(channels)) if self.mask else intensity
+        spacings: list[tuple[float, ...]] = []
+        axes: list[str] = []
+        array_file = folder / f"{key[:32]}.npy"
+        digest = _write_array(array_file, shape, self._prepare(images, size, spacings, axes))
+        facts = {
+            "format": FORMAT,
+            "key": key,
+            "shape": shape,
+            "channels": [*channels, MASK] if self.mask else channels,
+            "intensity": (with_mask(images, len(channels)) if self.mask else images).as_dict(),
+            "affine": grid_affine(axes[0], np.median(spacings, axis=0), shape[2:]).tolist(),
+            "sha256": digest,
+            "stamp": stamp_file(array_file),
+        }
+        write_json(folder / f"{key[:32]}.json", facts)
+
+    def _check_headers(self) -> tuple[tuple[str, ...], tuple[int, ...]]:
+        """Return the names of the channels of all scans and the size of their grid.
+
+        Scans with other channels or axes than the first are refused before any is decoded.
+        """
+        first = read_headers(self.files[0], self.loading)
+        axes = len(first[PATH].shape) - 1
+        size = grid_size(self.grid, axes)
+        if self.grid.spacing is not None:
+            grid_spacing(self.grid, axes)
+        for files in self.files[1:]:
+            for name, header in read_headers(files, self.loading).items():
+                for what, got, want in (
+                    ("spatial axes", len(header.shape) - 1, axes),
+                    ("channels", header.shape[0], first[name].shape[0]),
+                ):
+                    if got != want:
+                        raise DataError(
+                            f"{files[name]}: need {want} {what} like the first scan, got {got}; try separate cohorts"
+                        )
+        return channel_names(first, mask=False), size
+
+    def _measure_intensity(self) -> Intensity:
+        if isinstance(self.intensity, Intensity):
+            return self.intensity
+        train = [files for files, row in zip(self.files, self.cohort.rows, strict=True) if row.split == "train"]
+        if self.intensity.method in ("percentiles", "minmax") and not train:
+            raise DataError(
+                f"intensity: need training scans to measure {self.intensity.method}, got none; try --intensity.method range"
+            )
+        bar = tqdm(train, desc="measuring intensity", unit="scan", disable=not self.loading.progress)
+        return measure_intensity(self.intensity, (read_channels(files, self.loading).array for files in bar))
+
+    def _prepare(
+        self, intensity: Intensity, size: Sequence[int], spacings: list[tuple[float, ...]], axes: list[str]
+    ) -> Iterator[np.ndarray]:
+        """Yield each scan (float16), and append its voxel size and the direction of its axes."""
+        bar = tqdm(self.files, desc="preparing scans", unit="scan", disable=not self.loading.progress)
+        for files, mask_file in zip(bar, self.masks, strict=True):
+            scan = read_channels(files, self.loading)
             axes.append(scan_axes(scan))
             if axes[-1] != axes[0]:
                 raise DataError(
-                    f"{each['path']}: need the plane {axes[0]} of the first scan, got {axes[-1]}; try separate cohorts"
+                    f"{files[PATH]}: need the plane {axes[0]} of the first scan, got {axes[-1]}; try separate cohorts"
                 )
-            found = None if mask_file is None else read_mask(mask_file, scan, reading)
-            centre = _centre(found, each["path"], grid)
-            array, spacing = resize_scan(scan, grid=grid, intensity=images, centre=centre)
+            mask = None if mask_file is None else read_mask(mask_file, scan, self.loading)
+            if self.centred_on_mask and mask is None:
+                raise DataError(f"{files[PATH]}: need a mask for its centre, got none; try grid.centre scan")
+            centre = centre_of_mask(mask) if self.centred_on_mask and mask is not None else None
+            array, spacing = resize_scan(scan, grid=self.grid, intensity=intensity, centre=centre)
             spacings.append(spacing)
-            if mask:
-                array = np.concatenate([array, mask_channel(found, size, grid=grid, centre=centre)])
+            if self.mask:
+                array = np.concatenate([array, mask_channel(mask, size, grid=self.grid, centre=centre)])
             yield array.astype(np.float16)
-
-    array_file = folder / f"{key[:32]}.npy"
-    digest = _write_array(array_file, shape, prepared())
-    facts = {
-        "format": FORMAT,
-        "key": key,
-        "shape": shape,
-        "channels": [*channels, "mask"] if mask else channels,
-        "intensity": (with_mask(images, len(channels)) if mask else images).as_dict(),
-        "affine": grid_affine(axes[0], np.median(spacings, axis=0), shape[2:]).tolist(),
-        "sha256": digest,
-        "stamp": stamp_file(array_file),
-    }
-    write_json(folder / f"{key[:32]}.json", facts)
-
-
-def _by_mask(grid: GridOptions) -> bool:
-    """Whether scans are laid by their masks; only where voxels have a size of their own is there a choice."""
-    return grid.spacing is not None and grid.centre == "mask"
-
-
-def _centre(mask: Scan | None, file: Path, grid: GridOptions) -> tuple[float, ...] | None:
-    """Return the index that comes to the middle of the grid; None for the middle of the scan, also where its mask is empty."""
-    if not _by_mask(grid):
-        return None
-    if mask is None:
-        raise DataError(f"{file}: need a mask for its centre, got none; try grid.centre scan")
-    return centre_of_mask(mask)
 
 
 def _open_cache(folder: Path, key: str) -> tuple[np.ndarray, dict[str, Any]] | None:
@@ -262,7 +317,7 @@ def _open_cache(folder: Path, key: str) -> tuple[np.ndarray, dict[str, Any]] | N
         facts = json.loads((folder / f"{key[:32]}.json").read_text(encoding="utf-8"))
         if facts["key"] != key or facts["format"] != FORMAT:
             return None
-        # Content is read again only where the file has been touched since it was written (a copy, a damaged disk).
+        # Content is read again only if the file was touched since it was written (a copy, a damaged disk).
         if facts["stamp"] != stamp_file(array_file) and facts["sha256"] != hash_file(array_file):
             return None
         scans = np.load(array_file, mmap_mode="r", allow_pickle=False)
@@ -275,7 +330,7 @@ def _open_cache(folder: Path, key: str) -> tuple[np.ndarray, dict[str, Any]] | N
 def _write_array(path: Path, shape: tuple[int, ...], arrays: Iterable[np.ndarray]) -> str:
     """Write one .npy of float16 piece by piece and return its sha256.
 
-    Plain writes rather than a writable memory map: a full disk then raises an error instead of killing the process.
+    Plain writes, not a writable memory map: a full disk then raises an error instead of killing the process.
     """
     header = {"descr": "<f2", "fortran_order": False, "shape": shape}
     with atomic_path(path) as temporary:
@@ -286,71 +341,13 @@ def _write_array(path: Path, shape: tuple[int, ...], arrays: Iterable[np.ndarray
         return hash_file(temporary)
 
 
-def _check_headers(
-    files: Sequence[dict[str, Path]], grid: GridOptions, reading: ReadingOptions
-) -> tuple[tuple[str, ...], tuple[int, ...]]:
-    """Return the names of the channels of all scans and the size of their grid.
+def _hash_files(paths: Sequence[Path], folder: Path, *, progress: bool) -> dict[Path, str]:
+    """Return the sha256 of each file, read again only if its size or time of change differs from `hashes.json` in `folder`.
 
-    Scans with other channels or axes than the first are refused before any is decoded.
+    The hash of a folder is made of those of its files, not of their names. The store knows files by a hash of their
+    path, so it names no file.
     """
-    first = read_headers(files[0], reading)
-    axes = len(first["path"].shape) - 1
-    size = grid_size(grid, axes)
-    if grid.spacing is not None:
-        grid_spacing(grid, axes)
-    for each in files[1:]:
-        for name, header in read_headers(each, reading).items():
-            for what, have, want in (
-                ("spatial axes", len(header.shape) - 1, axes),
-                ("channels", header.shape[0], first[name].shape[0]),
-            ):
-                if have != want:
-                    raise DataError(
-                        f"{each[name]}: need {want} {what} like the first scan, got {have}; try separate cohorts"
-                    )
-    return channel_names(first, mask=False), size
-
-
-def _content_key(
-    rows: Sequence[Row],
-    files: Sequence[dict[str, Path]],
-    hashes: dict[Path, str],
-    grid: GridOptions,
-    intensity: IntensityOptions | Intensity,
-    reading: ReadingOptions,
-    classes: Sequence[str],
-) -> str:
-    fixed = isinstance(intensity, Intensity)
-    options = {
-        "format": FORMAT,
-        "grid": asdict(grid),
-        "intensity": {
-            "fixed": fixed,
-            # A whole number means the same from a file, from the command line and from Python.
-            **(
-                intensity.as_dict()
-                if isinstance(intensity, Intensity)
-                else asdict(intensity) | {"low": float(intensity.low), "high": float(intensity.high)}
-            ),
-        },
-        "nan": reading.nan,
-        "classes": list(classes),
-    }
-    if reading.tilt != "refuse":  # where it refuses, there is nothing that it could have changed
-        options["tilt"] = reading.tilt
-    digest = hashlib.sha256(json.dumps(options, sort_keys=True).encode())
-    for row, each in zip(rows, files, strict=True):
-        facts = [*_content_of(each["path"], hashes), row.label, row.split, *_sequences(each, hashes)]
-        digest.update(json.dumps(facts).encode())
-    return digest.hexdigest()
-
-
-def _hash_files(paths: Sequence[Path], store: Path, *, progress: bool) -> dict[Path, str]:
-    """Return the sha256 of each file, read again only if its size or time of change differs from `store`.
-
-    That of a folder is made of those of its files, whatever they are called. The store knows files by a hash of their path, so
-    it names no file.
-    """
+    store = folder / "hashes.json"
     try:
         known = json.loads(store.read_text(encoding="utf-8"))
         known = known if isinstance(known, dict) else {}
@@ -376,7 +373,7 @@ def _hash_files(paths: Sequence[Path], store: Path, *, progress: bool) -> dict[P
             changed = True
     if changed:
         write_json(store, known)
-    for folder, files in parts.items():
-        if files != [folder]:
-            hashes[folder] = hashlib.sha256("\n".join(sorted(hashes[file] for file in files)).encode()).hexdigest()
+    for path, files in parts.items():
+        if files != [path]:
+            hashes[path] = hashlib.sha256("\n".join(sorted(hashes[file] for file in files)).encode()).hexdigest()
     return hashes

@@ -14,18 +14,18 @@ from medsynth.config import GridOptions
 from medsynth.errors import ConfigError
 from medsynth.scans import Intensity, Scan
 
-# Slices run towards the head, rows towards the back (or the feet), columns towards the patient's left (or back).
+# Axes of volumes, and of pictures by the world axis that they lack (sagittal, coronal, axial): slices run towards the head, rows
+# towards the back (or the feet), columns towards the patient's left (or back).
 _VOLUME = "SPL"
-# By the world axis that a picture lacks: sagittal, coronal, axial.
 _PICTURES = ("IPR", "ILA", "PLS")
 
 
 def orient_scan(scan: Scan) -> Scan:
-    """Return the scan with its axes in the order and direction in which radiologists look at pictures.
+    """Return the scan with its axes in the order and direction in which radiologists view pictures.
 
-    Volumes become (slice towards the head, row towards the back, column towards the left), pictures rows and columns of
-    their plane; axes that lie askew count as the world axis nearest to them. Voxels move in the array, not in the patient:
-    the affine follows. A scan that is so already, as PNG are, comes back unchanged.
+    Volumes become (slice towards the head, row towards the back, column towards the left), pictures rows and columns of their
+    plane; oblique axes count as the nearest world axis. Voxels move in the array, not in the patient: the affine follows. A scan
+    with these axes, such as a PNG, is returned unchanged.
     """
     now = orientations.io_orientation(scan.affine)
     flat = len(scan.spatial_shape) == 2
@@ -50,10 +50,10 @@ def resize_scan(
 ) -> tuple[np.ndarray, tuple[float, ...]]:
     """Return a scan on the grid, float32 `(C, *grid)` in [-1, 1], and its new voxel size in millimetres.
 
-    `pad` and `crop` keep the aspect ratio in millimetres, so unequal voxels come out equal; with `grid.spacing` voxels come
-    out as that says, to within half a voxel over the whole scan. `centre` is the index, along the scan's spatial axes, of
-    what comes to the middle of the grid, to half a voxel; by default the middle of the scan. Raises `ConfigError` if the
-    grid has another number of axes, or the centre lies so far out that nothing is left.
+    `pad` and `crop` keep the aspect ratio in millimetres, so voxels become isotropic; with `grid.spacing` they get that size, to
+    within half a voxel over the whole scan. `centre` is the index, along the scan's spatial axes, of what comes to the middle of
+    the grid, to half a voxel (default: the middle of the scan). Raises `ConfigError` if the grid has another number of axes, or
+    the centre lies so far outside that nothing is left.
     """
     inner = _inner_shape(scan, grid)
     pixels = torch.from_numpy(np.ascontiguousarray(scan.array, dtype=np.float32))[None]
@@ -71,9 +71,9 @@ def resize_scan(
 
 
 def resize_mask(mask: Scan, *, grid: GridOptions, centre: Sequence[float] | None = None) -> np.ndarray:
-    """Return a mask `(C, *grid)` of the type it had, by nearest neighbours and with 0 as background.
+    """Return a mask `(C, *grid)` of the same dtype, by nearest neighbours and with 0 as background.
 
-    It lies where `resize_scan` puts a scan of the same geometry with the same `centre`. `ConfigError` as there.
+    It is placed like a scan of the same geometry in `resize_scan` with the same `centre`. `ConfigError` as there.
     """
     array = np.asarray(mask.array)
     for axis, (have, want) in enumerate(zip(mask.spatial_shape, _inner_shape(mask, grid), strict=True), 1):
@@ -83,7 +83,7 @@ def resize_mask(mask: Scan, *, grid: GridOptions, centre: Sequence[float] | None
 
 
 def centre_of_mask(mask: Scan) -> tuple[float, ...] | None:
-    """Return the middle, as an index along the spatial axes, of the box around all that is not 0; None of an empty mask."""
+    """Return the middle, as an index along the spatial axes, of the box around all non-zero voxels; None if there are none."""
     inside = np.nonzero(np.asarray(mask.array).any(axis=0))
     if inside[0].size == 0:
         return None
@@ -91,7 +91,7 @@ def centre_of_mask(mask: Scan) -> tuple[float, ...] | None:
 
 
 def _inner_shape(scan: Scan, grid: GridOptions) -> tuple[int, ...]:
-    """Return the voxels of a whole scan along each axis after resampling, before it is cut and padded to the grid."""
+    """Return the voxels along each axis of a whole scan after resampling, before it is cut and padded to the grid."""
     size = grid_size(grid, len(scan.spatial_shape))
     extent = np.array(scan.spatial_shape) * np.array(scan.spacing)
     voxel = extent / np.array(size)
@@ -124,11 +124,11 @@ def _place(
 
 
 def grid_spacing(grid: GridOptions, axes: int) -> tuple[float, ...]:
-    """Return `grid.spacing` along each of `axes` spatial axes; `ConfigError` for another number of them, or none above 0."""
-    given = grid.spacing
-    spacing = (given,) * axes if isinstance(given, int | float) else tuple(given or ())
+    """Return `grid.spacing` along each of `axes` spatial axes; `ConfigError` for another number, or a length not above 0."""
+    wanted = grid.spacing
+    spacing = (wanted,) * axes if isinstance(wanted, int | float) else tuple(wanted or ())
     if len(spacing) != axes or not all(np.isfinite(spacing)) or min(spacing) <= 0:
-        raise ConfigError(f"grid.spacing: need 1 or {axes} lengths above 0 mm for {axes}D scans, got {given}; try 1.0")
+        raise ConfigError(f"grid.spacing: need 1 or {axes} lengths above 0 mm for {axes}D scans, got {wanted}; try 1.0")
     return tuple(float(length) for length in spacing)
 
 
@@ -143,7 +143,7 @@ def grid_size(grid: GridOptions, axes: int) -> tuple[int, ...]:
 def grid_affine(axes: str, spacing: Sequence[float] | np.ndarray, size: Sequence[int]) -> np.ndarray:
     """Return the 4x4 affine (RAS, mm) of a grid of `size` voxels of `spacing` mm whose axes point to `axes`.
 
-    The centre of the grid is the origin: scans of a cohort share no other point.
+    Its centre is the origin: scans of a cohort have no other point in common.
     """
     lengths, centre = np.ones(3), np.zeros(3)
     lengths[: len(spacing)] = spacing

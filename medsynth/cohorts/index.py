@@ -1,22 +1,21 @@
-"""From a folder of scans to a cohort: read each once, split by patient, refuse what is not to be trusted."""
+"""From a folder of scans to a cohort: read each scan once, split by patient, refuse what cannot be trusted."""
 
 from __future__ import annotations
 
+import hashlib
 import os
+import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
-from medsynth.cohorts.finding import (
-    FoundScan,
-    check_given_splits,
-    compile_pattern,
-    find_patients,
-    label_by_folders,
-    list_scans,
-)
-from medsynth.cohorts.labels import join_labels, note_like_labels
+import numpy as np
+from tqdm.auto import tqdm
+
+from medsynth.cohorts.finding import FoundScan, check_stated_splits, compile_pattern, find_patients, list_scans
+from medsynth.cohorts.labels import LabelTable, label_by_folders, note_like_labels
 from medsynth.cohorts.manifest import (
     REQUIRED,
     Cohort,
@@ -27,21 +26,74 @@ from medsynth.cohorts.manifest import (
     read_columns,
     reason_of,
     write_cohort,
+    write_table,
 )
-from medsynth.cohorts.merging import SUBLABEL, check_merge_labels, parse_merges
-from medsynth.cohorts.quality import (
-    ScanQuality,
-    check_one_kind,
-    examine_scans,
-    flag_duplicates,
-    note_flags,
-    note_mixture,
-    write_quality,
+from medsynth.cohorts.splitting import (
+    SUBLABEL,
+    check_fractions,
+    check_labels,
+    kept_scans,
+    parse_keep,
+    parse_merges,
+    split_patients,
 )
-from medsynth.cohorts.splitting import check_fractions, check_keep_labels, kept_scans, parse_keep, split_patients
-from medsynth.config import ColumnOptions, ReadingOptions
+from medsynth.config import IndexOptions, Loading
 from medsynth.errors import ConfigError, DataError
-from medsynth.scans import scan_suffix
+from medsynth.files import PathLike
+from medsynth.scans import Scan, read_header, read_scan, scan_suffix, split_item
+
+_FLAG_MEANINGS = {
+    "constant": "are constant",
+    "near_empty": "are nearly empty",
+    "tilt_resampled": "were taken with a tilted gantry and are resampled",
+    "burned_in": "say that text is burned into their pixels: look at them, it may name the patient",
+    "duplicate": "repeat another scan of the same patient",
+    "duplicate_patients": "have the pixels of another patient of the same split (one person under two IDs?)",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScanQuality:
+    """Facts of one scan, as the quality table lists them.
+
+    `modality` and `instances` (files) are those of DICOM. `shape` is `(channel, *spatial)`, `spacing` in millimetres,
+    `dtype` that of the file, the four statistics are in physical units. `sha256` is that of shape and pixels; `reason`
+    says why a scan was left out. `flags` are any of
+
+    - `constant`;
+    - `near_empty`: 99 % of the pixels lie within 1 % of the scan's own range around its median;
+    - `nan_zeroed`: some voxels were not finite;
+    - `tilt_resampled`: the gantry was tilted, and the slices were resampled upright;
+    - `burned_in`: the header says that pixels hold text (BurnedInAnnotation), which may name the patient;
+    - `duplicate`: pixels equal to an earlier scan of the same patient, named in `duplicate_of`;
+    - `duplicate_patients`: equal to one of another patient;
+    - `dropped`, `unreadable`, `aside` (not a scan to learn from, such as a localizer): left out of the cohort.
+    """
+
+    path: str
+    modality: str = ""
+    instances: int | None = None
+    shape: tuple[int, ...] = ()
+    spacing: tuple[float, ...] = ()
+    dtype: str = ""
+    minimum: float | None = None
+    maximum: float | None = None
+    mean: float | None = None
+    std: float | None = None
+    flags: tuple[str, ...] = ()
+    duplicate_of: str = ""
+    sha256: str = ""
+    reason: str = ""
+
+    def cells(self) -> list[str]:
+        """Return the row of the quality table; tuples are joined by `x` (shape, spacing) or blanks (flags)."""
+
+        def text(value: object) -> str:
+            if isinstance(value, tuple):
+                return (" " if value is self.flags else "x").join(map(text, value))
+            return "" if value is None else f"{value:.6g}" if isinstance(value, float) else str(value)
+
+        return [text(getattr(self, field.name)) for field in fields(self)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +103,6 @@ class IndexResult:
     cohort: Cohort
     path: Path
     quality: tuple[ScanQuality, ...]
-    counts: Mapping[str, Mapping[str, tuple[int, int]]]
     notes: tuple[str, ...]
 
     @property
@@ -60,141 +111,120 @@ class IndexResult:
         return _quality_path(self.path)
 
     def summary(self) -> str:
-        """Return a text table of scans (patients) by class and split, sizes, pixel types, flags, notes and where it all is."""
+        """Return scans (patients) by class and split, sizes, pixel types, flags, notes, the files, and the next command."""
         shapes = Counter("x".join(map(str, quality.shape[1:])) for quality in self.quality if quality.shape)
         types = Counter(quality.dtype for quality in self.quality if quality.dtype)
         modalities = Counter(quality.modality for quality in self.quality if quality.modality)
         flags = Counter(flag for quality in self.quality for flag in quality.flags)
-        lines = [self.cohort.summary()]
-        lines.append(f"sizes: {list_counts(shapes, 3)}; pixel types: {list_counts(types, 3)}")
+        lines = [self.cohort.table(), f"sizes: {list_counts(shapes, 3)}; pixel types: {list_counts(types, 3)}"]
         if modalities:
             lines.append(f"modalities: {list_counts(modalities)}")
         lines.append("flags: " + (", ".join(f"{flag} ({count})" for flag, count in sorted(flags.items())) or "none"))
         lines += [f"note: {note}" for note in self.notes]
         lines += [f"cohort: {self.path}", f"quality table: {self.quality_path}"]
-        return "\n".join(lines)
+        return "\n".join([*lines, f"next: medsynth train --cohort {shlex.quote(str(self.path))} --out run"])
 
 
-def index_scans(
-    *,
-    scans: Path,
-    out: Path,
-    labels: Path | None = None,
-    columns: ColumnOptions = ColumnOptions(),
-    split: tuple[float, float, float] = (0.7, 0.15, 0.15),
-    keep: Sequence[str] = (),
-    merge: Sequence[str] = (),
-    patient_pattern: str | None = None,
-    seed: int = 0,
-    reading: ReadingOptions = ReadingOptions(),
-    skip_bad: bool = False,
-    allow_tiny: bool = False,
-    progress: bool = True,
-) -> IndexResult:
+def index_scans(options: IndexOptions) -> IndexResult:
     """Find the scans below a folder and write them as a cohort, with a quality table beside it.
 
-    Args:
-        scans: Folder of PNG, NIfTI, NPZ and DICOM files at any depth; hidden files are left out, an NPZ in MedMNIST's layout is
-            taken as its items with their own labels and splits, and DICOM files, of any name, as their series. Localizers,
-            and derived pictures beside volumes, are set aside.
-        out: The cohort CSV to write, new or in place of another cohort; `<name>_quality.csv`, and `cohort.yaml` where the
-            scans lie elsewhere, come beside it.
-        labels: CSV with a row for each scan, paths relative to `scans` or to the CSV's folder; without it, the first folder
-            below `scans` is the label, or the second where the first are `train`, `val`, `test`. DICOM scans may be named by
-            SeriesInstanceUID, and several at once by a folder above them, StudyInstanceUID or PatientID.
-        columns: Names of the columns of `labels`.
-        split: Parts for train, val and test, by patient and stratified by label; not used where a split is given.
-        keep: Texts like `viral_pneumonia=40/10`: keep that label's scans of 40 training and 10 validation patients only.
-        merge: Texts like `subsolid=ground_glass+part_solid`: these labels count as one class; the attribute `sublabel` keeps what
-            they were.
-        patient_pattern: Regular expression with one group that finds the patient in a scan's path below `scans`, where no
-            column names the patient; without either, the PatientID of DICOM counts, and each other scan is a patient of its own.
-        seed: Seed of the split and of `keep`.
-        reading: What a scan file may be.
-        skip_bad: Leave out, and list, scans that are missing or unreadable, or that lie under another patient in another split.
-        allow_tiny: Accept classes with no or one scan in training.
-        progress: Show a progress bar.
-
-    Raises `DataError` for scans that cannot be read, a patient in two splits, equal pixels under two patients in two splits,
-    and a class with no or one training scan; `ConfigError` for options that do not fit. Nothing is written then.
+    Raises `DataError` for scans that cannot be read, a patient in two splits, equal pixels under two patients in two
+    splits, and a class with fewer than two training scans; `ConfigError` for options that do not fit. Nothing is
+    written then.
     """
-    keeps, merges = parse_keep(keep), parse_merges(merge)
-    check_fractions(split)
-    pattern = compile_pattern(patient_pattern)
-    scans, out = Path(scans).absolute(), Path(out).absolute()
-    labels = None if labels is None else Path(labels).absolute()
-    _check_out(out, labels)
+    keeps, merges = parse_keep(options.keep), parse_merges(options.merge)
+    check_fractions(options.split)
+    out = Path(options.out).absolute()
+    _check_out(out, options)
     notes: list[str] = []
-    missing: Sequence[ScanQuality] = ()
-    patient_columns: Sequence[str] = ()
-    listed = list_scans(scans, notes, reading=reading, progress=progress)
-    if labels is None:
-        usable = [one for one in listed if one.aside is None]
-        if not usable:
-            raise DataError(
-                f"{listed[0].file}: need a scan to learn from, got {listed[0].aside}; try --labels with a CSV that names it"
-            )
-        found = label_by_folders(usable, scans, own=(out, _quality_path(out)), reading=reading, notes=notes)
-    else:
-        joined = join_labels(listed, scans, labels, columns, notes, skip_bad=skip_bad)
-        found, missing, patient_columns = list(joined.found), joined.missing, joined.patient_columns
-    if labels is not None or all(scan_suffix(one.name) != ".npz" for one in found):  # an NPZ may know another label
-        known = {one.label or "" for one in found}
-        check_merge_labels(merges, known)
-        check_keep_labels(keeps, {merges.get(label, label) for label in known})
-    found = find_patients(found, pattern, notes, columns=patient_columns)
-    check_given_splits(found)
-
-    aside = _set_aside(listed, found, notes)
-    quality = _examine(found, reading, progress=progress)
-    bad = [facts for facts in quality if "unreadable" in facts.flags]
-    if bad and not skip_bad:
-        advice = "; `--skip_bad true` leaves them out" if len(bad) < len(found) else ""
-        raise DataError(f"{bad[0].reason} ({len(bad)} of {len(found)} scans cannot be read{advice})")
-    readable = [(one, facts) for one, facts in zip(found, quality, strict=True) if "unreadable" not in facts.flags]
-    if not readable:
-        raise DataError(f"{scans}: need at least one scan that can be read, got none; try another folder")
-    if bad or missing:
-        notes.append(f"{len(bad) + len(missing)} scans are missing or unreadable and left out")
-    found, kept_quality = [one for one, _ in readable], [facts for _, facts in readable]
-    check_one_kind(kept_quality)
-    note_mixture(kept_quality, notes)
-
-    cohort = _as_cohort(found, kept_quality, out, labels, scans, split, seed, notes, merges)
-    check_cohort(cohort, source=labels or scans)
-    stays = kept_scans(*_columns_of(cohort.rows), keeps, seed=seed)
-    rows = [row for row, stay in zip(cohort.rows, stays, strict=True) if stay]
-    flagged, across = flag_duplicates([facts for facts, stay in zip(kept_quality, stays, strict=True) if stay], rows)
+    readable, left_out = _read_scans(options, keeps, merges, notes)
+    cohort = _as_cohort([one for one, _ in readable], options, merges, notes)
+    check_cohort(cohort, source=options.labels or options.scans)
+    pairs = [(row, replace(facts, path=row.path)) for row, (_, facts) in zip(cohort.rows, readable, strict=True)]
     if keeps:
-        notes.append(f"--keep {' '.join(keep)} left {stays.count(False)} training and validation scans out")
-    dropped = _dropped_duplicates(flagged, across, rows, skip_bad=skip_bad, notes=notes)
-    rows = [row for number, row in enumerate(rows) if number not in across]
-    flagged = [
-        replace(facts, path=row.path)
-        for facts, row in zip(
-            [facts for number, facts in enumerate(flagged) if number not in across], rows, strict=True
-        )
-    ]
-    cohort = replace(cohort, rows=tuple(rows))
-    _check_classes(cohort, notes, allow_tiny=allow_tiny)
-    note_flags(flagged, notes)
+        stays = kept_scans(cohort.rows, keeps, seed=options.seed)
+        pairs = [pair for pair, stay in zip(pairs, stays, strict=True) if stay]
+        notes.append(f"--keep {' '.join(options.keep)} left out {stays.count(False)} training and validation scans")
+    pairs, dropped = _drop_duplicates(pairs, skip_bad=options.skip_bad, notes=notes)
+    cohort = replace(cohort, rows=tuple(row for row, _ in pairs))
+    _check_classes(cohort, notes, allow_tiny=options.allow_tiny)
+    quality = [facts for _, facts in pairs]
+    _note_quality(quality, notes)
     note_like_labels((row.label for row in cohort.rows), notes)
-
-    table = (*flagged, *dropped, *bad, *missing, *aside)
+    result = IndexResult(cohort=cohort, path=out, quality=(*quality, *dropped, *left_out), notes=tuple(notes))
     try:
-        write_quality(table, _quality_path(out))
+        columns = [field.name for field in fields(ScanQuality)]
+        write_table(result.quality_path, columns, [facts.cells() for facts in result.quality])
         write_cohort(cohort, out)
     except OSError as error:
         raise ConfigError(f"{out}: need a folder to write in, got {reason_of(error)}; try another --out") from error
-    return IndexResult(cohort=cohort, path=out, quality=table, counts=cohort.counts(), notes=tuple(notes))
+    return result
+
+
+def index_folder(folder: PathLike, *, loading: Loading = Loading(), seed: int = 0) -> Cohort:
+    """Return a folder with one folder for each class as a cohort, split by patient, without writing anything.
+
+    Scans with equal pixels count as one patient, so no split holds a copy from another. Raises `DataError` for scans that
+    cannot be read, and for folders that are not classes.
+    """
+    shared = {field.name: getattr(loading, field.name) for field in fields(Loading)}
+    options = IndexOptions(scans=folder, out=Path(folder) / "cohort.csv", seed=seed, **shared)
+    notes: list[str] = []
+    first: dict[str, str | None] = {}
+    found = [
+        one if "constant" in facts.flags else replace(one, patient=first.setdefault(facts.sha256, one.patient))
+        for one, facts in _read_scans(options, {}, {}, notes)[0]
+    ]
+    cohort = _as_cohort(found, options, {}, notes)
+    check_cohort(cohort, source=folder)
+    return cohort
+
+
+def _read_scans(
+    options: IndexOptions, keeps: Mapping[str, object], merges: Mapping[str, str], notes: list[str]
+) -> tuple[list[tuple[FoundScan, ScanQuality]], list[ScanQuality]]:
+    """Return the scans of a folder that can be read, with class, patient and facts, and the facts of all others."""
+    pattern = compile_pattern(options.patient_pattern)
+    scans, out = Path(options.scans).absolute(), Path(options.out).absolute()
+    listed = list_scans(scans, notes, loading=options)
+    if options.labels is None:
+        labelled = label_by_folders(listed, scans, notes, own=(out, _quality_path(out)), loading=options)
+    else:
+        table = LabelTable(listed, scans, Path(options.labels).absolute(), notes, options.columns)
+        labelled = table.join(skip_bad=options.skip_bad)
+    if options.labels is not None or not any(one.may_know_label for one in labelled.found):
+        known = {one.label or "" for one in labelled.found}
+        check_labels("merge", merges, known)
+        check_labels("keep", keeps, {merges.get(label, label) for label in known})
+    found = find_patients(labelled.found, pattern, notes, columns=labelled.patient_columns)
+    check_stated_splits(found)
+    names = {one.name for one in found}
+    aside = [_facts(one, "aside", one.aside) for one in listed if one.aside is not None and one.name not in names]
+    if aside:
+        reasons = list_counts(Counter(facts.reason for facts in aside))
+        notes.append(f"{len(aside)} scans are set aside: {reasons}; a labels CSV can include them")
+    examined = examine_scans(found, options)
+    bad = [facts for _, facts in examined if "unreadable" in facts.flags]
+    if bad and not options.skip_bad:
+        advice = "; `medsynth index --skip_bad true` leaves them out" if len(bad) < len(found) else ""
+        raise DataError(f"{bad[0].reason} ({len(bad)} of {len(found)} scans cannot be read{advice})")
+    bad += [ScanQuality(path=path, flags=("unreadable",), reason=f"{path}: missing") for path in labelled.missing]
+    readable = [pair for pair in examined if "unreadable" not in pair[1].flags]
+    if not readable:
+        raise DataError(f"{scans}: need at least one scan that can be read, got none; try another folder")
+    if bad:
+        notes.append(f"{len(bad)} scans are missing or unreadable and left out")
+    _check_one_kind([facts for _, facts in readable])
+    return readable, [*bad, *aside]
 
 
 def _quality_path(out: Path) -> Path:
     return out.with_name(f"{out.stem}_quality.csv")
 
 
-def _check_out(out: Path, labels: Path | None) -> None:
-    """Refuse (`ConfigError`) to write over the labels, and over anything that no index has written."""
+def _check_out(out: Path, options: IndexOptions) -> None:
+    """Refuse (`ConfigError`) to overwrite the labels, or anything that `medsynth index` did not write."""
+    labels = None if options.labels is None else Path(options.labels)
     if out.is_dir() or out.suffix.lower() != ".csv":
         raise ConfigError(f"{out}: need the name of a .csv file to write, got something else; try {out / 'cohort.csv'}")
     for file, kind, columns in (
@@ -211,33 +241,59 @@ def _check_out(out: Path, labels: Path | None) -> None:
             )
 
 
-def _examine(found: Sequence[FoundScan], reading: ReadingOptions, *, progress: bool) -> list[ScanQuality]:
-    """Return the facts of every scan, in order; those with a problem are not read."""
-    sound = [one for one in found if one.problem is None]
-    facts = iter(
-        examine_scans([one.file for one in sound], [one.name for one in sound], reading=reading, progress=progress)
+# Pixels ----------------------------------------------------------------------------------------------------------------
+
+
+def examine_scans(found: Sequence[FoundScan], options: IndexOptions) -> list[tuple[FoundScan, ScanQuality]]:
+    """Read every scan once and return it with its facts, in order; one that cannot be read has the flag `unreadable`.
+
+    Without a labels CSV, a label in the file itself (MedMNIST) wins over the name of its folder.
+    """
+
+    def examine(one: FoundScan) -> tuple[FoundScan, ScanQuality]:
+        if one.problem is not None:
+            return one, _facts(one, "unreadable", one.problem)
+        try:
+            header, scan = read_header(one.file, loading=options), read_scan(one.file, loading=options)
+        except DataError as error:
+            return one, _facts(one, "unreadable", str(error))
+        label = scan.label if options.labels is None and scan.label else one.label
+        return replace(one, label=label), _with_header(measure_quality(scan, name=one.name, dtype=header.dtype), one)
+
+    # Items of one NPZ share its decoded array, so a second thread gains nothing there.
+    workers = 1 if any(split_item(one.file)[1] for one in found) else 2
+    with ThreadPoolExecutor(max_workers=workers) as pool:
+        results = pool.map(examine, found)
+        return list(tqdm(results, total=len(found), desc="reading scans", unit="scan", disable=not options.progress))
+
+
+def measure_quality(scan: Scan, *, name: str, dtype: str = "") -> ScanQuality:
+    """Return the facts of one scan under `name`, without those that need a second scan."""
+    array = np.ascontiguousarray(scan.array, dtype=np.float32)
+    low, high = float(array.min()), float(array.max())
+    near_empty = low < high and np.mean(np.abs(array - np.median(array)) <= 0.01 * (high - low)) >= 0.99
+    flags = {
+        "constant": low == high,
+        "near_empty": near_empty,
+        "nan_zeroed": "nan_voxels" in scan.attributes,
+        "tilt_resampled": "tilt_degrees" in scan.attributes,
+    }
+    return ScanQuality(
+        path=name,
+        shape=array.shape,
+        spacing=tuple(round(length, 6) for length in scan.spacing),
+        dtype=dtype,
+        minimum=low,
+        maximum=high,
+        mean=float(array.mean(dtype=np.float64)),
+        std=float(array.std(dtype=np.float64)),
+        flags=tuple(flag for flag, found in flags.items() if found),
+        sha256=hashlib.sha256(repr(array.shape).encode() + array.tobytes()).hexdigest(),
     )
-    return [
-        _with_header(
-            next(facts)
-            if one.problem is None
-            else ScanQuality(path=one.name, flags=("unreadable",), reason=one.problem),
-            one,
-        )
-        for one in found
-    ]
 
 
-def _set_aside(listed: Sequence[FoundScan], found: Sequence[FoundScan], notes: list[str]) -> list[ScanQuality]:
-    """Return, and note, the scans that are set aside and that no labels CSV named."""
-    taken = {one.name for one in found}
-    aside = [one for one in listed if one.aside is not None and one.name not in taken]
-    if aside:
-        reasons = Counter(one.aside or "" for one in aside)
-        notes.append(
-            f"{len(aside)} scans are set aside, since each is {list_counts(reasons)}; a labels CSV can name them"
-        )
-    return [_with_header(ScanQuality(path=one.name, flags=("aside",), reason=one.aside or ""), one) for one in aside]
+def _facts(one: FoundScan, flag: str, reason: str) -> ScanQuality:
+    return _with_header(ScanQuality(path=one.name, flags=(flag,), reason=reason), one)
 
 
 def _with_header(facts: ScanQuality, one: FoundScan) -> ScanQuality:
@@ -254,96 +310,118 @@ def _with_header(facts: ScanQuality, one: FoundScan) -> ScanQuality:
     )
 
 
-def _as_cohort(
-    found: Sequence[FoundScan],
-    quality: Sequence[ScanQuality],
-    out: Path,
-    labels: Path | None,
-    scans: Path,
-    split: tuple[float, float, float],
-    seed: int,
-    notes: list[str],
-    merges: Mapping[str, str],
-) -> Cohort:
-    """Return the scans as rows, with labels that only the files know, splits drawn where none is given, and a root."""
-    names = [
-        # The file's own label counts where no CSV gave one: a MedMNIST file may lie in any folder.
-        (facts.label if labels is None and facts.label else one.label) or ""
-        for one, facts in zip(found, quality, strict=True)
-    ]
-    if "" in names:
-        raise DataError(
-            f"{found[names.index('')].name}: need a label, got a scan in no folder; try --labels, or a folder for each class"
+def _check_one_kind(qualities: Sequence[ScanQuality]) -> None:
+    """Refuse (`DataError`) scans with different numbers of axes or channels: no model takes both."""
+    kinds = Counter((len(quality.shape) - 1, quality.shape[0]) for quality in qualities)
+    if len(kinds) > 1:
+        rarest = kinds.most_common()[-1][0]
+        name = next(one.path for one in qualities if (len(one.shape) - 1, one.shape[0]) == rarest)
+        got = " and ".join(
+            f"{count} in {axes}D with {channels} channel{'s' if channels > 1 else ''}"
+            for (axes, channels), count in kinds.most_common()
         )
-    check_merge_labels(merges, names)
-    sublabels = [{SUBLABEL: name} if name in merges else {} for name in names]
-    names = [merges.get(name, name) for name in names]
+        raise DataError(f"{name}: need scans of one kind, got {got}; try indexing them separately")
+
+
+def _note_quality(qualities: Sequence[ScanQuality], notes: list[str]) -> None:
+    """Note pixel types, modalities and file formats if there are several, and flags that call for a second look."""
+    same = "check that their intensities mean the same"
+    for what, values, meaning in (
+        ("pixel types", [one.dtype for one in qualities], "one intensity range may not suit both"),
+        ("modalities", [one.modality or "none" for one in qualities], same),
+        ("file formats", [scan_suffix(one.path) or "DICOM" for one in qualities], same),
+    ):
+        if len(counts := Counter(values)) > 1:
+            notes.append(f"mixed {what}: {list_counts(counts)}: {meaning}")
+    for flag, meaning in _FLAG_MEANINGS.items():
+        if count := sum(flag in facts.flags for facts in qualities):
+            notes.append(f"{count} scans {meaning}; see the quality table")
+
+
+def _drop_duplicates(
+    pairs: Sequence[tuple[Row, ScanQuality]], *, skip_bad: bool, notes: list[str]
+) -> tuple[list[tuple[Row, ScanQuality]], list[ScanQuality]]:
+    """Flag scans whose pixels equal those of an earlier one; refuse, or drop, those in another split.
+
+    Constant scans are left out: equal blank images do not make two people one.
+    """
+    first: dict[str, Row] = {}
+    kept: list[tuple[Row, ScanQuality]] = []
+    dropped: list[ScanQuality] = []
+    for row, facts in pairs:
+        earlier = row if "constant" in facts.flags else first.setdefault(facts.sha256, row)
+        if earlier is row:
+            kept.append((row, facts))
+            continue
+        flag = "duplicate" if earlier.patient_id == row.patient_id else "duplicate_patients"
+        facts = replace(facts, flags=(*facts.flags, flag), duplicate_of=earlier.path)
+        if earlier.split == row.split:
+            kept.append((row, facts))
+        else:
+            reason = "equal pixels in another split"
+            dropped.append(replace(facts, flags=(*facts.flags, "dropped"), reason=reason))
+    if dropped and not skip_bad:
+        raise DataError(
+            f"{dropped[0].path}: need each picture in one split, got pixels equal to {dropped[0].duplicate_of} of another "
+            f"patient and split ({len(dropped)} such scans); try --skip_bad true, which drops the later ones"
+        )
+    if dropped:
+        notes.append(f"{len(dropped)} scans with the pixels of another patient in another split are dropped")
+    return kept, dropped
+
+
+# Rows ------------------------------------------------------------------------------------------------------------------
+
+
+def _as_cohort(
+    found: Sequence[FoundScan], options: IndexOptions, merges: Mapping[str, str], notes: list[str]
+) -> Cohort:
+    """Return the scans as rows, with merged labels, splits (drawn unless stated), and a root."""
+    labels = [one.label or "" for one in found]
+    if "" in labels:
+        name = found[labels.index("")].name
+        raise DataError(f"{name}: need a label, got a scan in no folder; try --labels, or a folder for each class")
+    check_labels("merge", merges, labels)
+    classes = [merges.get(label, label) for label in labels]
     patients = [one.patient or one.name for one in found]
     if any(one.split for one in found):
         splits = [one.split or "" for one in found]
-        notes.append("splits are as given")
+        notes.append("splits are those stated")
     else:
-        labels_of: dict[str, set[str]] = {}
-        for patient, label in zip(patients, names, strict=True):
-            labels_of.setdefault(patient, set()).add(label)
-        split_of = split_patients(labels_of, split, seed=seed)
-        splits = [split_of[patient] for patient in patients]
+        splits = split_patients(classes, patients, options.split, seed=options.seed)
+    folder, scans = Path(options.out).absolute().parent, Path(options.scans).absolute()
     files = [path for one in found for path in (one.file, one.mask, *one.sequences.values()) if path is not None]
-    bases = (out.parent, scans, *(() if labels is None else (labels.parent,)))
+    bases = [folder, scans, *([] if options.labels is None else [Path(options.labels).absolute().parent])]
     base = next((base for base in bases if all(path.is_relative_to(base) for path in files)), None)
     if base is None:
         raise DataError(
             f"{scans}: need scans and masks below one folder, got several; try the labels CSV's folder as --scans"
         )
-    root, roots = (None, {}) if base == out.parent else _free_root(out.parent, base)
+    root, roots = (None, {}) if base == folder else _free_root(folder, base)
     rows = tuple(
         Row(
             path=one.file.relative_to(base).as_posix(),
-            label=label,
+            label=merged,
             patient_id=patient,
-            split=part,
+            split=split,
             mask=None if one.mask is None else one.mask.relative_to(base).as_posix(),
             root=root,
             sequences={name: file.relative_to(base).as_posix() for name, file in one.sequences.items()},
-            attributes={**one.attributes, **sublabel},
+            attributes={**one.attributes, **({SUBLABEL: label} if label in merges else {})},
         )
-        for one, label, patient, part, sublabel in zip(found, names, patients, splits, sublabels, strict=True)
+        for one, label, merged, patient, split in zip(found, labels, classes, patients, splits, strict=True)
     )
-    return Cohort(folder=out.parent, rows=rows, roots=roots)
+    return Cohort(folder=folder, rows=rows, roots=roots)
 
 
 def _free_root(folder: Path, base: Path) -> tuple[str, dict[str, Path]]:
-    """Return the name `scans` for `base`, numbered where another CSV in the folder already uses it for another one."""
+    """Return the name `scans` for `base`, numbered if another CSV in the folder already uses it for another folder."""
     declared = declared_roots(folder)
     name, number = "scans", 1
     while name in declared and os.path.realpath(declared[name]) != os.path.realpath(base):
         number += 1
         name = f"scans{number}"
     return name, {name: base}
-
-
-def _columns_of(rows: Sequence[Row]) -> tuple[list[str], list[str], list[str]]:
-    return [row.label for row in rows], [row.patient_id for row in rows], [row.split for row in rows]
-
-
-def _dropped_duplicates(
-    quality: Sequence[ScanQuality], across: Sequence[int], rows: Sequence[Row], *, skip_bad: bool, notes: list[str]
-) -> list[ScanQuality]:
-    """Refuse equal pixels in two splits, or return the later ones as dropped."""
-    if across and not skip_bad:
-        row = rows[across[0]]
-        raise DataError(
-            f"{row.path}: need each picture in one split, got pixels equal to {quality[across[0]].duplicate_of} of another "
-            f"patient and split ({len(across)} such scans); try --skip_bad true, which drops the later ones"
-        )
-    if across:
-        notes.append(f"{len(across)} scans with the pixels of another patient in another split are dropped")
-    return [
-        replace(
-            quality[i], path=rows[i].path, flags=(*quality[i].flags, "dropped"), reason="equal pixels in another split"
-        )
-        for i in across
-    ]
 
 
 def _check_classes(cohort: Cohort, notes: list[str], *, allow_tiny: bool) -> None:

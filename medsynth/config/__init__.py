@@ -1,77 +1,81 @@
 """Options of every verb as frozen dataclasses, and the lookup of the files that ship with the package.
 
-Defaults live here and nowhere else. Nothing in this room imports torch, so `--help` is quick.
+Every option is declared once, here, with its default and its help. Nothing in this room imports torch, so `--help` is quick.
 """
 
-from medsynth.config.autoencoder import AutoencoderOptions, ReconstructionOptions
 from medsynth.config.changes import changed_options
-from medsynth.config.distillation import ConsistencyOptions, TrajectoryOptions
-from medsynth.config.editing import InpaintOptions, TrialOptions
-from medsynth.config.evaluation import (
-    ClassicalOptions,
-    ClassifierOptions,
-    DownstreamOptions,
-    FeatureOptions,
-    FidelityOptions,
-    PrivacyOptions,
-    ProbeOptions,
-)
-from medsynth.config.given import GivenOptions
-from medsynth.config.labels import parse_pairs
+from medsynth.config.declared import build_options, did_you_mean, options_of
+from medsynth.config.evaluation import DownstreamOptions, FeatureOptions
+from medsynth.config.generation import GuidanceOptions, InpaintOptions, ObservedOptions, SolverOptions
 from medsynth.config.model import (
-    AugmentOptions,
-    BalanceOptions,
-    ColumnOptions,
+    AugmentationOptions,
+    AutoencoderOptions,
     ConditionOptions,
     GridOptions,
-    GuidanceOptions,
     IntensityOptions,
     MonitorOptions,
     NetworkOptions,
     NoiseOptions,
     OptimiserOptions,
-    RareOptions,
-    ReadingOptions,
-    SolverOptions,
-    StartOptions,
-    TrainingPlan,
 )
+from medsynth.config.shared import Compute, Devices, Loading, TrainingCompute
 from medsynth.config.shipped import CONFIGS, PIPELINES, Shipped
+from medsynth.config.verbs import (
+    OPTIONS,
+    AugmentOptions,
+    CardOptions,
+    ColumnOptions,
+    DemoOptions,
+    DistillOptions,
+    DoctorOptions,
+    EditOptions,
+    EvaluateOptions,
+    FetchOptions,
+    GenerationOptions,
+    IndexOptions,
+    SampleOptions,
+    TrainOptions,
+)
 
 __all__ = [
     "CONFIGS",
+    "OPTIONS",
     "PIPELINES",
     "AugmentOptions",
+    "AugmentationOptions",
     "AutoencoderOptions",
-    "BalanceOptions",
-    "ClassicalOptions",
-    "ClassifierOptions",
+    "CardOptions",
     "ColumnOptions",
+    "Compute",
     "ConditionOptions",
-    "ConsistencyOptions",
+    "DemoOptions",
+    "Devices",
+    "DistillOptions",
+    "DoctorOptions",
     "DownstreamOptions",
+    "EditOptions",
+    "EvaluateOptions",
     "FeatureOptions",
-    "FidelityOptions",
-    "GivenOptions",
+    "FetchOptions",
+    "GenerationOptions",
     "GridOptions",
     "GuidanceOptions",
+    "IndexOptions",
     "InpaintOptions",
     "IntensityOptions",
+    "Loading",
     "MonitorOptions",
     "NetworkOptions",
     "NoiseOptions",
+    "ObservedOptions",
     "OptimiserOptions",
-    "PrivacyOptions",
-    "ProbeOptions",
-    "RareOptions",
-    "ReadingOptions",
-    "ReconstructionOptions",
+    "SampleOptions",
     "Shipped",
     "SolverOptions",
-    "StartOptions",
-    "TrainingPlan",
-    "TrajectoryOptions",
-    "TrialOptions",
+    "TrainOptions",
+    "TrainingCompute",
+    "build_options",
     "changed_options",
-    "parse_pairs",
+    "did_you_mean",
+    "options_of",
 ]

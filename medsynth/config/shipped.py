@@ -6,17 +6,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from medsynth.config.declared import did_you_mean
 from medsynth.errors import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True)
 class Shipped:
-    """A folder of files that ships with medsynth: `configs`, `configs/words`, `pipelines` or `data_cards`.
+    """A folder of files that ships with medsynth: `configs`, `pipelines` or `data_cards`.
 
     In a wheel these folders lie inside the package, in a checkout (also an editable install) beside it.
     """
 
-    folder: Literal["configs", "configs/words", "pipelines", "data_cards"]
+    folder: Literal["configs", "pipelines", "data_cards"]
     suffixes: tuple[str, ...] = field(default=(".yaml", ".yml"))
 
     def directory(self) -> Path:
@@ -43,14 +44,15 @@ class Shipped:
             if given.is_file():
                 return given
             raise ConfigError(
-                f"{name}: need an existing file, got none; try a path or one of {', '.join(self.names())}"
+                f"{name}: there is no such file; need a path, or one of {', '.join(self.names())}"
             )
         for suffix in self.suffixes:
             shipped = self.directory() / f"{name}{suffix}"
             if shipped.is_file():
                 return shipped
         raise ConfigError(
-            f"{name}: need one of {', '.join(self.names())} or the path of a .yaml file; got an unknown name"
+            f"{name}: need one of {', '.join(self.names())}, or the path of a .yaml file"
+            f"{did_you_mean(name, self.names())}"
         )
 
 

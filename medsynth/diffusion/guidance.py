@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -11,13 +12,16 @@ from medsynth.config import GuidanceOptions
 from medsynth.diffusion.solvers import Denoise
 from medsynth.errors import ConfigError
 
-# A condition is a tuple of tensors with one row a scan, or None; the diffusion maths only joins and passes it on.
-ConditionRows = tuple[Tensor | None, ...]
+# A condition is a tuple of tensors with one row for each scan, or None; the maths only joins it and passes it on.
+ConditionRows = TypeVar("ConditionRows", bound=tuple[Tensor | None, ...])
 ConditionalDenoise = Callable[[Tensor, Tensor, ConditionRows], Tensor]
 
 
 def guide(
-    denoise: ConditionalDenoise, condition: ConditionRows, unconditional: ConditionRows, options: GuidanceOptions
+    denoise: ConditionalDenoise[ConditionRows],
+    condition: ConditionRows,
+    unconditional: ConditionRows,
+    options: GuidanceOptions,
 ) -> Denoise:
     """Return a denoiser with classifier-free guidance between two noise levels.
 
@@ -40,11 +44,11 @@ def guide(
 
 
 def autoguide(strong: Denoise, weak: Denoise, options: GuidanceOptions) -> Denoise:
-    """Return a denoiser that a weaker one, of the same condition, guides between two noise levels.
+    """Return a denoiser that is steered away from a weaker one with the same condition, between two noise levels.
 
     For sigma in (sigma_low, sigma_high] the result is weak + scale * (strong - weak) (Karras et al. 2024, arXiv 2406.02507):
-    what the weaker one gets wrong, the stronger one gets wrong less, so the step beyond it corrects. Elsewhere,
-    and for scale 1, it is the stronger one alone. Raises `ConfigError` as `check_guidance` does.
+    both make the same kind of errors, the stronger one fewer, so extrapolation from the weaker one corrects some of them.
+    Elsewhere, and for scale 1, it is the stronger denoiser alone. Raises `ConfigError` as `check_guidance` does.
     """
     check_guidance(options)
 
@@ -59,10 +63,10 @@ def autoguide(strong: Denoise, weak: Denoise, options: GuidanceOptions) -> Denoi
 
 
 def check_guidance(options: GuidanceOptions) -> None:
-    """Raise `ConfigError` for a negative scale, which would steer away from the class, an empty interval, or both kinds."""
+    """Raise `ConfigError` for a negative scale, which would steer away from the class, an empty interval, or two kinds."""
     if options.weak and options.against:
         raise ConfigError(
-            f"guidance.weak: need one of weak and against, got both, {options.weak!r} and {options.against!r}; try one of them"
+            f"guidance.weak: need one of weak and against, got both, {options.weak!r} and {options.against!r}; leave one out"
         )
     if options.scale < 0 or not 0 <= options.sigma_low < options.sigma_high:
         raise ConfigError(
@@ -77,5 +81,5 @@ def join_conditions(first: ConditionRows, second: ConditionRows) -> ConditionRow
         None if one is None or other is None else torch.cat([one, other])
         for one, other in zip(first, second, strict=True)
     ]
-    make = getattr(type(first), "_make", tuple)
+    make: Callable[..., ConditionRows] = getattr(type(first), "_make", type(first))
     return make(rows)

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 
-from medsynth.cohorts import Cohort, PreparedCohort, prepare_cohort
-from medsynth.config import DownstreamOptions, FeatureOptions, ReadingOptions
-from medsynth.errors import ConfigError, DataError
+from medsynth.cohorts import Cohort, prepare_cohort
+from medsynth.config import EditOptions, FeatureOptions
+from medsynth.errors import DataError
 from medsynth.evaluation.downstream.arms import Arm, Recipe, Table
 from medsynth.evaluation.downstream.probe import ProbeData, train_probe
 from medsynth.evaluation.downstream.task import HeldOut, Pool, Task
@@ -23,6 +22,7 @@ from medsynth.measures.features import extract_features
 from medsynth.measures.similarity import multiscale_levels, multiscale_similarity, structural_similarity
 from medsynth.runs import Run
 
+STRENGTHS = (0.3, 0.5, 0.8, 1.2, 2.0, 3.0, 5.0)  # to try
 _TRAININGS = 5  # classifiers whose probabilities are averaged
 _DIGITS = 6
 
@@ -30,7 +30,7 @@ Edit = Callable[[float], np.ndarray]
 
 
 class Classifier(Protocol):
-    """What tells the target class from the others; `describe` is what provenance says of it."""
+    """Recognises the target class; `describe` is what provenance says of it."""
 
     donors: np.ndarray
     targets: np.ndarray
@@ -75,20 +75,8 @@ class Choice:
 
     def facts(self) -> dict[str, Any]:
         """Return what provenance says: plain values, the same after JSON."""
-        return {
-            "reached": self.reached,
-            "wanted": round(self.wanted, _DIGITS),
-            "unedited": round(self.unedited, _DIGITS),
-            "donors": self.donors,
-            "classifier": self.classifier,
-            "curve": [
-                {
-                    name: round(value, _DIGITS) if isinstance(value, float) else value
-                    for name, value in asdict(each).items()
-                }
-                for each in self.curve
-            ],
-        }
+        facts = {name: value for name, value in asdict(self).items() if name != "strength"}
+        return dict(_rounded(facts))
 
     def summary(self) -> str:
         """Return the choice and the curve as text."""
@@ -105,14 +93,13 @@ class Choice:
         return "\n".join([*lines, f"strength {self.strength:g}: {how} (unedited donors: {self.unedited:.3f})"])
 
 
-def choose_strength(classifier: Classifier, donors: np.ndarray, edit: Edit, strengths: Sequence[float]) -> Choice:
+def choose_strength(
+    classifier: Classifier, donors: np.ndarray, edit: Edit, strengths: Sequence[float] = STRENGTHS
+) -> Choice:
     """Return the smallest strength whose edits have, in the median, the probability of real validation scans of the target class.
 
     `edit` returns edits of `donors` `(N, C, *spatial)` at a strength. Where no strength suffices, that with the highest median.
-    `ConfigError` for no strengths.
     """
-    if not strengths:
-        raise ConfigError("trial.strengths: need one strength at least to try, got none; try the default")
     curve = tuple(_point(classifier, donors, edit(strength), strength) for strength in sorted(set(strengths)))
     wanted = float(np.median(classifier.targets))
     enough = [each for each in curve if each.probability >= wanted]
@@ -145,63 +132,58 @@ def _point(classifier: Classifier, donors: np.ndarray, edits: np.ndarray, streng
     )
 
 
-class ProbeClassifier:
-    """Logistic heads on features of a cohort's training split, the target class drawn as often as all others together.
+def _rounded(content: Any) -> Any:
+    """Return nested plain values as JSON keeps them, with rounded numbers."""
+    if isinstance(content, dict):
+        return {name: _rounded(value) for name, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [_rounded(value) for value in content]
+    return round(content, _DIGITS) if isinstance(content, float) else content
 
-    `donors` and `targets` are the probabilities of real validation scans of the two classes. Test scans are not looked at.
+
+class ProbeClassifier:
+    """Logistic regressions on features of a cohort's training split, the target class drawn as often as all others together.
+
+    `donors` and `targets` are the probabilities of real validation scans of the two classes. Test scans are not used.
     """
 
-    def __init__(
-        self,
-        run: Run,
-        cohort: Cohort,
-        *,
-        donor_class: str,
-        target_class: str,
-        seed: int = 0,
-        features: FeatureOptions = FeatureOptions(),
-        reading: ReadingOptions = ReadingOptions(),
-        cache_dir: Path | None = None,
-        progress: bool = True,
-    ) -> None:
+    def __init__(self, run: Run, cohort: Cohort, options: EditOptions) -> None:
         """Extract features, which later calls find in the cache; `DataError` for a cohort without what is needed."""
-        rows = tuple(row for row in cohort.rows if row.split != "test" and row.label in run.spec.classes)
-        for split, label in (("train", target_class), ("val", target_class), ("val", donor_class)):
+        donor, target = options.donor_class, options.target_class
+        rows = tuple(row for row in cohort.rows if row.split != "test" and row.label in run.classes)
+        for split, label in (("train", target), ("val", target), ("val", donor)):
             if not any((row.split, row.label) == (split, label) for row in rows):
                 raise DataError(
                     f"strength: need {split} scans of {label!r} to choose on, got none in the cohort; try a number, such as 1"
                 )
-        if all(row.label == target_class for row in rows if row.split == "train"):
-            raise DataError(
-                f"strength: need training scans of other classes than {target_class!r}, got none; try a number"
-            )
+        if all(row.label == target for row in rows if row.split == "train"):
+            raise DataError(f"strength: need training scans of other classes than {target!r}, got none; try a number")
         self._prepared = prepare_cohort(
             replace(cohort, rows=rows),
             grid=run.grid,
             intensity=run.spec.image_intensity,
-            reading=reading,
-            classes=run.spec.classes,
-            cache_dir=cache_dir,
-            progress=progress,
+            loading=options,
+            classes=run.classes,
         )
-        self._extractor = open_extractor(features)
-        folder = cohort.folder / ".medsynth_cache" if cache_dir is None else Path(cache_dir)
+        self._extractor = open_extractor(FeatureOptions())
+        folder = options.cache_folder(cohort.folder)
         self._features = np.asarray(
-            cached_features(self._prepared, self._extractor, folder=folder, progress=progress, description="features")
+            cached_features(self._prepared, self._extractor, folder=folder, progress=options.progress)
         )
-        self._target, self._seed, self._progress = target_class, seed, progress
+        self._options = options
         validation = self._prepared.splits == "val"
         labels = np.array(self._prepared.classes)[self._prepared.labels]
         scores = self._score(self._features)
-        self.donors = scores[validation & (labels == donor_class)]
-        self.targets = scores[validation & (labels == target_class)]
+        self.donors = scores[validation & (labels == donor)]
+        self.targets = scores[validation & (labels == target)]
 
     def __call__(self, scans: np.ndarray) -> np.ndarray:
         """Return the probability of the target class of each scan."""
-        return self._score(extract_features(self._extractor, scans, progress=self._progress, description="edits"))
+        progress = self._options.progress
+        return self._score(extract_features(self._extractor, scans, progress=progress, description="edits"))
 
     def describe(self) -> dict[str, Any]:
-        """Return what it is, and how well it tells real validation scans of the two classes apart (AUROC)."""
+        """Return what it is, and how well it separates real validation scans of the two classes (AUROC)."""
         truth = np.r_[np.ones(len(self.targets), dtype=bool), np.zeros(len(self.donors), dtype=bool)]
         area = auroc(truth, np.concatenate([self.targets, self.donors]), np.ones((1, len(truth))))
         return {
@@ -213,43 +195,35 @@ class ProbeClassifier:
         }
 
     def _score(self, features: np.ndarray) -> np.ndarray:
-        """Return the mean probability over the trainings, of any scans; they take part in nothing."""
+        """Return the mean probability over the trainings, of any scans; none of them is trained on."""
         own = len(self._features)
-        rows = np.arange(own, own + len(features))
-        task = _task(self._prepared, self._target, rows)
-        table, options = Table.of(task), DownstreamOptions()
-        data = ProbeData.of(
-            task,
-            table,
-            np.concatenate([self._features, features]),
-            np.zeros((0, features.shape[1]), dtype=np.float32),
-            None,
-            components=options.probe.components,
-        )
+        task = self._task(np.arange(own, own + len(features)))
+        table = Table.of(task)
+        nothing = np.zeros((0, features.shape[1]), dtype=np.float32)
+        data = ProbeData.of(task, table, [np.concatenate([self._features, features]), nothing])
         arm = Arm(name="oversample", kind="baseline", recipe=Recipe(balance="oversample"))
-        _, scores = train_probe(task, table, data, arm, options=options, seed=self._seed, repeats=range(_TRAININGS))
+        _, scores = train_probe(task, table, data, arm, seed=self._options.seed, repeats=range(_TRAININGS))
         return (1 / (1 + np.exp(-scores.astype(np.float64)))).mean(axis=0)
 
-
-def _task(prepared: PreparedCohort, target_class: str, rows: np.ndarray) -> Task:
-    """Return the task of telling the target class from the rest, with `rows` as what is scored."""
-    nothing = np.zeros(0, dtype=np.int64)
-    train = prepared.splits == "train"
-    names = np.array(prepared.classes)[prepared.labels]
-    order = [target_class, *(label for label in prepared.classes if label != target_class)]
-    pools = tuple(
-        Pool(
-            label=label,
-            rare=label == target_class,
-            real=np.flatnonzero(train & (names == label)),
-            patients=prepared.patients[train & (names == label)],
-            synthetic=nothing,
-            further=nothing,
-            further_patients=nothing,
+    def _task(self, rows: np.ndarray) -> Task:
+        """Return the task of telling the target class from the rest, with `rows` as what is scored."""
+        nothing, target = np.zeros(0, dtype=np.int64), self._options.target_class
+        train = self._prepared.splits == "train"
+        names = np.array(self._prepared.classes)[self._prepared.labels]
+        order = [target, *(label for label in self._prepared.classes if label != target)]
+        pools = tuple(
+            Pool(
+                label=label,
+                rare=label == target,
+                real=np.flatnonzero(train & (names == label)),
+                patients=self._prepared.patients[train & (names == label)],
+                synthetic=nothing,
+                further=nothing,
+                further_patients=nothing,
+            )
+            for label in order
+            if (train & (names == label)).any()
         )
-        for label in order
-        if (train & (names == label)).any()
-    )
-    scored = HeldOut(rows=rows, truth=np.zeros(len(rows), dtype=bool), patients=rows)
-    empty = HeldOut(rows=nothing, truth=nothing.astype(bool), patients=nothing)
-    return Task(rare_class=target_class, pools=pools, validation=empty, test=scored)
+        scored = HeldOut(rows=rows, truth=np.zeros(len(rows), dtype=bool), patients=rows)
+        empty = HeldOut(rows=nothing, truth=nothing.astype(bool), patients=nothing)
+        return Task(rare_class=target, pools=pools, validation=empty, test=scored)

@@ -1,50 +1,29 @@
-"""`medsynth evaluate`: a real cohort and a synthetic set, brought to one grid and range, through the protocols."""
+"""`medsynth evaluate`: a real cohort and a synthetic set through the protocols, part by part."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+import platform
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
+import torch
 
-from medsynth.cohorts import Cohort, PreparedCohort, hash_cohort, prepare_cohort
-from medsynth.config import (
-    DownstreamOptions,
-    FeatureOptions,
-    FidelityOptions,
-    GridOptions,
-    IntensityOptions,
-    PrivacyOptions,
-    ReadingOptions,
-)
+from medsynth.config import EvaluateOptions
 from medsynth.errors import ConfigError, DataError
-from medsynth.evaluation.cost import Clock
 from medsynth.evaluation.downstream import DownstreamResult, check_downstream, make_task, score_downstream
-from medsynth.evaluation.features import cached_features
-from medsynth.evaluation.fidelity import FidelityResult, Sheet, check_options, score_fidelity
-from medsynth.evaluation.inputs import (
-    check_patients,
-    check_run,
-    clipping_notes,
-    open_real,
-    open_synthetic,
-    read_provenance,
-)
-from medsynth.evaluation.privacy import Copy, PrivacyResult, check_privacy_options, score_privacy
-from medsynth.evaluation.reader import ReaderResult, ReaderStudy, StudyKey, check_reader_study, plan_study
-from medsynth.evaluation.selection import selection_note
+from medsynth.evaluation.fidelity import TOO_FEW, FidelityResult, FidelitySettings, Sheet, score_fidelity
+from medsynth.evaluation.inputs import Inputs, clipping_notes, open_inputs
+from medsynth.evaluation.privacy import Copy, MembershipResult, PrivacyResult, score_membership, score_privacy
+from medsynth.evaluation.reader import ReaderStudy, check_reader_study, find_key, plan_study, score_files
 from medsynth.evaluation.verdict import build_report
-from medsynth.measures.extractors import open_extractor
-from medsynth.measures.features import Extractor
 from medsynth.processes import check_alone
 from medsynth.runs import Run
-from medsynth.scans import Intensity, read_header
-
-Part = Literal["fidelity", "privacy", "downstream"]
+from medsynth.scans import Scan
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -52,14 +31,14 @@ class Evaluation:
     """What an evaluation found: the content of `report.json`, the scans for its contact sheets, and the suspicious pairs."""
 
     report: dict[str, Any]
-    sheets: tuple[Sheet, ...]
-    pairs: tuple[Pair, ...]
+    sheets: tuple[Sheet, ...] = ()
+    pairs: tuple[Pair, ...] = ()
     study: ReaderStudy | None = None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Pair:
-    """A synthetic scan and the real training scan that it may copy, `(C, *spatial)` each, in [-1, 1]; `copy` tells more.
+    """A synthetic scan and the real training scan that it may copy, `(C, *spatial)` each, in [-1, 1], described by `copy`.
 
     `spacing` is the voxel size in millimetres along each spatial axis, where it is known.
     """
@@ -70,247 +49,219 @@ class Pair:
     spacing: tuple[float, ...] | None = None
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class _Side:
-    """One side of the comparison, prepared, with its features `(N, D)`."""
+def evaluate_cohorts(options: EvaluateOptions, *, synthetic_scans: Sequence[Scan] | None = None) -> Evaluation:
+    """Return the evaluation of a synthetic set against a real cohort.
 
-    cohort: Cohort
-    prepared: PreparedCohort
-    features: np.ndarray
+    `synthetic_scans`, labelled scans of any generator, take the place of `options.synthetic`; they are written below
+    `options.out` first. Classifiers are trained below `options.out`, where a second call continues. With `drop_copies`, the
+    scans that the privacy gate flags are set aside first, and every other figure is about the rest.
 
-
-def evaluate_cohorts(
-    real: Path,
-    synthetic: Path,
-    *,
-    work: Path,
-    parts: Sequence[Part] = ("fidelity", "privacy", "downstream"),
-    run: Run | None = None,
-    ceiling: Path | None = None,
-    drop_copies: bool = False,
-    grid: GridOptions | None = None,
-    intensity: IntensityOptions | None = None,
-    features: FeatureOptions = FeatureOptions(),
-    fidelity: FidelityOptions = FidelityOptions(),
-    privacy: PrivacyOptions = PrivacyOptions(),
-    downstream: DownstreamOptions = DownstreamOptions(),
-    reading: ReadingOptions = ReadingOptions(),
-    cache_dir: Path | None = None,
-    reader_study: int = 0,
-    known_study: StudyKey | None = None,
-    readers: ReaderResult | None = None,
-    devices: int = 1,
-    seed: int = 0,
-    progress: bool = True,
-) -> Evaluation:
-    """Return the evaluation of a synthetic set against a real cohort; both may be a cohort CSV or its folder.
-
-    Without `grid` both sides are brought to the grid of the run, or else of the synthetic scans; without `intensity` both take
-    the range of the run, or else percentiles of the real training split. A CSV of synthetic scans may have the columns `path`
-    and `label` only. Classifiers are trained in the folder `work`, where a second call goes on. With `drop_copies` the scans
-    that the privacy gate finds to be copies are set aside first, and everything is about the rest. `ceiling` is a cohort
-    with more real scans, for the figures that these would reach. `reader_study` is how many scans to select for readers,
-    `known_study` the key of the study that the report folder holds, `readers` what was answered to it. Features are extracted in
-    `devices` processes, which this one starts; everything else is done here.
-
-    Raises `ConfigError` for options that leave nothing to tell, and `DataError` for cohorts that cannot be compared, a set
-    that another run made, or a run that saw patients of the test split; all before any scan is read.
-    Before a classifier is trained, `ConfigError` for a reader study other than the known one, and `DataError` for answers
-    about other scans.
+    Raises `ConfigError` for options that allow no verdict, and errors as `open_inputs`. Before a classifier is trained,
+    `ConfigError` for a reader study other than the known one, and `DataError` for answers about other scans.
     """
-    clock = Clock()
-    check_alone(devices)
-    _check_parts(parts, drop_copies=drop_copies)
-    check_options(fidelity)
-    check_privacy_options(privacy)
-    check_downstream(downstream)
-    check_reader_study(reader_study)
-    real_cohort = open_real(real)
-    made = open_synthetic(synthetic, real_cohort)
-    more = _beyond(open_real(ceiling), real_cohort, ceiling) if ceiling is not None else None
-    if run is not None:
-        check_run(made, run)
-        check_patients(real_cohort, run)
-    extractor = open_extractor(features)
-    chosen: IntensityOptions | Intensity = intensity or (run.spec.image_intensity if run else IntensityOptions())
-    shared = grid or (run.grid if run else _grid_of(made, reading))
-    prepare = partial(
-        _prepared, extractor=extractor, reading=reading, cache_dir=cache_dir, devices=devices,
-        reopen=partial(open_extractor, features), progress=progress,
-    )  # fmt: skip
-    one = prepare(real_cohort, "real", grid=shared, intensity=chosen)
-    sets = {
-        name: hash_cohort(cohort, cache_dir=cache_dir, progress=False)
-        for name, cohort in (("real", real_cohort), ("synthetic", made))
-    }
+    clock = _Clock()
+    _check(options)
+    out = Path(options.out)
+    known = find_key(out) if options.reader_study else None
+    answers = [Path(file) for file in options.reader_answers]
+    readers = score_files(answers, out, seed=options.seed) if answers else None
+    inputs = open_inputs(options, synthetic_scans=synthetic_scans)
     if readers is not None:
-        readers.check_sets(sets)
-    # Synthetic scans lie as the real ones were laid, and have no masks to lay them by.
-    laid = replace(shared, centre="scan")
-    other = prepare(made, "synthetic", grid=laid, intensity=one.prepared.intensity)
-
+        readers.check_sets(inputs.hashes)
     clock.lap("prepare")
     gate: PrivacyResult | None = None
     pairs: tuple[Pair, ...] = ()
-    if "privacy" in parts:
-        gate = score_privacy(
-            one.prepared, other.prepared, real_features=one.features, synthetic_features=other.features,
-            options=replace(privacy, drop_copies=privacy.drop_copies or drop_copies), run=run, seed=seed, progress=progress,
-            members=_with_masks(real_cohort, run, one.prepared, shared, reading, cache_dir, progress),
-        )  # fmt: skip
-        pairs = tuple(
-            Pair(
-                copy=copy,
-                synthetic=other.prepared.scans[copy.synthetic_row],
-                real=one.prepared.scans[copy.donor_row],
-                spacing=_spacing(one.prepared),
-            )
-            for copy in gate.suspects
-        )
-        if gate.options.drop_copies and gate.copies:
-            kept = _without(made, [copy.synthetic_row for copy in gate.copies])
-            other = prepare(kept, "accepted synthetic", grid=laid, intensity=one.prepared.intensity)
+    if "privacy" in options.parts:
+        gate, pairs = _judge_privacy(inputs)
+        if options.drop_copies and gate.copies:
+            inputs = inputs.without([copy.synthetic_row for copy in gate.copies])
         clock.lap("privacy")
-    study = plan_study(one.prepared, other.prepared, count=reader_study, known=known_study, sets=sets, seed=seed)
+    study = plan_study(
+        inputs.real.prepared, inputs.synthetic.prepared,
+        count=options.reader_study, known=known, sets=inputs.hashes, seed=options.seed,
+    )  # fmt: skip
     table: FidelityResult | None = None
     sheets: tuple[Sheet, ...] = ()
-    if "fidelity" in parts:
-        table = score_fidelity(
-            one.prepared, other.prepared, real_features=one.features, synthetic_features=other.features,
-            options=fidelity, extractor=extractor, seed=seed, progress=progress,
-        )  # fmt: skip
-        ends = (one.prepared.intensity.low[0], one.prepared.intensity.high[0])
-        sheets = tuple(replace(sheet, spacing=_spacing(one.prepared), ends=ends) for sheet in table.sheets)
+    if "fidelity" in options.parts:
+        table, sheets = _score_fidelity(inputs)
         clock.lap("fidelity")
-    gain: DownstreamResult | None = None
-    without_task = _why_no_task(one.prepared, other.prepared, downstream) if "downstream" in parts else None
-    if without_task is not None and len(parts) == 1:
-        raise without_task
-    if "downstream" in parts and without_task is None:
-        further = prepare(more, "ceiling", grid=shared, intensity=one.prepared.intensity) if more is not None else None
-        gain = score_downstream(
-            one.prepared, other.prepared, real_features=one.features, synthetic_features=other.features,
-            extractor=extractor, options=downstream, folder=work, seed=seed, progress=progress,
-            further=further.prepared if further else None, further_features=further.features if further else None,
-        )  # fmt: skip
+    notes = _clipping(inputs)
+    gain = None
+    if "downstream" in options.parts:
+        gain = _score_downstream(inputs, notes)
         clock.lap("downstream")
-    settings: dict[str, str | int | float | None] = {
-        "real_scans": len(one.prepared.scans),
-        "synthetic_scans": len(other.prepared.scans),
-        "grid": " x ".join(str(length) for length in one.prepared.scans.shape[2:]),
-        "intensity": f"{list(one.prepared.intensity.low)} to {list(one.prepared.intensity.high)}",
-        "features": f"{extractor.title} (sha256 {extractor.sha256[:16]})",
-        "run": run.fingerprint[:16] if run else None,
-        "steps_trained": run.steps if run else None,
-        "seed": seed,
-    }
-    notes = clipping_notes(real_cohort, one.prepared.intensity, reading) if run and intensity is None else []
-    if note := selection_note(read_provenance(made)):
-        notes.append(note)
-    if without_task is not None:
-        notes.append(f"The downstream gain was not measured: {without_task}.")
     if study is not None:
-        notes += [f"A reader study of {reader_study} scans lies beside this report.", *study.key.notes()]
+        notes += [f"A reader study of {options.reader_study} scans lies beside this report.", *study.key.notes()]
     report = build_report(
-        fidelity=table, privacy=gate, downstream=gain, sets=sets, settings=settings, notes=notes,
-        cost=clock.cost(run), reader_study=None if readers is None else readers.as_dict(),
-    )  # fmt: skip
+        table,
+        privacy=gate,
+        downstream=gain,
+        reader_study=None if readers is None else readers.as_dict(),
+        sets=inputs.hashes,
+        settings=_settings(inputs),
+        notes=notes,
+        cost=clock.cost(inputs.run),
+    )
     return Evaluation(report=report, sheets=sheets, pairs=pairs, study=study)
 
 
-def _with_masks(
-    real: Cohort,
-    run: Run | None,
-    prepared: PreparedCohort,
-    grid: GridOptions,
-    reading: ReadingOptions,
-    cache_dir: Path | None,
-    progress: bool,
-) -> PreparedCohort:
-    """Return the real scans as the run saw them: with their masks as a channel, where it makes masks and there are some."""
-    if run is None or not run.spec.mask or all(row.mask is None for row in real.rows):
-        return prepared
-    return prepare_cohort(
+def _check(options: EvaluateOptions) -> None:
+    check_alone(options.devices)
+    if not options.parts:
+        raise ConfigError("parts: need at least one of fidelity, privacy and downstream, got none; try leaving it out")
+    if options.drop_copies and "privacy" not in options.parts:
+        raise ConfigError("drop_copies: need the part privacy, which finds copies; try --parts privacy,...")
+    if options.fidelity_scans < 2 * TOO_FEW:
+        raise ConfigError(f"fidelity_scans: need {2 * TOO_FEW} or more, got {options.fidelity_scans}; try the default")
+    check_downstream(options.downstream)
+    check_reader_study(options.reader_study)
+
+
+def _judge_privacy(inputs: Inputs) -> tuple[PrivacyResult, tuple[Pair, ...]]:
+    """Run the privacy gate, with membership inference where there is a run, and return the most suspicious pairs."""
+    options, real, synthetic = inputs.options, inputs.real, inputs.synthetic
+    gate = score_privacy(
         real,
-        grid=grid,
-        intensity=prepared.intensity,
-        reading=reading,
-        mask=True,
-        cache_dir=cache_dir,
-        progress=progress,
+        synthetic,
+        drop_copies=options.drop_copies,
+        membership=None if inputs.run is None else infer_membership(inputs, inputs.run),
+        seed=options.seed,
+        progress=options.progress,
+    )
+    pairs = [
+        Pair(
+            copy=copy,
+            synthetic=synthetic.scans[copy.synthetic_row],
+            real=real.scans[copy.donor_row],
+            spacing=real.spacing,
+        )
+        for copy in gate.suspects
+    ]
+    return gate, tuple(pairs)
+
+
+def infer_membership(inputs: Inputs, run: Run) -> MembershipResult:
+    """Return whether the run's denoiser gives its training patients away, or why that cannot be measured."""
+    real = inputs.as_trained()
+    here, there = (" x ".join(map(str, shape)) for shape in (real.scans.shape[1:], run.spec.shape))
+    reason = None
+    if run.distilled:
+        # Its output is no mean of scans, so an AUC of 0.5 would mean nothing.
+        reason = "a distilled run is no denoiser; evaluate a set of the run that it came from"
+    elif run.spec.mask and real.prepared.channels[-1:] != ("mask",):
+        reason = "the run makes masks, which the real cohort lacks"
+    elif here != there:
+        reason = f"the scans were compared on a grid of {here}, the run uses {there}"
+    elif not set(real.classes) & set(run.classes):
+        reason = "the run knows none of the classes"
+    if reason is not None:
+        return MembershipResult.unmeasured(reason)
+    return score_membership(
+        real,
+        run.load_denoiser(),
+        run.classes,
+        labels=[real.classes.index(name) for name in inputs.synthetic.cohort.classes],
+        seed=inputs.options.seed,
+        progress=inputs.options.progress,
     )
 
 
-def _spacing(prepared: PreparedCohort) -> tuple[float, ...]:
-    return tuple(np.linalg.norm(prepared.affine[:3, : prepared.scans.ndim - 2], axis=0).tolist())
+def _score_fidelity(inputs: Inputs) -> tuple[FidelityResult, tuple[Sheet, ...]]:
+    options, real = inputs.options, inputs.real
+    table = score_fidelity(
+        real,
+        inputs.synthetic,
+        extractor=inputs.extractor,
+        settings=FidelitySettings(max_scans=options.fidelity_scans),
+        seed=options.seed,
+        progress=options.progress,
+    )
+    ends = (real.prepared.intensity.low[0], real.prepared.intensity.high[0])
+    return table, tuple(replace(sheet, spacing=real.spacing, ends=ends) for sheet in table.sheets)
 
 
-def _check_parts(parts: Sequence[str], *, drop_copies: bool) -> None:
-    if not parts:
-        raise ConfigError("parts: need one of fidelity, privacy and downstream at least, got none; try leaving it out")
-    if drop_copies and "privacy" not in parts:
-        raise ConfigError("drop_copies: need the part privacy, which finds copies, got none; try --parts privacy,...")
-
-
-def _why_no_task(real: PreparedCohort, synthetic: PreparedCohort, options: DownstreamOptions) -> DataError | None:
-    """Return what keeps a classifier from being trained and tested on small cohorts, or None; it names labels only."""
+def _score_downstream(inputs: Inputs, notes: list[str]) -> DownstreamResult | None:
+    """Return the gain, or None with a further note if cohorts are too small to train and test a classifier."""
+    options = inputs.options
     try:
-        make_task(real, synthetic, rare_class=options.rare_class)
+        # Its errors name labels only.
+        make_task(inputs.real.prepared, inputs.synthetic.prepared, rare_class=options.downstream.rare_class)
     except DataError as error:
-        return error
-    return None
-
-
-def _prepared(
-    cohort: Cohort,
-    name: str,
-    *,
-    grid: GridOptions,
-    intensity: IntensityOptions | Intensity,
-    extractor: Extractor,
-    reading: ReadingOptions,
-    cache_dir: Path | None,
-    devices: int,
-    reopen: Callable[[], Extractor],
-    progress: bool,
-) -> _Side:
-    prepared = prepare_cohort(
-        cohort, grid=grid, intensity=intensity, reading=reading, cache_dir=cache_dir, progress=progress
+        if len(options.parts) == 1:
+            raise
+        notes.append(f"The downstream gain was not measured: {error}.")
+        return None
+    return score_downstream(
+        inputs.real,
+        inputs.synthetic,
+        further=inputs.further,
+        options=options.downstream,
+        folder=Path(options.out) / "trainings",
+        seed=options.seed,
+        progress=options.progress,
+        extractor=inputs.extractor,
     )
-    folder = cohort.folder / ".medsynth_cache" if cache_dir is None else cache_dir
-    features = cached_features(
-        prepared, extractor, folder=folder, devices=devices, reopen=reopen, progress=progress,
-        description=f"features of {name} scans",
-    )  # fmt: skip
-    return _Side(cohort=cohort, prepared=prepared, features=features)
 
 
-def _beyond(more: Cohort, real: Cohort, source: Path) -> Cohort:
-    """Return the training scans of `more` that `real` lacks, without patients that `real` holds out."""
-    known = {os.path.realpath(real.file_of(row)) for row in real.rows}
-    held_out = {row.patient_id for row in real.select(split=("val", "test")).rows}
-    rows = tuple(
-        row
-        for row in more.select(split="train").rows
-        if row.patient_id not in held_out and os.path.realpath(more.file_of(row)) not in known
-    )
-    if not rows:
-        raise DataError(
-            f"{source}: need training scans that the real cohort lacks, got none; try leaving out --ceiling"
-        )
-    return replace(more, rows=rows)
+def _clipping(inputs: Inputs) -> list[str]:
+    if inputs.run is None or inputs.options.intensity is not None:
+        return []
+    return clipping_notes(inputs.real.cohort, inputs.real.prepared.intensity, loading=inputs.options)
 
 
-def _without(cohort: Cohort, dropped: Sequence[int]) -> Cohort:
-    kept = tuple(row for number, row in enumerate(cohort.rows) if number not in set(dropped))
-    if not kept:
-        raise DataError(
-            f"{cohort.folder}: need scans that are no copies of real ones, got none in {len(cohort.rows)}; "
-            "try a generator trained for fewer steps"
-        )
-    return replace(cohort, rows=kept)
+def _settings(inputs: Inputs) -> dict[str, str | int | None]:
+    run, real = inputs.run, inputs.real.prepared
+    return {
+        "real_scans": len(real.scans),
+        "synthetic_scans": len(inputs.synthetic.scans),
+        "grid": " x ".join(str(length) for length in real.scans.shape[2:]),
+        "intensity": f"{list(real.intensity.low)} to {list(real.intensity.high)}",
+        "features": f"{inputs.extractor.title} (sha256 {inputs.extractor.sha256[:16]})",
+        "run": run.fingerprint[:16] if run else None,
+        "steps_trained": run.steps if run else None,
+        "seed": inputs.options.seed,
+    }
 
 
-def _grid_of(cohort: Cohort, reading: ReadingOptions) -> GridOptions:
-    """Grid of the first scan: a set that one generator made has one."""
-    return GridOptions(size=read_header(cohort.file_of(cohort.rows[0]), reading=reading).shape[1:], fit="pad")
+class _Clock:
+    """Measures how long each part of an evaluation takes; what a former call had finished counts as nothing."""
+
+    def __init__(self) -> None:
+        self._last = time.perf_counter()
+        self._seconds: dict[str, float] = {}
+
+    def lap(self, part: str) -> None:
+        """Count the time since the last lap for `part`."""
+        now = time.perf_counter()
+        self._seconds[part] = round(now - self._last, 1)
+        self._last = now
+
+    def cost(self, run: Run | None) -> dict[str, Any]:
+        """Return the seconds of each part, the hardware, and about how long the steps of `run` took."""
+        return {
+            "seconds": self._seconds,
+            "processor": platform.machine(),
+            "cores": os.cpu_count(),
+            "threads": torch.get_num_threads(),
+            "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+            "training_seconds": None if run is None else _training_seconds(run),
+        }
+
+
+def _training_seconds(run: Run) -> float | None:
+    """Return about how long the steps of a run took, from the rates in its `metrics.csv`; None where there are none.
+
+    Validation, previews and interruptions are not counted.
+    """
+    metrics = run.read_metrics()
+    batch = run.options.get("batch_size")
+    if "scans_per_s" not in metrics or not batch:
+        return None
+    steps, rates = metrics["scans_per_s"]
+    seconds, done = 0.0, 0
+    for step, rate in zip(steps.tolist(), rates.tolist(), strict=True):
+        # A step that was repeated after an interruption is logged twice.
+        if rate > 0 and step > done:
+            seconds += (step - done) * batch / rate
+            done = step
+    return round(seconds, 1)

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from medsynth.cohorts import Cohort, Row, write_cohort
+from medsynth.cohorts import Cohort
+from medsynth.config import AugmentOptions
 from medsynth.errors import ConfigError, DataError, GateError
-from medsynth.evaluation.inputs import check_patients, check_run, generator_of, open_real, open_synthetic
+from medsynth.evaluation.inputs import check_patients, check_run
 from medsynth.evaluation.reports import check_sets, read_report
-from medsynth.runs import Run
+from medsynth.runs import load_run
+from medsynth.sets import generator_of, open_real, open_synthetic, write_augmented
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,89 +35,57 @@ class Handover:
         ]
         if self.dropped:
             lines.append(f"{self.dropped} copies of real scans were left out")
-        return "\n".join([*lines, *(f"note: {note}" for note in self.notes), f"cohort: {self.file}"])
+        notes = [f"note: {note}" for note in self.notes]
+        return "\n".join(
+            [*lines, *notes, f"cohort: {self.file}", "next: train your classifier on the rows of this cohort"]
+        )
 
 
-def augment_cohort(
-    real: Path,
-    synthetic: Path,
-    report: Path,
-    out: Path,
-    *,
-    run: Run | None = None,
-    splits: Sequence[str] = ("train",),
-    cache_dir: Path | None = None,
-    progress: bool = True,
-) -> Handover:
+def augment_cohort(options: AugmentOptions) -> Handover:
     """Write the cohort that a classifier is trained on: real scans of `splits`, and the synthetic scans that passed.
 
-    `report` is the `report.json` (or its folder) of an evaluation of just these scans: its hashes are compared. Every row
-    says in the column `synthetic` what it is (`1` or `0`); files stay where they are, as roots of the new cohort. Copies
-    that the evaluation set aside stay out.
+    The report must be about exactly these scans: its hashes are compared. Every row says in the column `synthetic` what it is
+    (`1` or `0`); files stay where they are, as roots of the new cohort. Copies that the evaluation set aside are left out.
 
-    Raises `GateError` if the privacy gate did not pass, or was not judged; `DataError` if the report is about other scans, or
-    if the generator saw patients of the test split; `ConfigError` if that cannot be told without `run`.
+    Raises `GateError` if the privacy gate did not pass, or was not run; `DataError` if the report is about other scans, or
+    if the generator saw patients of the test split; `ConfigError` if that cannot be checked without `run`.
     """
+    report = Path(options.report)
     try:
         content = read_report(report)
     except DataError as error:
         raise GateError(str(error)) from error  # without a report there is no gate that passed
-    real_cohort = open_real(real)
-    made = open_synthetic(synthetic, real_cohort)
-    check_sets(content, report, {"real": real_cohort, "synthetic": made}, cache_dir=cache_dir, progress=progress)
+    real = open_real(options.real, loading=options)
+    made = open_synthetic(options.synthetic, real, loading=options)
+    check_sets(content, report, {"real": real, "synthetic": made}, loading=options)
     _check_gate(content, report)
-    if run is not None:
+    if options.run is not None:
+        run = load_run(Path(options.run))
         check_run(made, run)
-        check_patients(real_cohort, run)
+        check_patients(real, run)
     elif (maker := generator_of(made)) and (content["settings"].get("run") or "") != maker[:16]:
         raise ConfigError(
-            f"run: need the run that made {synthetic}, to compare its patients with the test split, got none; try --run"
+            f"run: need the run that made {options.synthetic}, to compare its patients with the test split; try --run"
         )
     privacy = content["privacy"]
-    dropped = {copy["synthetic_row"] for copy in privacy["copies"]} if privacy["options"]["drop_copies"] else set()
-    roots: dict[str, Path] = {}
-    rows = [
-        root_row(row, real_cohort, "real", "0", roots, row.split) for row in real_cohort.rows if row.split in splits
-    ] + [
-        root_row(row, made, "synthetic", "1", roots, "train")
-        for number, row in enumerate(made.rows)
-        if number not in dropped
-    ]
-    cohort = Cohort(folder=out.absolute().parent, rows=tuple(rows), roots=roots)
-    write_cohort(cohort, out)
-    return Handover(cohort=cohort, file=out, dropped=len(dropped), notes=tuple(_notes(content)))
+    dropped = {copy["synthetic_row"] for copy in privacy["copies"]} if privacy["drop_copies"] else set()
+    cohort = write_augmented(real, made, Path(options.out), splits=options.splits, dropped=dropped)
+    return Handover(cohort=cohort, file=Path(options.out), dropped=len(dropped), notes=tuple(_notes(content)))
 
 
 def _check_gate(content: Mapping[str, Any], report: Path) -> None:
-    verdict = content["verdict"]["privacy"]
-    if verdict is None:
+    found = content["verdict"]["privacy"]
+    if found is None:
         raise GateError(f"{report}: need a privacy gate that passed, got none; try medsynth evaluate --parts privacy")
-    if verdict["reading"] != "pass":
+    if found["verdict"] != "pass":
         raise GateError(
-            f"{report}: need a privacy gate that passed, got {verdict['reading']!r}: {verdict['sentence']} "
+            f"{report}: need a privacy gate that passed, got {found['verdict']!r}: {found['sentence']} "
             "Try medsynth evaluate --drop_copies, a generator trained for fewer steps, or more held-out patients"
         )
 
 
-def root_row(row: Row, cohort: Cohort, name: str, synthetic: str, roots: dict[str, Path], split: str) -> Row:
-    """Return a row that names its root in `roots`, where the folder of its files is entered under a free name.
-
-    `synthetic` (`1` or `0`) becomes its column of that name.
-    """
-    folder = cohort.base_of(row)
-    wanted = row.root or name
-    chosen, number = wanted, 2
-    while chosen in roots and os.path.realpath(roots[chosen]) != os.path.realpath(folder):
-        chosen, number = f"{wanted}_{number}", number + 1
-    roots[chosen] = folder
-    return replace(row, root=chosen, split=split, attributes={**row.attributes, "synthetic": synthetic})
-
-
 def _notes(content: Mapping[str, Any]) -> list[str]:
-    notes = []
     downstream = content["verdict"]["downstream"]
     if downstream is None:
-        notes.append("whether a classifier gains from the synthetic scans was not measured")
-    elif downstream["reading"] != "gain":
-        notes.append(f"downstream: {downstream['sentence']}")
-    return notes
+        return ["whether a classifier gains from the synthetic scans was not measured"]
+    return [] if downstream["verdict"] == "gain" else [f"downstream: {downstream['sentence']}"]

@@ -1,83 +1,152 @@
-"""What an evaluation compares: both cohorts opened, and checked against one another and against the run."""
+"""What an evaluation compares: two cohorts, checked against one another and the run, on one grid and in one range."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable
+import hashlib
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from medsynth.cohorts import Cohort, Row, read_cohort
+from medsynth.cohorts import Cohort, PreparedCohort, hash_cohort, prepare_cohort
 from medsynth.cohorts.channels import read_channels
-from medsynth.cohorts.manifest import REQUIRED, check_cohort, declared_roots, read_table, require_columns
-from medsynth.config import ReadingOptions
+from medsynth.config import EvaluateOptions, GridOptions, IntensityOptions, Loading
 from medsynth.errors import DataError
-from medsynth.runs import Run
-from medsynth.scans import Intensity
+from medsynth.evaluation.arrays import ScanArrays
+from medsynth.evaluation.features import cached_features
+from medsynth.files import PathLike
+from medsynth.measures.extractors import open_extractor
+from medsynth.measures.features import Extractor
+from medsynth.runs import Run, load_run
+from medsynth.scans import Intensity, Scan
+from medsynth.sets import COHORT_FILE, grid_of, open_real, open_synthetic, read_provenance, write_scans
 
-_COHORT_FILE, PROVENANCE_FILE = "cohort.csv", "provenance.json"
 _CLIPPED = 0.2  # share of pixels beyond an end of the range above which figures may overlook what matters
-_LOOKED_AT = 12  # scans say enough about a range, and volumes take long to read
+_LOOKED_AT = 12  # scans are enough to check a range, and volumes take long to read
 
 
-def open_real(path: Path) -> Cohort:
-    """Return the real cohort of a CSV or its folder; `DataError` if it says that it is synthetic, or cannot be read."""
-    file = _cohort_file(path, "medsynth index --scans {folder} --out {folder}/cohort.csv")
-    cohort = read_cohort(file)
-    if any(row.attributes.get("synthetic") == "1" for row in cohort.rows):
-        raise DataError(f"{path}: need real scans, got rows that say synthetic=1; try swapping --real and --synthetic")
-    return cohort
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Side(ScanArrays):
+    """One side of the comparison: the arrays of a cohort, and the cohort itself, prepared."""
+
+    cohort: Cohort
+    prepared: PreparedCohort
+
+    @classmethod
+    def of(cls, cohort: Cohort, prepared: PreparedCohort, features: np.ndarray) -> Side:
+        """Return a side without donors."""
+        return cls(
+            cohort=cohort,
+            prepared=prepared,
+            features=features,
+            real_pixels=np.array([row.attributes.get("contains_real_pixels") == "1" for row in cohort.rows]),
+            **{name: getattr(prepared, name) for name in ("scans", "labels", "classes", "splits", "patients")},
+        )
+
+    @property
+    def spacing(self) -> tuple[float, ...]:
+        """Voxel size in millimetres along each spatial axis."""
+        return tuple(np.linalg.norm(self.prepared.affine[:3, : self.scans.ndim - 2], axis=0).tolist())
 
 
-def open_synthetic(path: Path, real: Cohort | None = None) -> Cohort:
-    """Return the cohort of a synthetic set, from a CSV or its folder, whose classes are among those of `real`, if given.
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Inputs:
+    """Everything that the parts of an evaluation look at.
 
-    Who made the set may know no patients and no splits: without a column `patient_id` each scan is a patient of its own
-    (`SYNTH-` and its number), without a column `split` all are `train`. Raises `DataError` as `read_cohort` does, and for
-    classes that `real` lacks.
+    `further` are real training scans beyond the real cohort, where `ceiling` was given. `hashes` are those of the whole `real`
+    and `synthetic` cohorts. `grid` is that of the real scans.
     """
-    file = _cohort_file(path, "a CSV with the columns path and label there")
-    columns, table = read_table(file)
-    if set(REQUIRED) <= set(columns):
-        cohort = read_cohort(file)
-    else:
-        require_columns(columns, ("path", "label"), source=file)
-        folder = file.absolute().parent
-        rows = tuple(
-            Row(
-                path=cells["path"],
-                label=cells["label"].strip(),
-                patient_id=cells.get("patient_id", f"SYNTH-{number}").strip(),
-                split=cells.get("split", "train").strip(),
-                root=cells.get("root") or None,
+
+    options: EvaluateOptions
+    run: Run | None
+    extractor: Extractor
+    grid: GridOptions
+    real: Side
+    synthetic: Side
+    further: Side | None
+    hashes: dict[str, str]
+
+    def without(self, dropped: Sequence[int]) -> Inputs:
+        """Return the inputs without some rows of the synthetic set; `DataError` if none is left."""
+        cohort = self.synthetic.cohort
+        kept = np.setdiff1d(np.arange(len(cohort.rows)), dropped)
+        if len(kept) == 0:
+            raise DataError(
+                f"{cohort.folder}: need scans that are not copies of real ones, got none in {len(cohort.rows)}; "
+                "try a generator trained for fewer steps"
             )
-            for number, cells in enumerate(table)
+        rest = replace(cohort, rows=tuple(cohort.rows[row] for row in kept))
+        side = _prepare(
+            rest,
+            "accepted synthetic",
+            self.options,
+            self.extractor,
+            _of_synthetic(self.grid),
+            self.real.prepared.intensity,
         )
-        cohort = Cohort(folder=folder, rows=rows, roots=declared_roots(folder))
-        check_cohort(cohort, source=file)
-    if real is not None and (unknown := sorted(set(cohort.classes) - set(real.classes))):
-        raise DataError(
-            f"{file}: need classes of the real cohort ({', '.join(real.classes)}), got {', '.join(unknown)}; "
-            "try renaming labels"
+        return replace(self, synthetic=side)
+
+    def as_trained(self) -> Side:
+        """Return the real scans as the run saw them: with their masks as a channel, where it makes masks and there are some."""
+        real = self.real
+        if self.run is None or not self.run.spec.mask or all(row.mask is None for row in real.cohort.rows):
+            return real
+        prepared = prepare_cohort(
+            real.cohort, grid=self.grid, intensity=real.prepared.intensity, loading=self.options, mask=True
         )
-    return cohort
+        return Side.of(real.cohort, prepared, real.features)
 
 
-def generator_of(synthetic: Cohort) -> str | None:
-    """Return the fingerprint of the run that the set's `provenance.json` names; None for sets without.
+def open_inputs(options: EvaluateOptions, *, synthetic_scans: Sequence[Scan] | None = None) -> Inputs:
+    """Return what is to be evaluated; `synthetic_scans` replace `options.synthetic` and are written below `options.out`.
 
-    `DataError` for a provenance that cannot be read.
+    Without `options.grid` both sides are brought to the grid of the run, or else of the synthetic scans; without
+    `options.intensity` both take the range of the run, or else percentiles of the real training split.
+
+    Raises `DataError` for cohorts that cannot be compared, a set that another run made, or a run that saw patients of the test
+    split; all before any scan is prepared.
     """
-    return _made_by(read_provenance(synthetic))
+    real = open_real(options.real, loading=options)
+    source = options.synthetic if synthetic_scans is None else _write(synthetic_scans, Path(options.out))
+    made = open_synthetic(source, real, loading=options)
+    more = None if options.ceiling is None else _beyond(options.ceiling, real, options)
+    run = None if options.run is None else load_run(Path(options.run))
+    if run is not None:
+        check_run(made, run)
+        check_patients(real, run)
+    donors = _donor_rows(made, len(real.rows)) if "privacy" in options.parts else None
+    extractor = open_extractor(options.features)
+    range_: IntensityOptions | Intensity = options.intensity or (
+        run.spec.image_intensity if run is not None else IntensityOptions()
+    )
+    grid = options.grid or (run.grid if run is not None else grid_of(made, loading=options))
+    one = _prepare(real, "real", options, extractor, grid, range_)
+    intensity = one.prepared.intensity
+    hashes = {
+        name: hash_cohort(cohort, loading=replace(options, progress=False))
+        for name, cohort in (("real", real), ("synthetic", made))
+    }
+    other = _prepare(made, "synthetic", options, extractor, _of_synthetic(grid), intensity)
+    return Inputs(
+        options=options,
+        run=run,
+        extractor=extractor,
+        grid=grid,
+        real=one,
+        synthetic=replace(other, donors=donors),
+        further=None if more is None else _prepare(more, "ceiling", options, extractor, grid, intensity),
+        hashes=hashes,
+    )
 
 
 def check_run(synthetic: Cohort, run: Run) -> None:
     """Refuse (`DataError`) a synthetic set whose `provenance.json` names another run; sets without one pass."""
     provenance = read_provenance(synthetic)
-    made_by = _made_by(provenance)
-    if made_by is None or made_by == run.fingerprint:
+    made_by = provenance.get("run")
+    if not isinstance(made_by, str) or made_by == run.fingerprint:
         return
     steps = provenance.get("steps_trained")
     trained = f" after {steps} steps" if isinstance(steps, int) else ""
@@ -90,7 +159,7 @@ def check_run(synthetic: Cohort, run: Run) -> None:
 def check_patients(real: Cohort, run: Run) -> None:
     """Refuse (`DataError`) a real cohort with test patients that the generator was trained or validated on.
 
-    Figures against such a test split would praise a generator for what it remembers.
+    Figures against such a test split would reward a generator for what it remembers.
     """
     test = {row.patient_id for row in real.select(split="test").rows}
     if shared := run.shared_patients(test):
@@ -101,60 +170,93 @@ def check_patients(real: Cohort, run: Run) -> None:
         )
 
 
-def read_provenance(synthetic: Cohort) -> dict[str, Any]:
-    """Return the `provenance.json` of a synthetic set; empty for sets without. `DataError` for one that cannot be read."""
-    path = synthetic.folder / PROVENANCE_FILE
-    try:
-        provenance = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
-        return {}
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: need the provenance of the set, got no JSON; try sampling it again") from error
-    return provenance if isinstance(provenance, dict) else {}
-
-
-def _made_by(provenance: dict[str, Any]) -> str | None:
-    made_by = provenance.get("run")
-    return made_by if isinstance(made_by, str) else None
-
-
-def clipping_notes(real: Cohort, intensity: Intensity, reading: ReadingOptions) -> list[str]:
-    """Return a sentence for each end of a run's range that more than a fifth of the real training pixels lie beyond.
+def clipping_notes(real: Cohort, intensity: Intensity, *, loading: Loading = Loading()) -> list[str]:
+    """Return a sentence for each end of a run's range beyond which more than a fifth of the real training pixels lie.
 
     A few training scans, spread over the cohort, are read in full. Pixels that lie on an end lose nothing and do not count.
     """
     rows = real.select(split="train").rows
     chosen = rows[:: max(1, -(-len(rows) // _LOOKED_AT))]
-    scans = (read_channels(real.files_of(row), reading).array for row in chosen)
-    below, above = _shares_outside(scans, intensity)
-    return [
-        f"{share:.0%} of the pixels of real training scans lie {side} the run's intensity range "
-        f"({_ends(ends)}) and look the same to every figure. Was the run trained on this cohort?"
-        for share, side, ends in ((below, "below", intensity.low), (above, "above", intensity.high))
-        if share > _CLIPPED
-    ]
-
-
-def _shares_outside(arrays: Iterable[np.ndarray], intensity: Intensity) -> tuple[float, float]:
-    """Return the shares of values below `low` and above `high`, over all arrays `(C, *spatial)`; 0 without arrays."""
     below = above = total = 0
-    for array in arrays:
+    for row in chosen:
+        array = read_channels(real.files_of(row), loading).array
         low, high = (np.reshape(ends, (-1, *[1] * (array.ndim - 1))) for ends in (intensity.low, intensity.high))
         below += int((array < low).sum())
         above += int((array > high).sum())
         total += array.size
-    return below / max(1, total), above / max(1, total)
+    return [
+        f"{outside / total:.0%} of the pixels of real training scans lie {side} the run's intensity range "
+        f"({', '.join(f'{value:g}' for value in ends)}) and look the same to every figure. Was the run trained on this cohort?"
+        for outside, side, ends in ((below, "below", intensity.low), (above, "above", intensity.high))
+        if outside > _CLIPPED * total
+    ]
 
 
-def _ends(values: tuple[float, ...]) -> str:
-    return ", ".join(f"{value:g}" for value in values)
+def _prepare(
+    cohort: Cohort,
+    name: str,
+    options: EvaluateOptions,
+    extractor: Extractor,
+    grid: GridOptions,
+    intensity: IntensityOptions | Intensity,
+) -> Side:
+    prepared = prepare_cohort(cohort, grid=grid, intensity=intensity, loading=options)
+    features = cached_features(
+        prepared,
+        extractor,
+        folder=options.cache_folder(cohort.folder),
+        devices=options.devices,
+        reopen=partial(open_extractor, options.features),
+        progress=options.progress,
+        description=f"features of {name} scans",
+    )
+    return Side.of(cohort, prepared, features)
 
 
-def _cohort_file(path: Path, remedy: str) -> Path:
-    """Return the CSV that a path names or, as a folder, holds; `remedy` is how to make one in `{folder}`."""
-    if not path.is_dir():
-        return path
-    file = path / _COHORT_FILE
-    if not file.is_file():
-        raise DataError(f"{path}: need {_COHORT_FILE} in the folder, got none; try {remedy.format(folder=path)}")
-    return file
+def _of_synthetic(grid: GridOptions) -> GridOptions:
+    """Synthetic scans are positioned as the real ones were, and have no masks to position them by."""
+    return replace(grid, centre="scan")
+
+
+def _write(scans: Iterable[Scan], out: Path) -> Path:
+    """Write scans as a set in a folder named by their content, so that a second call with the same scans finds them there."""
+    scans = list(scans)
+    digest = hashlib.sha256()
+    for scan in scans:
+        digest.update(f"{scan.label}{scan.array.shape}{scan.array.dtype.str}".encode())
+        digest.update(np.ascontiguousarray(scan.array).tobytes())
+    folder = out / f"synthetic-{digest.hexdigest()[:12]}"
+    return folder if (folder / COHORT_FILE).is_file() else write_scans(scans, folder)
+
+
+def _beyond(source: PathLike, real: Cohort, loading: Loading) -> Cohort:
+    """Return the training scans of a cohort that `real` lacks, without patients that `real` holds out."""
+    more = open_real(source, loading=loading)
+    known = {os.path.realpath(real.file_of(row)) for row in real.rows}
+    held_out = {row.patient_id for row in real.select(split=("val", "test")).rows}
+    rows = tuple(
+        row
+        for row in more.select(split="train").rows
+        if row.patient_id not in held_out and os.path.realpath(more.file_of(row)) not in known
+    )
+    if not rows:
+        raise DataError(
+            f"{source}: need training scans that the real cohort lacks, got none; try leaving out --ceiling"
+        )
+    return replace(more, rows=rows)
+
+
+def _donor_rows(synthetic: Cohort, count: int) -> np.ndarray:
+    """Return the row of each synthetic scan's donor in the real cohort, -1 without; `DataError` for what is no row."""
+    donors = np.full(len(synthetic.rows), -1)
+    for place, row in enumerate(synthetic.rows):
+        named = row.attributes.get("donor")
+        if named is None:
+            continue
+        if not named.isdecimal() or int(named) >= count:
+            raise DataError(
+                f"donor of synthetic row {place}: need a row number of the real cohort, from 0 to {count - 1}, "
+                f"got {named!r}; try the cohort that the set was edited from"
+            )
+        donors[place] = int(named)
+    return donors

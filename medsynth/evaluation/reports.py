@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from medsynth.cohorts import Cohort, hash_cohort
+from medsynth.config import Loading
 from medsynth.errors import DataError
 from medsynth.evaluation.verdict import SCHEMA
 
@@ -23,23 +24,21 @@ def read_report(path: Path) -> Mapping[str, Any]:
         raise DataError(
             f"{file}: need the report of an evaluation, got none; try medsynth evaluate --real ... --synthetic ... --out ..."
         ) from error
-    if not isinstance(content, dict) or content.get("schema") != SCHEMA:
+    schema = content.get("schema") if isinstance(content, dict) else None
+    if schema == "medsynth-report/1":
+        raise DataError(f"{file}: written by medsynth 0.1; run medsynth evaluate again")
+    if schema != SCHEMA:
         raise DataError(f"{file}: need a report of schema {SCHEMA}, got another; try medsynth evaluate again")
-    return content
+    return dict(content)
 
 
 def check_sets(
-    content: Mapping[str, Any],
-    report: Path,
-    cohorts: Mapping[str, Cohort],
-    *,
-    cache_dir: Path | None = None,
-    progress: bool = True,
+    content: Mapping[str, Any], report: Path, cohorts: Mapping[str, Cohort], *, loading: Loading = Loading()
 ) -> None:
     """Raise `DataError` unless the report is about the `cohorts`, which are named `real` and `synthetic`."""
     sets = content.get("sets") or {}
     for name, cohort in cohorts.items():
-        if sets.get(name) != hash_cohort(cohort, cache_dir=cache_dir, progress=progress):
+        if sets.get(name) != hash_cohort(cohort, loading=loading):
             raise DataError(
                 f"{report}: need a report about these {name} scans, got one about others; try medsynth evaluate again"
             )

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
 from medsynth.evaluation.downstream import DownstreamResult
-from medsynth.evaluation.fidelity.comparison import TOO_FEW, Comparison, Reading, deciding
+from medsynth.evaluation.fidelity.comparison import TOO_FEW, Comparison, Verdict
 from medsynth.evaluation.fidelity.table import Counts, FidelityResult, FidelityRow
 from medsynth.evaluation.privacy import PrivacyResult
 from medsynth.versions import installed_versions
 
-SCHEMA = "medsynth-report/1"
+SCHEMA = "medsynth-report/2"
 
 
 def build_report(
@@ -28,91 +29,98 @@ def build_report(
 ) -> dict[str, Any]:
     """Return the content of `report.json`: figures, verdicts, versions and settings, without any path, file name or ID.
 
-    Parts that were not evaluated are None. `sets` are the hashes of the real and the synthetic scans that were evaluated;
-    `settings` are further facts about them (a run's fingerprint, solver, steps); the caller answers for them
-    naming no file and no patient, and likewise for further `notes`, sentences on what bears on all figures. `cost` says how
-    long what took, and on which machine; `reader_study` what readers answered.
+    Parts that were not evaluated are None, and so are figures that are not known. `sets` are the hashes of the real and the
+    synthetic scans; `settings` are further facts about them (a run's fingerprint, its steps) and `notes` sentences on all
+    figures, in which the caller names no file and no patient. `cost` says how long what took, and on which machine;
+    `reader_study` what readers answered.
     """
     # Privacy and downstream keep their options with their figures.
-    options = {} if fidelity is None else {"fidelity": asdict(fidelity.options)}
+    options = {} if fidelity is None else {"fidelity": asdict(fidelity.settings)}
     verdict: dict[str, Any] = {
         "fidelity": None if fidelity is None else [fidelity_verdict(row, fidelity) for row in fidelity.rows],
         "privacy": None if privacy is None else privacy.verdict(),
         "downstream": None if downstream is None else downstream.verdict(),
     }
     rare = None if downstream is None else downstream.as_dict()["task"]["rare_class"]
-    return {
-        "schema": SCHEMA,
-        "fidelity": None if fidelity is None else fidelity.as_dict(),
-        "privacy": None if privacy is None else privacy.as_dict(),
-        "downstream": None if downstream is None else downstream.as_dict(),
-        "verdict": {"headline": headline(verdict, rare), **verdict},
-        "notes": [*([] if fidelity is None else _absent_notes(fidelity.absent)), *notes],
-        "versions": installed_versions(),
-        "cost": dict(cost or {}),
-        "reader_study": reader_study,
-        "sets": dict(sets or {}),
-        "settings": {**(settings or {}), **options},
-    }
+    report: dict[str, Any] = without_nan(
+        {
+            "schema": SCHEMA,
+            "fidelity": None if fidelity is None else fidelity.as_dict(),
+            "privacy": None if privacy is None else privacy.as_dict(),
+            "downstream": None if downstream is None else downstream.as_dict(),
+            "verdict": {"headline": headline(verdict, rare), **verdict},
+            "notes": [*([] if fidelity is None else _absent_notes(fidelity.absent)), *notes],
+            "versions": installed_versions(),
+            "cost": dict(cost or {}),
+            "reader_study": reader_study,
+            "sets": dict(sets or {}),
+            "settings": {**(settings or {}), **options},
+        }
+    )
+    return report
+
+
+def without_nan(content: Any) -> Any:
+    """Return nested dicts and lists of plain values, with None in the place of NaN and infinities."""
+    if isinstance(content, Mapping):
+        return {key: without_nan(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [without_nan(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content
 
 
 def headline(verdict: Mapping[str, Any], rare: str | None) -> dict[str, str]:
-    """Return the verdicts as one sentence for who has no time for more, and its `tone`: `good`, `bad` or `plain`.
+    """Return the result in one sentence, and its `tone`: `good`, `bad` or `plain`.
 
     `verdict` has the verdicts of the parts, None where one was not judged; `rare` names the class of the downstream gain.
     """
-    copying, gain = (None if verdict[part] is None else verdict[part]["reading"] for part in ("privacy", "downstream"))
+    copying, gain = (None if verdict[part] is None else verdict[part]["verdict"] for part in ("privacy", "downstream"))
     if copying == "fail":
-        return {"tone": "bad", "sentence": "Do not use this set: it gives away real patients' scans."}
+        return {"tone": "bad", "sentence": "Do not use this set: it reveals scans of real patients."}
     if gain == "harm":
         return {"tone": "bad", "sentence": f"Do not train with this set: classifiers find {rare} less well with it."}
     safe = {
         "pass": "there is no sign that it copies patients",
-        "cannot tell": "whether it copies patients cannot be told",
-        None: "whether it copies patients was not judged",
+        "cannot tell": "whether it copies patients could not be judged",
+        None: "whether it copies patients was not checked",
     }[copying]
-    if gain == "gain":
-        text = f"Classifiers find {rare} better with this set"
-        if copying == "pass":
-            return {"tone": "good", "sentence": f"{text}, and {safe}: it may be used for training in the house."}
-        return {"tone": "plain", "sentence": f"{text}, but {safe}: do not hand it over."}
-    if gain == "no gain":
-        return {
-            "tone": "plain",
-            "sentence": f"There is no reason to use this set: classifiers find {rare} no better with it; {safe}.",
-        }
-    if gain == "cannot tell":
-        return {
-            "tone": "plain",
-            "sentence": f"Whether classifiers find {rare} better with this set cannot be told; {safe}.",
-        }
-    likeness = ""
-    if verdict["fidelity"]:
-        readings = {row["reading"] for row in verdict["fidelity"] if row["label"] is not None}
-        further = "further" in readings
-        likeness = (
-            "its scans differ from real ones more than these do among themselves; "
-            if further
-            else "its scans are as close to real ones as these are among themselves; "
-            if readings == {"as close"}
-            else "whether its scans are lifelike cannot be told for every class; "
+    if gain == "gain" and copying == "pass":
+        sentence = (
+            f"Classifiers find {rare} better with this set, and {safe}: use it for training within your institution."
         )
-    text = f"What this set is worth for training was not judged; {likeness}{safe}."
+        return {"tone": "good", "sentence": sentence}
+    text = {
+        "gain": f"Classifiers find {rare} better with this set, but {safe}: do not hand it over.",
+        "no gain": f"There is no reason to use this set: classifiers find {rare} no better with it; {safe}.",
+        "cannot tell": f"Too little data: whether classifiers find {rare} better with this set could not be judged; {safe}.",
+        None: f"The gain of a classifier was not measured; {_likeness(verdict['fidelity'])}{safe}.",
+    }[gain]
     return {"tone": "plain", "sentence": text}
+
+
+def _likeness(rows: Sequence[Mapping[str, Any]] | None) -> str:
+    verdicts = {row["verdict"] for row in rows or () if row["label"] is not None}
+    if not verdicts:
+        return ""
+    if "further" in verdicts:
+        return "the synthetic scans differ from real ones more than real ones differ among themselves; "
+    if verdicts == {"as close"}:
+        return "the synthetic scans are as close to real ones as real ones are to each other; "
+    return "some classes have too few scans to judge how close they are to real ones; "
 
 
 def fidelity_verdict(row: FidelityRow, fidelity: FidelityResult) -> dict[str, str | None]:
     """Return what the figures of one class say against the held-out scans.
 
-    `reading` is `as close`, `further` or `cannot tell`; `sentence` says it plainly, with the figures behind it, and how
+    `verdict` is `as close`, `further` or `cannot tell`; `sentence` states it with the figures behind it, and how
     many synthetic scans are identical to real ones; `label` is None for all classes together.
     """
     if row.held_out is None or row.held_out.too_few:
-        reading: Reading = "cannot tell"
-        sentence = f"Cannot tell: {_shortage(row, fidelity.options.max_scans)}."
+        verdict: Verdict = "cannot tell"
+        sentence = f"Too few scans to judge: {_shortage(row, fidelity.settings.max_scans)}."
     else:
-        reading, sentence = _reading(row, row.held_out, fidelity.extractor)
-    return {"label": row.label, "reading": reading, "sentence": sentence + _copies(row.counts)}
+        verdict, sentence = _judge(row, row.held_out, fidelity.extractor.name)
+    return {"label": row.label, "verdict": verdict, "sentence": sentence + _copies(row.counts)}
 
 
 def _shortage(row: FidelityRow, max_scans: int) -> str:
@@ -121,81 +129,67 @@ def _shortage(row: FidelityRow, max_scans: int) -> str:
     if row.label is None:
         if row.held_out is None:
             return "no class has held-out real scans of different patients"
-        stand = _counted(row.held_out.scans_a_side, "scan")
-        return f"all classes together have {stand} on either side; at least {TOO_FEW} are needed"
-    real = f"{_counted(counts.held_out, 'held-out real scan')} of {row.label}"
-    needed = f"at least {2 * TOO_FEW} held-out scans are needed"
+        return f"{_counted(row.held_out.scans_a_side, 'scan')} per side over all classes, {TOO_FEW} needed"
+    real, needed = f"{_counted(counts.held_out, 'held-out real scan')} of {row.label}", f"{2 * TOO_FEW} needed"
     reasons = []
     if halves < TOO_FEW:
-        if counts.held_out == 0:
-            reasons.append(f"there are {real}; {needed}")
-        elif counts.held_out == 1:
-            reasons.append(f"{real} makes no halves; {needed}")
-        elif counts.held_out_patients == 1:
-            reasons.append(f"{real} are all of one patient; {needed}, of many patients")
+        if counts.held_out > 1 and counts.held_out_patients == 1:
+            reasons.append(f"{real}, all of one patient, {needed}, of many patients")
         elif counts.held_out_patients == counts.held_out:
-            reasons.append(f"{real} make halves of {halves}; {needed}")
+            reasons.append(f"{real}, {needed}")
         else:
             reasons.append(
-                f"{real} and {counts.held_out_patients} patients make halves of {halves} without a common patient; "
-                f"at least {TOO_FEW} in each are needed"
+                f"{real} from {counts.held_out_patients} patients, who can be split into halves of {halves}, "
+                f"halves of {TOO_FEW} needed"
             )
     if counts.synthetic < TOO_FEW:
-        made = _counted(counts.synthetic, "synthetic scan")
-        verb = "is" if counts.synthetic == 1 else "are"
-        reasons.append(f"{made} of {row.label} {verb} too few; at least {TOO_FEW} are needed")
+        reasons.append(f"{_counted(counts.synthetic, 'synthetic scan')} of {row.label}, {TOO_FEW} needed")
     if not reasons:
-        reasons.append(f"the {max_scans} scans drawn have too many of one patient; try a larger fidelity.max_scans")
-    return "; and ".join(reasons)
+        reasons.append(f"the {max_scans} scans drawn include too many of one patient; try a larger --fidelity_scans")
+    return "; ".join(reasons)
 
 
 def _copies(counts: Counts) -> str:
     identical, made = counts.identical, counts.synthetic
     if identical == 0:
         return ""
-    if made == 1:
-        return " The synthetic scan is identical to a real scan."
-    if identical == made:
-        return f" All {made} synthetic scans are identical to real scans."
-    return f" {identical} of {made} synthetic scans " + (
-        "is identical to a real scan." if identical == 1 else "are identical to real scans."
-    )
+    return f" {identical} of {made} synthetic scans {'is' if identical == 1 else 'are'} identical to real scans."
 
 
-def _reading(row: FidelityRow, found: Comparison, extractor: str) -> tuple[Reading, str]:
-    reading: Reading = "as close"
+def _judge(row: FidelityRow, found: Comparison, extractor: str) -> tuple[Verdict, str]:
+    verdict: Verdict = "as close"
     text = "As close to held-out real scans as two halves of these are to each other."
-    apart = {measure: figure for measure, figure in deciding(found, extractor).items() if figure.reading == "further"}
+    apart = {name: figure for name, figure in found.deciding(extractor).items() if figure.verdict == "further"}
     if apart:
-        reading = "further"
+        verdict = "further"
         shown = "; ".join(
-            f"{measure} {figure.value:.3g}, real against real at most {figure.real_high:.3g}"
-            for measure, figure in apart.items()
+            f"{name} {figure.value:.3g}, real against real at most {figure.real_high:.3g}"
+            for name, figure in apart.items()
         )
         text = f"Further from held-out real scans than two halves of these are from each other ({shown})."
-        if row.real_seen is not None and "further" in (row.real_seen.kid.reading, row.real_seen.frechet.reading):
+        if row.real_seen is not None and "further" in (row.real_seen.kid.verdict, row.real_seen.frechet.verdict):
             text += " So are the real scans that the generator saw: the real splits themselves differ."
-    if found.ssim is not None and found.ssim.reading in ("less varied", "more varied"):
-        alike = "more" if found.ssim.reading == "less varied" else "less"
-        text += f" They are {alike} alike among themselves than real scans are (SSIM)."
-    if found.recall.reading == "less varied":
+    if found.ssim is not None and found.ssim.verdict in ("less varied", "more varied"):
+        alike = "more" if found.ssim.verdict == "less varied" else "less"
+        text += f" They are {alike} similar to each other than real scans are (SSIM)."
+    if found.recall.verdict == "less varied":
         text += (
-            f" They reach {found.recall.value:.0%} of the real scans (recall); real scans reach {found.recall.real_low:.0%} "
-            "at least."
+            f" They cover {found.recall.value:.0%} of the real scans (recall); real scans cover at least "
+            f"{found.recall.real_low:.0%}."
         )
-    if row.seen is not None and not row.seen.too_few and "closer" in (row.seen.kid.reading, row.seen.frechet.reading):
+    if row.seen is not None and not row.seen.too_few and "closer" in (row.seen.kid.verdict, row.seen.frechet.verdict):
         text += (
             " They are closer to the real scans that the generator saw than two halves of these are: look for copies."
         )
-    return reading, text
+    return verdict, text
 
 
 def _absent_notes(absent: Sequence[str]) -> list[str]:
     if not absent:
         return []
     if len(absent) == 1:
-        return [f"The real class {absent[0]} has no synthetic scans, so nothing is said about it."]
-    return [f"The real classes {', '.join(absent)} have no synthetic scans, so nothing is said about them."]
+        return [f"The real class {absent[0]} has no synthetic scans, so it was not evaluated."]
+    return [f"The real classes {', '.join(absent)} have no synthetic scans, so they were not evaluated."]
 
 
 def _counted(count: int, noun: str) -> str:

@@ -1,30 +1,31 @@
-"""The real scans that edits begin from: which they are, and each as the network sees it and as it is stored."""
+"""The real scans that edits begin from: which they are, each as the network sees it and as it is stored, and what edits share."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from dataclasses import dataclass, replace
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from medsynth.cohorts import Cohort, Row, prepare_cohort
 from medsynth.cohorts.channels import count_channels, mask_channel, read_channels, read_mask
 from medsynth.cohorts.grid import centre_of_mask, resize_scan
-from medsynth.config import ReadingOptions
+from medsynth.config import EditOptions, Loading
 from medsynth.errors import DataError
-from medsynth.generation.generate import check_class, to_stored
+from medsynth.generation.generator import Generator, check_class, check_count, plan_job, to_stored
+from medsynth.generation.where import AttributeDraw, plan_attributes
 from medsynth.runs import Run
 from medsynth.scans import read_header
-from medsynth.seeds import numpy_generator
+from medsynth.seeds import derive_seed, numpy_generator
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Donors:
     """Real scans to begin from: `scans` is `(N, C, *spatial)` float16 in [-1, 1], `rows` `(N,)` their rows in the cohort.
 
-    `patients` is how many patients they are of; `sha256` stands for their content, their class and their rows.
+    `patients` is the number of their patients; `sha256` is a hash of content, class and rows.
     """
 
     scans: np.ndarray
@@ -38,28 +39,67 @@ class Donors:
         return choose_evenly(seed, "donors", self.label, available=len(self.rows), count=count)
 
 
+class Edit(Generator):
+    """What counterfactuals and inpainting share: donors of one class, one for each scan, and attributes if any are wanted.
+
+    `seed_key` separates the seeds of the two.
+    """
+
+    name = "edit"
+    split = "train"
+    seed_key: str
+    donors: Donors
+    chosen: np.ndarray
+
+    def __init__(self, run: Run, cohort: Cohort, options: EditOptions) -> None:
+        """Check the options; `ConfigError` for what does not fit the run, before a scan is read."""
+        run.check_editable()
+        check_class("target_class", options.target_class, run.spec.classes)
+        self.cohort, self.options = cohort, options
+        self.job = plan_job(run, options, {options.target_class: check_count(options.count, options.count)})
+        wanted = plan_attributes(run, options.where, options.where_from)
+        # Attributes that nobody asked for stay unspecified: the donor's are not the target's.
+        self.attributes = wanted if options.where.strip() else AttributeDraw()
+
+    def prepare(self, *, progress: bool) -> None:
+        self.options = replace(self.options, progress=progress)
+        with_mask = self.options.method == "inpaint" and self.options.inpaint.region == "donor"
+        self.donors = find_donors(
+            self.job.run, self.cohort, self.options.donor_class, with_mask=with_mask, loading=self.options
+        )
+        self.chosen = self.donors.choose(self.options.seed, self.options.count)
+
+    def facts(self) -> dict[str, Any]:
+        return {
+            "donor_class": self.options.donor_class,
+            "target_class": self.options.target_class,
+            "donors": {"scans": len(self.donors.rows), "patients": self.donors.patients, "sha256": self.donors.sha256},
+            **self.attributes.facts(),
+        }
+
+    def seed_of(self, label: str, number: int) -> int:
+        # Not of strength or region: with another one, the noise is the same.
+        return derive_seed(self.options.seed, self.seed_key, self.options.donor_class, label, number)
+
+    def columns_of(self, label: str, number: int) -> dict[str, str]:
+        drawn = self.attributes.draw(label, self.seed_of(label, number))
+        return {"donor": str(self.donors.rows[self.chosen[number]]), **self.attributes.columns(drawn)}
+
+
 def choose_evenly(seed: int, *keys: str, available: int, count: int) -> np.ndarray:
-    """Return `count` places among `available`: each once, in random order, before any again.
+    """Return `count` places among `available`: each once, in random order, before any is used again.
 
     The first n are the same for every count.
     """
-    whole = -(-count // available)
-    orders = [numpy_generator(seed, *keys, lap).permutation(available) for lap in range(whole)]
+    laps = -(-count // available)
+    orders = [numpy_generator(seed, *keys, lap).permutation(available) for lap in range(laps)]
     return np.concatenate(orders)[:count]
 
 
 def find_donors(
-    run: Run,
-    cohort: Cohort,
-    label: str,
-    *,
-    split: str = "train",
-    with_mask: bool = False,
-    reading: ReadingOptions = ReadingOptions(),
-    cache_dir: Path | None = None,
-    progress: bool = True,
+    run: Run, cohort: Cohort, label: str, *, split: str = "train", with_mask: bool = False, loading: Loading = Loading()
 ) -> Donors:
-    """Return the scans of one class and split, those alone that have a mask or all, on the run's grid and in its range.
+    """Return the scans of one class and split, all of them or those with a mask, on the run's grid and in its range.
 
     Raises `ConfigError` for an unknown class, `DataError` for a cohort without such scans or with synthetic ones, and for scans
     that the run's grid cannot take.
@@ -78,22 +118,20 @@ def find_donors(
         numbers = [place for place in numbers if cohort.rows[place].mask is not None]
         if not numbers:
             raise DataError(
-                f"inpaint.region: need a mask of one {kind} scan of {label!r} at least, got none in the cohort; try the column "
-                "mask, region class, or the file of a mask"
+                f"inpaint.region: need at least one mask of a {kind} scan of {label!r}, got none in the cohort; try a column "
+                "mask, region class, or the path of a mask"
             )
     real = replace(cohort, rows=tuple(cohort.rows[number] for number in numbers))
-    _check_channels(run, real, reading)
-    # Where no scan has a mask, as none of healthy patients has, the channel of masks is empty.
+    _check_channels(run, real, loading)
+    # If no scan has a mask, as with healthy patients, the channel of masks is empty.
     masked = run.spec.mask and any(row.mask is not None for row in real.rows)
     prepared = prepare_cohort(
         real,
         grid=run.grid,
         intensity=run.spec.intensity if masked else run.spec.image_intensity,
-        reading=reading,
+        loading=loading,
         classes=run.spec.classes,
         mask=masked,
-        cache_dir=cache_dir,
-        progress=progress,
     )
     scans = prepared.scans
     if run.spec.mask and not masked:
@@ -108,17 +146,17 @@ def find_donors(
 
 
 def read_donor(
-    run: Run, cohort: Cohort, row: Row, *, reading: ReadingOptions = ReadingOptions()
+    run: Run, cohort: Cohort, row: Row, *, loading: Loading = Loading()
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """Return a scan on the run's grid, float32 `(C, *grid)` in [-1, 1], and its images by name as they are stored.
 
-    Stored images are the original voxels, bit by bit, of a scan whose own grid is that of the run; of others those on the grid,
-    converted once. Both are in the run's dtype and in the order of its axes. `DataError` as `prepare_cohort` raises it.
+    If the scan has the run's grid, stored images are its original voxels, bit for bit; otherwise those of the grid, converted
+    once. Both are in the run's dtype and axis order. `DataError` as `prepare_cohort`.
     """
-    scan = read_channels(cohort.files_of(row), reading)
+    scan = read_channels(cohort.files_of(row), loading)
     file = cohort.mask_of(row)
     by_mask = run.grid.spacing is not None and run.grid.centre == "mask"
-    mask = None if file is None or not (by_mask or run.spec.mask) else read_mask(file, scan, reading)
+    mask = None if file is None or not (by_mask or run.spec.mask) else read_mask(file, scan, loading)
     centre = None if mask is None or not by_mask else centre_of_mask(mask)
     intensity = run.spec.image_intensity
     array, spacing = resize_scan(scan, grid=run.grid, intensity=intensity, centre=centre)
@@ -135,12 +173,12 @@ def read_donor(
     return array, stored
 
 
-def _check_channels(run: Run, real: Cohort, reading: ReadingOptions) -> None:
-    """Refuse scans of other channels or axes than the run's by the first one, before any is decoded."""
+def _check_channels(run: Run, real: Cohort, loading: Loading) -> None:
+    """Refuse scans with other channels or axes than the run's by the first one, before any is decoded."""
     first = real.rows[0]
     file = real.file_of(first)
-    channels = count_channels(real, first, mask=run.spec.mask, reading=reading)
-    axes = len(read_header(file, reading=reading).shape) - 1
+    channels = count_channels(real, first, mask=run.spec.mask, loading=loading)
+    axes = len(read_header(file, loading=loading).shape) - 1
     wanted = run.spec.shape
     if (wanted[0], len(wanted) - 1) != (channels, axes):
         raise DataError(

@@ -1,10 +1,10 @@
-"""`medsynth edit`: a synthetic set of counterfactuals, training scans of one class turned into another (SDEdit)."""
+"""`medsynth edit`: training scans of one class turned into another, as counterfactuals (SDEdit) or by inpainting."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,184 +13,129 @@ import torch
 from torch import Tensor
 
 from medsynth.cohorts import Cohort
-from medsynth.config import ReadingOptions
+from medsynth.config import EditOptions
 from medsynth.diffusion import edit_sigmas
-from medsynth.generation.donors import Donors, find_donors
-from medsynth.generation.generate import (
-    Chunk,
-    SyntheticScan,
-    check_class,
-    check_count,
-    describe_provenance,
-    rival_labels,
-    wrap_scans,
-)
-from medsynth.generation.sets import PROVENANCE_FILE, Method, SetPlan, write_set
-from medsynth.generation.told import Told, plan_told
-from medsynth.generation.where import WhereFrom
-from medsynth.networks import Denoiser
-from medsynth.networks.sampling import edit_scans
-from medsynth.seeds import derive_seed
+from medsynth.errors import ConfigError
+from medsynth.generation.donors import Edit, find_donors
+from medsynth.generation.generator import Chunk, SyntheticScan, choose_device, show_notes, wrap_scans
+from medsynth.generation.inpaint import Painting
+from medsynth.generation.write import write_set
+from medsynth.networks import Denoiser, edit_scans
+from medsynth.runs import Run
+from medsynth.sets import PROVENANCE_FILE
 
+_TRIAL_DONORS = 32  # validation scans that are edited at each strength `--strength auto` tries
 _NOTICE = (
     "Every scan in this folder is synthetic and must not be used for diagnosis. Each was made from a real training scan, its "
-    "donor: every pixel is computed anew and none is copied, but the scan resembles its donor and may show what that one "
-    "shows. Judge the set with medsynth evaluate before it leaves the house."
+    "donor: every pixel is new, but the scan resembles its donor and may show what the donor shows. Run medsynth evaluate before "
+    "the set leaves your institution."
 )
 
 
-def edit_counts(target_class: str, count: int, classes: tuple[str, ...]) -> dict[str, int]:
-    """Return the scans wanted of each class; `ConfigError` for an unknown class or a count that is none."""
-    check_class("target_class", target_class, classes)
-    return {target_class: check_count(count, count)}
+class Counterfactuals(Edit):
+    """Adds noise to donors up to `strength` and denoises them as another class (Meng et al. 2022, arXiv 2108.01073)."""
+
+    seed_key = "edit"
+    notice = _NOTICE
+    masks = False
+
+    def __init__(
+        self, run: Run, cohort: Cohort, options: EditOptions, *, strength: float, trial: Mapping[str, Any] | None = None
+    ) -> None:
+        """Check the options; `trial` is what provenance says about the choice of the strength."""
+        super().__init__(run, cohort, options)
+        edit_sigmas(self.job.solver, strength)
+        self.strength, self.trial = float(strength), trial
+
+    def facts(self) -> dict[str, Any]:
+        trial = {} if self.trial is None else {"trial": dict(self.trial)}
+        return {**super().facts(), "strength": self.strength, **trial, "contains_real_pixels": False}
+
+    def columns_of(self, label: str, number: int) -> dict[str, str]:
+        return {**super().columns_of(label, number), "contains_real_pixels": "0"}
+
+    def make(self, denoiser: Denoiser, chunk: Chunk) -> list[SyntheticScan]:
+        scans = self.donors.scans[self.chosen[chunk.start : chunk.stop]].astype(np.float32)
+        edits, seeds, drawn = self.edit(denoiser, scans, chunk.numbers)
+        attributes = [self.attributes.columns(values) for values in drawn]
+        facts = self.job.describe("edit", donor_class=self.options.donor_class, strength=f"{self.strength:g}")
+        return wrap_scans(self.job, edits, chunk, seeds, facts, attributes)
+
+    def edit(
+        self, denoiser: Denoiser, scans: np.ndarray, numbers: Sequence[int] | np.ndarray
+    ) -> tuple[Tensor, list[int], list[tuple[str, ...]]]:
+        """Return edits of scans `(N, C, *spatial)` in [-1, 1], their seeds and their attributes."""
+        target = self.options.target_class
+        seeds = [self.seed_of(target, int(number)) for number in numbers]
+        drawn = [self.attributes.draw(target, seed) for seed in seeds]
+        labels = torch.full((len(seeds),), self.job.run.spec.label_index(target))
+        wanted = denoiser.embedding.make(labels, attributes=self.attributes.encode(drawn))
+        edits = edit_scans(
+            denoiser,
+            torch.from_numpy(scans),
+            wanted,
+            seeds,
+            strength=self.strength,
+            **self.job.steering(denoiser, labels),
+        )
+        return edits, seeds, drawn
 
 
 def edit_set(
-    plan: SetPlan,
+    run: Run,
     cohort: Cohort,
+    options: EditOptions,
     *,
-    donor_class: str,
-    strength: float,
+    strength: float | None = None,
     trial: Mapping[str, Any] | None = None,
-    where: str = "",
-    where_from: WhereFrom = "scans",
-    reading: ReadingOptions = ReadingOptions(),
-    cache_dir: Path | None = None,
 ) -> Cohort:
-    """Write a set of counterfactuals of one class, that of `plan.counts`, and return its cohort; restarts as in `write_set`.
+    """Write a set of edits of the training scans of one class in `cohort`, by either method, and return its cohort.
 
-    Donors are the training scans of `donor_class` in `cohort`. A row's attribute `donor` is the row number of its donor in that
-    cohort, from 0, and the only thing that leads to it. `trial` is what provenance says of how the strength was chosen; `where`
-    is that of `medsynth sample`, but without it attributes stay unknown. Raises `ConfigError` for an unknown class, a strength
-    outside (0, sigma_max), or a folder with another set, also one from other donors; `DataError` for a cohort without such
-    donors or with synthetic scans, and for donors that the run's grid cannot take.
+    A row's attribute `donor` is the row number of its donor in that cohort, from 0. `strength` replaces `options.strength`, and
+    `trial` is what provenance says about its choice. Restarts as `write_set`. Raises `ConfigError` for options that do not fit
+    the run, or a folder with another set; `DataError` for a cohort without such donors, with synthetic scans, or with scans that
+    the run's grid cannot take.
     """
-    edit_sigmas(plan.solver, strength)
-    told = plan_told(plan.run, where, where_from, list(plan.counts), progress=plan.progress)
-    find = partial(find_donors, cohort=cohort, label=donor_class, reading=reading, cache_dir=cache_dir)
-    return write_set(plan, partial(_method, find_donors=find, strength=strength, trial=trial, told=told))
+    generator: Painting | Counterfactuals
+    if options.method == "inpaint":
+        generator = Painting(run, cohort, options)
+    else:
+        wanted = options.strength if strength is None else strength
+        if isinstance(wanted, str):
+            raise ConfigError("strength: need a number; only medsynth.edit chooses a strength for auto")
+        generator = Counterfactuals(run, cohort, options, strength=wanted, trial=trial)
+    show_notes(generator.attributes.notes([options.target_class]), options)
+    return write_set(generator)
 
 
-def try_edits(
-    plan: SetPlan,
-    cohort: Cohort,
-    *,
-    donor_class: str,
-    donors: int,
-    reading: ReadingOptions = ReadingOptions(),
-    cache_dir: Path | None = None,
-) -> tuple[np.ndarray, Callable[[float], np.ndarray]]:
-    """Return up to `donors` validation scans of a class, and what edits them as the plan says at the strength that it is given.
+def try_edits(run: Run, cohort: Cohort, options: EditOptions) -> tuple[np.ndarray, Callable[[float], np.ndarray]]:
+    """Return up to 32 validation scans of the donor class, and a function that edits them at a strength.
 
-    Both are float32 `(N, C, *spatial)` in [-1, 1], without a channel of masks; noise is the same at every strength. Errors as in
-    `edit_set`, of validation scans.
+    Both are float32 `(N, C, *spatial)` in [-1, 1], without a channel of masks; the noise is the same at every strength. Errors as
+    in `edit_set`, about validation scans.
     """
-    found = find_donors(
-        plan.run, cohort, donor_class, split="val", reading=reading, cache_dir=cache_dir, progress=plan.progress
-    )
-    chosen = np.sort(found.choose(plan.seed, min(donors, len(found.rows))))
+    run.check_editable()
+    found = find_donors(run, cohort, options.donor_class, split="val", loading=options)
+    chosen = np.sort(found.choose(options.seed, min(_TRIAL_DONORS, len(found.rows))))
     scans = found.scans[chosen].astype(np.float32)
-    (target_class,) = plan.counts
-    denoiser = plan.run.load_denoiser(plan.device)
-    images = slice(None, -1 if plan.run.spec.mask else None)
+    denoiser = run.load_denoiser(choose_device(options.accelerator))
+    images = slice(None, -1 if run.spec.mask else None)
 
     def edit(strength: float) -> np.ndarray:
+        generator = Counterfactuals(run, cohort, replace(options, where=""), strength=strength)
         parts = [
-            _edit(plan, Told(), donor_class, strength, denoiser, target_class, scans[part], part)[0]
-            for part in np.array_split(np.arange(len(scans)), -(-len(scans) // plan.batch_size))
+            generator.edit(denoiser, scans[part], part)[0]
+            for part in np.array_split(np.arange(len(scans)), -(-len(scans) // options.batch_size))
         ]
         return torch.cat(parts).cpu().numpy()[:, images]
 
     return scans[:, images], edit
 
 
-def chosen_before(plan: SetPlan) -> tuple[float, dict[str, Any]] | None:
-    """Return the strength of the set that an interrupted call began, and how it was chosen; None where none was."""
+def chosen_before(options: EditOptions) -> tuple[float, dict[str, Any]] | None:
+    """Return the strength of the set that an interrupted call began, and its trial; None if there is no such set."""
     try:
-        facts = json.loads((plan.out / PROVENANCE_FILE).read_text(encoding="utf-8"))
+        facts = json.loads((Path(options.out) / PROVENANCE_FILE).read_text(encoding="utf-8"))
         return float(facts["strength"]), dict(facts["trial"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
-
-
-def _method(
-    plan: SetPlan,
-    *,
-    find_donors: Callable[..., Donors],
-    strength: float,
-    trial: Mapping[str, Any] | None,
-    told: Told,
-) -> Method:
-    donors = find_donors(plan.run, progress=plan.progress)
-    (target_class,) = plan.counts
-    chosen = donors.choose(plan.seed, plan.counts[target_class])
-    seed_of = partial(edit_seed, plan.seed, donors.label)
-    return Method(
-        name="edit",
-        notice=_NOTICE,
-        make=partial(_edit_chunk, plan, donors, chosen, strength, told),
-        seed_of=seed_of,
-        columns_of=lambda label, number: {
-            "donor": str(donors.rows[chosen[number]]),
-            "contains_real_pixels": "0",
-            **told.columns(label, seed_of(label, number)),
-        },
-        facts={
-            "donor_class": donors.label,
-            "target_class": target_class,
-            "strength": float(strength),
-            **({} if trial is None else {"trial": dict(trial)}),
-            "donors": {"scans": len(donors.rows), "patients": donors.patients, "sha256": donors.sha256},
-            "contains_real_pixels": False,
-            **told.facts(),
-        },
-    )
-
-
-def edit_seed(seed: int, donor_class: str, target_class: str, number: int) -> int:
-    """Return the seed of one edit; at another strength it is the same, so that its noise is."""
-    return derive_seed(seed, "edit", donor_class, target_class, number)
-
-
-def _edit_chunk(
-    plan: SetPlan,
-    donors: Donors,
-    chosen: np.ndarray,
-    strength: float,
-    told: Told,
-    denoiser: Denoiser,
-    chunk: Chunk,
-) -> list[SyntheticScan]:
-    begun = donors.scans[chosen[chunk.start : chunk.stop]].astype(np.float32)
-    scans, seeds, drawn = _edit(plan, told, donors.label, strength, denoiser, chunk.label, begun, chunk.numbers)
-    provenance = describe_provenance(plan.run, plan.solver, plan.guidance, plan.weak, method="edit")
-    provenance |= {"donor_class": donors.label, "strength": f"{strength:g}"}
-    return wrap_scans(plan.run, scans, chunk, seeds, provenance, attributes=drawn)
-
-
-def _edit(
-    plan: SetPlan,
-    told: Told,
-    donor_class: str,
-    strength: float,
-    denoiser: Denoiser,
-    label: str,
-    scans: np.ndarray,
-    numbers: Sequence[int] | np.ndarray,
-) -> tuple[Tensor, list[int], list[tuple[str, ...]] | None]:
-    """Return edits of `scans` `(N, C, *spatial)`, their seeds, and the attributes that the network was told of them."""
-    seeds = [edit_seed(plan.seed, donor_class, label, int(number)) for number in numbers]
-    labels = torch.full((len(seeds),), plan.run.spec.label_index(label))
-    drawn = told.draw(label, seeds)
-    edits = edit_scans(
-        denoiser,
-        torch.from_numpy(scans),
-        denoiser.embedding.make(labels, told.encode(drawn)),
-        seeds,
-        strength=strength,
-        solver=plan.solver,
-        guidance=plan.guidance,
-        rivals=rival_labels(plan.run, plan.guidance, labels),
-        weak=None if plan.weak is None else plan.weak.load(denoiser),
-    )
-    return edits, seeds, drawn

@@ -1,194 +1,225 @@
-"""`medsynth edit --method inpaint`: a part of each donor painted anew as another class, the rest left as it is."""
+"""`medsynth edit --method inpaint`: one region of each donor generated anew as another class, the rest left as it is."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import hashlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from scipy.ndimage import distance_transform_edt
+from tqdm.auto import tqdm
 
-from medsynth.cohorts import Cohort
-from medsynth.config import InpaintOptions, ReadingOptions
-from medsynth.errors import ConfigError
-from medsynth.generation.donors import Donors, find_donors, read_donor
-from medsynth.generation.generate import (
-    Chunk,
-    SyntheticScan,
-    describe_provenance,
-    rival_labels,
-    to_stored,
-    wrap_scans,
-)
-from medsynth.generation.regions import DONOR, Regions, blend_weights, check_inpainting, find_regions
-from medsynth.generation.sets import Method, SetPlan, write_set
-from medsynth.generation.told import Told, plan_told
-from medsynth.generation.where import WhereFrom
-from medsynth.networks import Denoiser, give_channels
-from medsynth.networks.inpainting import inpaint_scans
-from medsynth.seeds import derive_seed
+from medsynth.cohorts import Cohort, Row
+from medsynth.cohorts.channels import check_geometry, read_channels, read_mask
+from medsynth.cohorts.grid import centre_of_mask, orient_scan, resize_mask, resize_scan
+from medsynth.config import EditOptions, InpaintOptions
+from medsynth.errors import ConfigError, DataError
+from medsynth.generation.donors import Edit, choose_evenly, read_donor
+from medsynth.generation.generator import Chunk, SyntheticScan, to_stored, wrap_scans
+from medsynth.networks import Denoiser, inpaint_scans, observe_channels
+from medsynth.runs import Run
+from medsynth.scans import Intensity, Scan, read_header, read_scan
 
+DONOR, CLASS = "donor", "class"
+BLEND_VOXELS = 2  # voxels, inside the region, over which the donor passes into what was painted
 _NOTICE = (
-    "Every scan in this folder is synthetic in part and must not be used for diagnosis. Outside of one region it is a real "
-    "training scan, its donor, pixel by pixel. The real pixels show a patient: this set must not leave the house."
+    "Every scan in this folder is partly synthetic and must not be used for diagnosis. Outside one region it is a real training "
+    "scan, its donor, pixel for pixel. The real pixels show a patient: this set must stay within your institution."
 )
 
 
-def inpaint_set(
-    plan: SetPlan,
-    cohort: Cohort,
-    *,
-    donor_class: str,
-    options: InpaintOptions = InpaintOptions(),
-    where: str = "",
-    where_from: WhereFrom = "scans",
-    reading: ReadingOptions = ReadingOptions(),
-    cache_dir: Path | None = None,
-) -> Cohort:
-    """Write a set of donors with a region painted anew as the class of `plan.counts`, and return its cohort.
+class Painting(Edit):
+    """Generates one region of each donor anew as the target class.
 
-    Outside of its region a scan has the values of its donor, bit by bit: those of the donor's file where its grid is that of the
-    run. A row's attributes `donor` and `region_from` are row numbers of `cohort`. Its mask is the region; of a run that generates
-    masks it is the mask within the region, which the network is shown. Restarts as in `write_set`; raises `ConfigError` and
-    `DataError` as `find_donors` and `find_regions` do, and `ConfigError` for a latent run.
+    Outside the region a scan has the values of its donor, bit for bit: those of the donor's file if its grid is that of the run.
+    The mask of a scan is the region; for a run that generates masks it is the mask within the region, which the network observes.
     """
-    check_inpainting(options)
-    if plan.run.spec.autoencoder is not None:
-        raise ConfigError(
-            "method: need a run with network.stem haar or pixel to inpaint, got latent; try --method counterfactual"
-        )
-    told = plan_told(plan.run, where, where_from, list(plan.counts), progress=plan.progress)
-    method = _Inpainting(
-        cohort=cohort,
-        donor_class=donor_class,
-        options=options,
-        told=told,
-        reading=reading,
-        cache_dir=cache_dir,
-    )
-    # A picture written as DICOM CR has no DICOM SEG.
-    return write_set(replace(plan, masks=plan.modality in (None, "CT", "MR")), method)
 
+    seed_key = "inpaint"
+    notice = _NOTICE
+    masks = True
 
-@dataclass(frozen=True, kw_only=True)
-class _Inpainting:
-    """What each process needs to make its share; called, it finds donors and regions."""
+    regions: Regions
 
-    cohort: Cohort
-    donor_class: str
-    options: InpaintOptions
-    told: Told
-    reading: ReadingOptions
-    cache_dir: Path | None
+    def __init__(self, run: Run, cohort: Cohort, options: EditOptions) -> None:
+        """Check the options; also `ConfigError` for a latent run."""
+        check_inpainting(options.inpaint)
+        if run.spec.autoencoder is not None:
+            raise ConfigError(
+                "method: need a run with network.stem haar or pixel to inpaint, got latent; try --method counterfactual"
+            )
+        super().__init__(run, cohort, options)
 
-    def __call__(self, plan: SetPlan) -> Method:
-        donors = find_donors(
-            plan.run,
-            self.cohort,
-            self.donor_class,
-            with_mask=self.options.region == DONOR,
-            reading=self.reading,
-            cache_dir=self.cache_dir,
-            progress=plan.progress,
-        )
-        (target_class,) = plan.counts
-        chosen = donors.choose(plan.seed, plan.counts[target_class])
-        regions = find_regions(
-            plan.run,
-            self.cohort,
-            donors,
-            chosen,
-            target_class=target_class,
-            seed=plan.seed,
-            options=self.options,
-            reading=self.reading,
-            progress=plan.progress,
-        )
-        seed_of = partial(inpaint_seed, plan.seed, donors.label)
-        return Method(
-            name="edit",
-            notice=_NOTICE,
-            make=partial(self._make, plan, donors, chosen, regions),
-            seed_of=seed_of,
-            columns_of=lambda label, number: {
-                "donor": str(donors.rows[chosen[number]]),
-                **_region_column(regions, number, self.options),
-                "contains_real_pixels": "1",
-                **self.told.columns(label, seed_of(label, number)),
-            },
-            facts={
-                "edit": "inpaint",
-                "donor_class": donors.label,
-                "target_class": target_class,
-                "donors": {"scans": len(donors.rows), "patients": donors.patients, "sha256": donors.sha256},
-                "region": regions.facts,
-                "contains_real_pixels": True,
-                **self.told.facts(),
-            },
-        )
+    def prepare(self, *, progress: bool) -> None:
+        super().prepare(progress=progress)
+        self.regions = find_regions(self)
 
-    def _make(
-        self, plan: SetPlan, donors: Donors, chosen: np.ndarray, regions: Regions, denoiser: Denoiser, chunk: Chunk
-    ) -> list[SyntheticScan]:
-        run = plan.run
-        seeds = [inpaint_seed(plan.seed, donors.label, chunk.label, number) for number in chunk.numbers]
-        rows = [self.cohort.rows[donors.rows[chosen[number]]] for number in chunk.numbers]
-        read = [read_donor(run, self.cohort, row, reading=self.reading) for row in rows]
+    def facts(self) -> dict[str, Any]:
+        return {**super().facts(), "edit": "inpaint", "region": self.regions.facts, "contains_real_pixels": True}
+
+    def columns_of(self, label: str, number: int) -> dict[str, str]:
+        source = self.regions.source(number)
+        region = {} if source is None or self.options.inpaint.region == DONOR else {"region_from": source}
+        return {**super().columns_of(label, number), **region, "contains_real_pixels": "1"}
+
+    def make(self, denoiser: Denoiser, chunk: Chunk) -> list[SyntheticScan]:
+        run, labels = self.job.run, self.job.labels(chunk)
+        seeds = [self.seed_of(chunk.label, number) for number in chunk.numbers]
+        rows = [self.cohort.rows[self.donors.rows[self.chosen[number]]] for number in chunk.numbers]
+        read = [read_donor(run, self.cohort, row, loading=self.options) for row in rows]
         known = np.stack([array for array, _ in read])
-        where = regions.of(chunk.numbers)
-        painted_in, given = np.repeat(where[:, None], known.shape[1], axis=1), None
+        where = self.regions.of(chunk.numbers)
+        painted_in, observed = np.repeat(where[:, None], known.shape[1], axis=1), None
         if run.spec.mask:
-            # The network knows where the lesion is: its mask is not painted but shown.
-            known[:, -1] = np.where(where, regions.lesions_of(chunk.numbers) * 2.0 - 1, known[:, -1])
+            # The network observes where the lesion is: its mask is not generated.
+            known[:, -1] = np.where(where, self.regions.lesions_of(chunk.numbers) * 2.0 - 1, known[:, -1])
             painted_in[:, -1] = False
             shown = torch.arange(known.shape[1]) == known.shape[1] - 1
-            if run.spec.given:
-                given = give_channels(torch.from_numpy(known), shown[None].expand(len(known), -1))
-        labels = torch.full((len(seeds),), run.spec.label_index(chunk.label))
-        drawn = self.told.draw(chunk.label, seeds)
+            if run.spec.observed:
+                observed = observe_channels(torch.from_numpy(known), shown[None].expand(len(known), -1))
+        drawn = [self.attributes.draw(chunk.label, seed) for seed in seeds]
         painted = inpaint_scans(
             denoiser,
             torch.from_numpy(known),
             torch.from_numpy(painted_in),
-            denoiser.embedding.make(labels, self.told.encode(drawn), given),
+            denoiser.embedding.make(labels, attributes=self.attributes.encode(drawn), observed=observed),
             seeds,
-            repeats=self.options.repeats,
-            solver=plan.solver,
-            guidance=plan.guidance,
-            rivals=rival_labels(run, plan.guidance, labels),
-            weak=None if plan.weak is None else plan.weak.load(denoiser),
+            repeats=self.options.inpaint.repeats,
+            **self.job.steering(denoiser, labels),
         )
         scans = torch.from_numpy(
             np.stack([
-                blend(one, other, region, self.options.blend_voxels)
+                blend(one, other, region)
                 for one, other, region in zip(known, painted.cpu().numpy(), where, strict=True)
             ])
         )  # fmt: skip
-        provenance = describe_provenance(run, plan.solver, plan.guidance, plan.weak, method="edit")
-        provenance |= {"edit": "inpaint", "donor_class": donors.label, "contains_real_pixels": "YES"}
-        made = wrap_scans(run, scans, chunk, seeds, provenance, attributes=drawn)
+        facts = {"edit": "inpaint", "donor_class": self.options.donor_class, "contains_real_pixels": "YES"}
+        attributes = [self.attributes.columns(values) for values in drawn]
+        made = wrap_scans(self.job, scans, chunk, seeds, self.job.describe("edit", **facts), attributes)
         return [
             _restore(each, to_stored(scan, run), stored, region)
             for each, scan, (_, stored), region in zip(made, scans.numpy(), read, where, strict=True)
         ]
 
 
-def inpaint_seed(seed: int, donor_class: str, target_class: str, number: int) -> int:
-    """Return the seed of one scan; with another region it is the same, so that its noise is."""
-    return derive_seed(seed, "inpaint", donor_class, target_class, number)
-
-
-def blend(known: np.ndarray, painted: np.ndarray, region: np.ndarray, voxels: int) -> np.ndarray:
+def blend(known: np.ndarray, painted: np.ndarray, region: np.ndarray, voxels: int = BLEND_VOXELS) -> np.ndarray:
     """Return `known` `(C, *grid)` that passes into `painted` inside the region, over `voxels`."""
     return np.where(region, known + blend_weights(region, voxels) * (painted - known), known)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Regions:
+    """The region of each scan of a set.
+
+    `packed` `(R, bytes)` are the bits of the `R` different regions of shape `shape`, `lesions` those of the masks they were
+    widened from, `chosen` `(N,)` says which region each scan has, `rows` `(R,)` are their rows in the cohort, None for a mask
+    from the user. `facts` is what provenance says.
+    """
+
+    packed: np.ndarray
+    lesions: np.ndarray
+    shape: tuple[int, ...]
+    chosen: np.ndarray
+    rows: np.ndarray | None
+    facts: dict[str, Any]
+
+    def of(self, numbers: Sequence[int]) -> np.ndarray:
+        """Return the regions of some scans of the set, bool `(N, *grid)`."""
+        return self._unpack(self.packed, numbers)
+
+    def lesions_of(self, numbers: Sequence[int]) -> np.ndarray:
+        """Return the masks within these regions, bool `(N, *grid)`."""
+        return self._unpack(self.lesions, numbers)
+
+    def source(self, number: int) -> str | None:
+        """Return the row that the region of a scan comes from, as text; None for a mask from the user."""
+        return None if self.rows is None else str(self.rows[self.chosen[number]])
+
+    def _unpack(self, packed: np.ndarray, numbers: Sequence[int]) -> np.ndarray:
+        bits = np.unpackbits(packed[self.chosen[list(numbers)]], axis=1, count=int(np.prod(self.shape)))
+        return bits.astype(bool).reshape(-1, *self.shape)
+
+
+def check_inpainting(options: InpaintOptions) -> None:
+    """Raise `ConfigError` for options out of range."""
+    if not 0 <= options.margin_mm < float("inf"):
+        raise ConfigError(f"inpaint.margin_mm: need a length from 0 mm, got {options.margin_mm}; try 5")
+    if options.repeats < 1:
+        raise ConfigError(f"inpaint.repeats: need a number from 1, got {options.repeats}; try 4")
+    if not options.region:
+        raise ConfigError("inpaint.region: need class, donor or the path of a mask, got nothing; try class")
+
+
+def find_regions(edit: Edit) -> Regions:
+    """Return the regions of the scans of an edit whose donors have been read.
+
+    Raises `DataError` that names the file of a mask that is empty, covers everything, or has another geometry than its scan, and
+    for a cohort without masks where they are needed.
+    """
+    options, rows = edit.options.inpaint, edit.cohort.rows
+    if options.region == DONOR:
+        used, which = np.unique(edit.chosen, return_inverse=True)
+        sources = edit.donors.rows[used]
+    elif options.region == CLASS:
+        target = edit.options.target_class
+        masked = [
+            n for n, row in enumerate(rows) if (row.split, row.label) == ("train", target) and row.mask is not None
+        ]
+        if not masked:
+            raise DataError(
+                f"inpaint.region: need at least one mask of a training scan of {target!r}, got none in the cohort; try a column "
+                "mask, or the path of a mask"
+            )
+        order = choose_evenly(edit.options.seed, "regions", target, available=len(masked), count=len(edit.chosen))
+        used, which = np.unique(order, return_inverse=True)
+        sources = np.array(masked)[used]
+    else:
+        regions = [_region_of_file(edit, Path(options.region))]
+        return _pack(regions, np.zeros(len(edit.chosen), dtype=np.int64), None, replace(options, region="file"))
+    bar = tqdm(sources, desc="reading masks", unit="mask", disable=not edit.options.progress)
+    return _pack([_region_of_row(edit, rows[number]) for number in bar], which, sources, options)
+
+
+def blend_weights(region: np.ndarray, voxels: int) -> np.ndarray:
+    """Return the share, float32 `(*grid)`, that what was painted has in each voxel: 0 outside the region, 1 from `voxels` inside.
+
+    In between it rises smoothly with the distance from the border; some voxel has 1 however small the region.
+    """
+    depth = distance_transform_edt(region)
+    share = np.clip(depth / max(1.0, min(voxels + 1.0, float(depth.max()))), 0, 1)
+    return (share * share * (3 - 2 * share)).astype(np.float32)
+
+
+def widen(region: np.ndarray, spacing: Sequence[float], margin_mm: float) -> np.ndarray:
+    """Return the voxels `(*grid)` whose centre lies within `margin_mm` of the centre of a voxel of the region."""
+    if not region.any():
+        return region
+    return distance_transform_edt(~region, sampling=spacing) <= margin_mm + 1e-6
+
+
+def lay_region(mask: Scan, *, run: Run, centre: Sequence[float] | None = None) -> tuple[np.ndarray, tuple[float, ...]]:
+    """Return the voxels of the run's grid that an oriented mask touches, bool `(*grid)`, and their size in millimetres.
+
+    Unlike masks for training it is not laid by nearest neighbours onto larger voxels: small masks must not be lost.
+    """
+    inside = replace(mask, array=(mask.array != 0).any(axis=0, keepdims=True).astype(np.float32))
+    grid = replace(run.grid, padding="background")
+    intensity = Intensity(low=(0.0,), high=(1.0,))
+    (share,), spacing = resize_scan(inside, grid=grid, intensity=intensity, centre=centre)
+    if all(size <= old + 1e-6 for size, old in zip(spacing, mask.spacing, strict=True)):
+        # Interpolation would widen it by half of its own voxels.
+        return resize_mask(inside, grid=grid, centre=centre)[0] > 0, spacing
+    return share > -1, spacing
 
 
 def _restore(
     made: SyntheticScan, images: Mapping[str, np.ndarray], stored: Mapping[str, np.ndarray], region: np.ndarray
 ) -> SyntheticScan:
-    """Return the scan with its donor's stored voxels outside of the region, and the region as its mask, unless it has one."""
+    """Return the scan with its donor's stored voxels outside the region, and the region as its mask unless it has one."""
     whole = {name: np.where(region, images[name], stored[name]) for name in images}
     first, *others = whole
     return replace(
@@ -199,6 +230,68 @@ def _restore(
     )
 
 
-def _region_column(regions: Regions, number: int, options: InpaintOptions) -> dict[str, str]:
-    source = regions.source(number)
-    return {} if source is None or options.region == DONOR else {"region_from": source}
+def _region_of_row(edit: Edit, row: Row) -> tuple[np.ndarray, np.ndarray]:
+    """Return the mask of a row, at its place in its scan, and the region made from it."""
+    run, loading, file = edit.job.run, edit.options, edit.cohort.mask_of(row)
+    assert file is not None
+    mask = read_mask(file, read_channels(edit.cohort.files_of(row), loading), loading)
+    centre = centre_of_mask(mask) if run.grid.spacing is not None and run.grid.centre == "mask" else None
+    region, spacing = lay_region(mask, run=run, centre=centre)
+    return _checked(region, spacing, edit.options.inpaint, file)
+
+
+def _region_of_file(edit: Edit, file: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Return the user's mask and its region; the mask lies on the run's grid or that of all donors."""
+    run, cohort, loading, options = edit.job.run, edit.cohort, edit.options, edit.options.inpaint
+    mask = orient_scan(read_scan(file, loading=loading))
+    size = run.spec.shape[1:]
+    if mask.spatial_shape == size:
+        spacing = np.linalg.norm(np.array(run.spec.affine)[:3, : len(size)], axis=0)
+        return _checked((mask.array != 0).any(axis=0), tuple(map(float, spacing)), options, file)
+    if run.grid.spacing is not None and run.grid.centre == "mask":
+        raise DataError(
+            f"{file}: need a mask on the run's grid {size}, since this run centres each scan on its own mask; try one"
+        )
+    first, *others = [cohort.rows[number] for number in edit.donors.rows]
+    scan = read_channels(cohort.files_of(first), loading)
+    check_geometry(mask, scan, file, whose="the donors, or the run's grid")
+    shape = read_header(cohort.file_of(first), loading=loading).shape[1:]
+    for row in others:
+        other = read_header(cohort.file_of(row), loading=loading).shape[1:]
+        if other != shape:
+            raise DataError(
+                f"{file}: need donors of one geometry for one mask, got {shape} and {other}; try a mask on the run's grid {size}"
+            )
+    return _checked(*lay_region(mask, run=run), options, file)
+
+
+def _checked(
+    mask: np.ndarray, spacing: Sequence[float], options: InpaintOptions, file: Path
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return a mask on the grid and its region; refuse an empty one, and one that leaves nothing as it is."""
+    if not mask.any():
+        raise DataError(
+            f"{file}: need a mask with a region on the run's grid, got an empty one; try leaving out its scan"
+        )
+    region = widen(mask, spacing, options.margin_mm)
+    if region.all():
+        raise DataError(f"{file}: need a region that leaves part of the donor, got all of it; try medsynth sample")
+    return mask, region
+
+
+def _pack(
+    found: Sequence[tuple[np.ndarray, np.ndarray]], chosen: np.ndarray, rows: np.ndarray | None, options: InpaintOptions
+) -> Regions:
+    lesions, packed = (np.stack([np.packbits(pair[part]) for pair in found]) for part in (0, 1))
+    digest = hashlib.sha256(packed.tobytes() + lesions.tobytes() + np.asarray(chosen, dtype=np.int64).tobytes())
+    if rows is not None:
+        digest.update(np.asarray(rows, dtype=np.int64).tobytes())
+    facts = {
+        "from": options.region,  # "file" for the path of a mask: it may name a patient
+        "margin_mm": float(options.margin_mm),
+        "blend_voxels": BLEND_VOXELS,
+        "repeats": options.repeats,
+        "masks": len(found),
+        "sha256": digest.hexdigest(),
+    }
+    return Regions(packed=packed, lesions=lesions, shape=found[0][0].shape, chosen=chosen, rows=rows, facts=facts)

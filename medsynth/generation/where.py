@@ -1,13 +1,16 @@
-"""Which attributes new scans have: `--where diameter_mm=6..10,texture=1`, from those that occur together in training."""
+"""What new scans are conditioned on besides their class: `--where diameter_mm=6..10,texture=1`, and `--text`."""
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from medsynth.cohorts.attributes import Attribute, AttributeTable, encode_values
 from medsynth.errors import ConfigError
@@ -15,8 +18,9 @@ from medsynth.runs import Run
 from medsynth.seeds import numpy_generator
 
 WhereFrom = Literal["scans", "ranges"]
-_UNKNOWN = 1e6  # squared distance of a scan whose value is not known: taken where there is no other
+_UNKNOWN = 1e6  # squared distance of a scan whose value is unknown: taken only if there is no other
 _BANDWIDTH = 0.1  # standard deviations by which continuous attributes are moved
+_FEW = 10  # training scans below which it is worth saying from how few attributes are drawn
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +32,7 @@ class Wanted:
     categories: tuple[str, ...] = ()
 
     def holds(self, text: str) -> bool:
-        """Return whether a training scan's value is one of these; one that is not known is none."""
+        """Return whether a training scan has one of these values; False if its value is unknown."""
         if not text:
             return False
         return text in self.categories if self.categories else self.low <= float(text) <= self.high
@@ -36,55 +40,69 @@ class Wanted:
 
 @dataclass(frozen=True, kw_only=True)
 class AttributeDraw:
-    """Draws the attributes of new scans; `where` says what is wanted of some, by name.
+    """Draws the attributes of new scans, none at all without a `table`.
 
-    `scans` takes those of a training scan of the class that has what is wanted: what occurs together stays together. `ranges`
-    draws what is wanted evenly from its range and takes the rest from the nearest such scan. What is taken of a continuous
-    attribute is moved by a tenth of its standard deviation or so, unless its values are whole numbers: a new scan should not
-    carry the exact values of a patient, which can identify one.
+    `where` is the text of the option, `wanted` what it says, by attribute.
+    `scans` takes the attributes of a training scan of the class that fits, so that combinations stay realistic. `ranges` draws
+    the wanted ones evenly from their ranges and takes the others from the nearest training scan. A continuous attribute that is
+    taken from a scan is moved by about a tenth of its standard deviation, unless its values are whole numbers: the exact values
+    of a patient could identify one.
     """
 
-    table: AttributeTable
-    where: Mapping[str, Wanted] = field(default_factory=dict)
+    table: AttributeTable | None = None
+    where: str = ""
+    wanted: Mapping[str, Wanted] = field(default_factory=dict)
     source: WhereFrom = "scans"
 
     @property
     def attributes(self) -> tuple[Attribute, ...]:
-        """The attributes of the run."""
-        return self.table.attributes
+        """The attributes that are drawn."""
+        return () if self.table is None else self.table.attributes
 
     def draw(self, label: str, seed: int) -> tuple[str, ...]:
-        """Return the value of each attribute as text, empty where it stays unknown; a function of the class and the seed."""
+        """Return the value of each attribute as text, empty if unknown; a function of the class and the seed."""
+        if self.table is None:
+            return ()
         random = numpy_generator(seed, "attributes")
         rows = self.rows_of(label)
-        if self.source == "scans" or not self.where:
+        if self.source == "scans" or not self.wanted:
             return self.move(self.table.values[rows[int(random.integers(len(rows)))]], random)
         values = {
-            attribute.name: _draw_value(attribute, self.where[attribute.name], random)
+            attribute.name: _draw_value(attribute, self.wanted[attribute.name], random)
             for attribute in self.attributes
-            if attribute.name in self.where
+            if attribute.name in self.wanted
         }
-        nearest = min(rows, key=lambda row: (self._distance(row, values), random.random()))
+        others = self.table.values
+        nearest = min(rows, key=lambda row: (self._distance(others[row], values), random.random()))
         return tuple(
             values.get(attribute.name) or self._moved(attribute, value, random)
-            for attribute, value in zip(self.attributes, self.table.values[nearest], strict=True)
+            for attribute, value in zip(self.attributes, others[nearest], strict=True)
         )
 
     def move(self, taken: Sequence[str], random: np.random.Generator) -> tuple[str, ...]:
-        """Return values that were taken from a scan, moved a little as this class says."""
+        """Return the values of a real scan, the continuous ones moved a little."""
         return tuple(
             self._moved(attribute, value, random) for attribute, value in zip(self.attributes, taken, strict=True)
         )
 
-    def encode(self, values: Sequence[str]) -> list[float]:
-        """Return what the network is told."""
-        return encode_values(self.attributes, values)
+    def encode(self, drawn: Sequence[Sequence[str]]) -> Tensor | None:
+        """Return the condition `(N, attributes)` of drawn values."""
+        return torch.tensor([encode_values(self.attributes, each) for each in drawn]) if self.attributes else None
+
+    def columns(self, values: Sequence[str]) -> dict[str, str]:
+        """Return the known values by the name of their attribute."""
+        return {each.name: value for each, value in zip(self.attributes, values, strict=True) if value}
+
+    def facts(self) -> dict[str, str]:
+        """Return what a set's provenance says."""
+        return {} if self.table is None else {"where": self.where, "where_from": self.source}
 
     def rows_of(self, label: str) -> list[int]:
-        """Return the training scans of a class to draw from, those that have what is wanted if it is drawn from scans.
+        """Return the training scans of a class to draw from: with `scans`, those that fit.
 
-        Raises `ConfigError` where there are none.
+        Raises `ConfigError` if there are none.
         """
+        assert self.table is not None
         rows = [row for row, name in enumerate(self.table.labels) if name == label]
         if self.source == "ranges":
             return rows
@@ -92,46 +110,47 @@ class AttributeDraw:
         matching = [
             row
             for row in rows
-            if all(wanted.holds(self.table.values[row][names.index(name)]) for name, wanted in self.where.items())
+            if all(wanted.holds(self.table.values[row][names.index(name)]) for name, wanted in self.wanted.items())
         ]
         if not matching:
             raise ConfigError(
-                f"where: need a training scan of {label} that has all of it, got none of {len(rows)}; "
+                f"where: need a training scan of {label} that fits, got none of {len(rows)}; "
                 "try wider ranges, or where_from ranges"
             )
         return matching
 
     def notes(self, labels: Sequence[str]) -> list[str]:
-        """Return what a user should know: what was asked for that no training scan has, and from how few scans is drawn."""
+        """Return what a user should know: wanted values beyond the training scans, and classes with few scans that fit."""
         notes = []
         for attribute in self.attributes:
-            wanted = self.where.get(attribute.name)
+            wanted = self.wanted.get(attribute.name)
             if wanted is None or wanted.categories:
                 continue
             if -math.inf < wanted.low < attribute.low or attribute.high < wanted.high < math.inf:
                 asked = f"{wanted.low:g}..{wanted.high:g}".replace("-inf", "").replace("inf", "")
                 known = f"{attribute.describe()} in training scans"
-                notes.append(f"{attribute.name}: {asked} goes beyond {known}; what is made there is extrapolated")
-        for label in labels:
-            count = len(self.rows_of(label))
-            if self.where and self.source == "scans" and count < 10:
-                notes.append(
-                    f"{label}: {count} training scans have what is wanted; theirs are the attributes that are drawn"
-                )
+                notes.append(f"{attribute.name}: {asked} goes beyond {known}; such scans are extrapolated")
+        if self.wanted and self.source == "scans":
+            counts = {label: len(self.rows_of(label)) for label in labels}
+            notes += [
+                f"{label}: only {count} training scans fit; new scans take their attributes"
+                for label, count in counts.items()
+                if count < _FEW
+            ]
         return notes
 
     def _moved(self, attribute: Attribute, text: str, random: np.random.Generator) -> str:
-        """Return a value near that of a training scan, within what is wanted and what training scans have."""
+        """Return a value near that of a training scan, within the wanted range and that of the training scans."""
         noise = random.normal(scale=_BANDWIDTH * attribute.std)
         if not text or attribute.categories or attribute.whole:
             return text
-        wanted = self.where.get(attribute.name, Wanted())
+        wanted = self.wanted.get(attribute.name, Wanted())
         low, high = max(attribute.low, wanted.low), min(attribute.high, wanted.high)
         return f"{min(max(float(text) + noise, low), high):.4g}"
 
-    def _distance(self, row: int, values: Mapping[str, str]) -> float:
+    def _distance(self, texts: Sequence[str], values: Mapping[str, str]) -> float:
         total = 0.0
-        for attribute, text in zip(self.attributes, self.table.values[row], strict=True):
+        for attribute, text in zip(self.attributes, texts, strict=True):
             if attribute.name in values:
                 there, wanted = attribute.encode(text), attribute.encode(values[attribute.name])
                 apart = float(there != wanted) if attribute.categories else (there - wanted) ** 2
@@ -139,20 +158,45 @@ class AttributeDraw:
         return total
 
 
-def plan_attributes(run: Run, where: str, source: WhereFrom) -> AttributeDraw | None:
-    """Return how attributes are drawn for a run's scans, None for a run without.
+def plan_attributes(run: Run, where: str, source: WhereFrom) -> AttributeDraw:
+    """Return how the attributes of a run's scans are drawn; none for a run without attributes.
 
-    Raises `ConfigError` that names the part of `where` which cannot be meant.
+    Raises `ConfigError` that names the part of `where` it cannot read.
     """
     if not run.spec.attributes:
         if where.strip():
-            raise ConfigError("where: need a run trained with condition.attributes, got one without; try without where")
+            raise ConfigError("where: this run was trained without condition.attributes; leave out --where")
+        return AttributeDraw()
+    wanted = parse_where(where, run.spec.attributes)
+    return AttributeDraw(table=run.attribute_table(), where=where.strip(), wanted=wanted, source=source)
+
+
+def encode_text(run: Run, text: str) -> Tensor | None:
+    """Return the condition `(1, D)` of a sentence, None for no sentence.
+
+    Raises `ConfigError` for a run without text, and for a sentence of which the run knows no word.
+    """
+    if not text.strip():
         return None
-    return AttributeDraw(table=run.attribute_table(), where=parse_where(where, run.spec.attributes), source=source)
+    if not run.spec.text:
+        raise ConfigError(
+            "text: this run was trained without condition.text; leave out --text, or train with --condition.text COLUMN"
+        )
+    encoding = run.text_encoding()
+    vector = encoding.encode([text])
+    # Groups of characters of almost any sentence are known; only ASCII text surely separates its words.
+    known = encoding.words.tolist()
+    strange = known and text.isascii() and set(re.findall(r"\w\w+", text.lower())).isdisjoint(known)
+    if strange or np.isnan(vector).any():
+        raise ConfigError(
+            f"text: this run knows no word of {text.strip()[:60]!r}; use words of its training sentences, such as "
+            f"{', '.join(known[:: max(1, len(known) // 5)][:5])}"
+        )
+    return torch.from_numpy(vector)
 
 
 def parse_where(text: str, attributes: Sequence[Attribute]) -> dict[str, Wanted]:
-    """Return what `where` wants of each attribute that it names.
+    """Return what `where` says of each attribute that it names.
 
     A continuous attribute takes `6..10`, an open range such as `6..`, or one number; a categorical one takes `left`, or several
     as `left|right`. Raises `ConfigError` that names the part it cannot read.

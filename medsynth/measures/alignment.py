@@ -11,17 +11,20 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
+from typing import Any
 
 import numpy as np
 import torch
 from scipy.ndimage import gaussian_filter
 from torch import Tensor
-from torch.nn.functional import adaptive_avg_pool1d
+from torch.nn.functional import adaptive_avg_pool2d, adaptive_avg_pool3d
 from tqdm import tqdm
 
-from medsynth.errors import ConfigError, DataError
+from medsynth.errors import DataError
+from medsynth.measures.neighbours import check_same_shape
 
-_SEARCH_SIDE = {1: 64, 2: 32, 3: 16}  # pixels a side at low resolution, by the number of spatial axes
+_SEARCH_SIDE = {2: 32, 3: 16}  # pixels a side at low resolution, by the number of spatial axes
+_POOLING: dict[int, Any] = {2: adaptive_avg_pool2d, 3: adaptive_avg_pool3d}
 _NUMBERS_AT_ONCE = 2**23  # float32 numbers in the largest block: 32 MiB
 _FLAT = 1e-5  # norm of the contrast below which a scan counts as flat
 
@@ -38,65 +41,115 @@ class Neighbours:
     indices: np.ndarray
 
 
-def aligned_neighbours(
-    queries: np.ndarray,
-    references: np.ndarray,
-    *,
-    groups: np.ndarray,
-    rows: np.ndarray | None = None,
-    among: np.ndarray | None = None,
-    barred: np.ndarray | None = None,
-    count: int = 8,
-    shift: int = 4,
-    smoothing: float = 1.0,
-    progress: bool = False,
-    title: str = "comparing scans",
-) -> Neighbours:
-    """Return the `count` nearest references of each query, one of each group at most, whatever was done to a copy.
+class AlignedReferences:
+    """Scans among which the nearest to a query are found, also if one was changed after copying.
 
-    `queries` `(N, C, *spatial)`, of which only those at `rows` `(Q,)` count, and `references` `(R, C, *spatial)`, of which
-    only those at `among` count, may be memory maps. `groups` `(R,)` are the patients of the references, as integers from 0;
-    `barred` `(Q,)` is a group that a query may not find (its own), or -1. The distance is sqrt(2 - 2 c), from 0 to 2, where c
-    is the largest normalised cross-correlation over all flips and shifts of up to `shift` pixels (at most a quarter of each
-    axis): that of two pictures with mean 0 and norm 1, so contrast and brightness do not count. Both are smoothed with a
-    Gaussian of `smoothing` pixels first, so that noise hardly counts, neither that of a copy nor that of a scanner. A scan
-    without contrast is at distance sqrt(2) of all. Memory is bounded by a few blocks and a low-resolution copy of the
-    queries. `DataError` without references or for another shape, `ConfigError` for numbers out of range.
+    The distance of two scans is sqrt(2 - 2 c), from 0 to 2, where c is the largest normalised cross-correlation over all flips
+    and shifts of up to `shift` pixels (at most a quarter of each axis), so contrast and brightness do not count. Both scans are
+    smoothed first with a Gaussian of `smoothing` pixels, so noise hardly counts. A scan without contrast is at distance
+    sqrt(2) of all.
+
+    `scans` `(R, C, *spatial)`, of which only those at `among` count, may be a memory map; `groups` `(R,)` are their patients, as
+    integers from 0. `DataError` without references.
     """
-    rows = np.arange(len(queries)) if rows is None else np.asarray(rows)
-    members = np.arange(len(references)) if among is None else np.asarray(among)
-    if shift < 0 or smoothing < 0 or count < 1:
-        raise ConfigError(f"shift, smoothing, count: need 0, 0 and 1 at least, got {shift}, {smoothing:g}, {count}")
-    if len(members) == 0:
-        raise DataError("references: need at least one scan to compare with, got none")
-    search = _Search(_same_shape(queries, references), shift, smoothing)
-    groups = np.asarray(groups)
-    own = np.full(len(rows), -1) if barred is None else np.asarray(barred)
-    members = members[np.argsort(groups[members], kind="stable")]  # scans of a group lie in one block, or two
-    found, flips = _rank(queries, rows, references, members, groups, own, search, 2 * count, progress, title)
-    distances = np.full((len(rows), count), np.inf)
-    indices = np.full((len(rows), count), -1, dtype=np.int64)
-    for place in tqdm(range(len(rows)), desc=f"{title}, closely", unit="scan", disable=not progress, leave=False):
-        near = found[place] >= 0
-        if not near.any():
-            continue
-        # All scans of these patients: at low resolution another one may lie nearer than the one that was copied.
-        flip_of = dict(zip(groups[found[place][near]], flips[place][near], strict=True))
-        candidates = members[np.isin(groups[members], list(flip_of))]
-        mirrored = np.array([flip_of[group] for group in groups[candidates]])
-        measured = search.measure(queries[rows[place]], references[candidates], mirrored)
-        order = np.argsort(measured, kind="stable")
-        _, first = np.unique(groups[candidates[order]], return_index=True)
-        kept = order[np.sort(first)][:count]
-        distances[place, : len(kept)], indices[place, : len(kept)] = measured[kept], candidates[kept]
-    return Neighbours(distances=distances, indices=indices)
+
+    def __init__(
+        self,
+        scans: np.ndarray,
+        *,
+        groups: np.ndarray,
+        among: np.ndarray | None = None,
+        shift: int = 4,
+        smoothing: float = 1.0,
+    ) -> None:
+        members = np.arange(len(scans)) if among is None else np.asarray(among)
+        if len(members) == 0:
+            raise DataError("references: need at least one scan to compare with, got none")
+        self._scans, self._groups = scans, np.asarray(groups)
+        # Scans of a group lie in one block, or two.
+        self._members = members[np.argsort(self._groups[members], kind="stable")]
+        self._search = _Search(tuple(scans.shape[2:]), shift, smoothing)
+
+    def nearest(
+        self,
+        queries: np.ndarray,
+        count: int,
+        *,
+        rows: np.ndarray | None = None,
+        barred: np.ndarray | None = None,
+        progress: bool = False,
+        title: str = "comparing scans",
+    ) -> Neighbours:
+        """Return the `count` nearest references of each query, one of each group at most.
+
+        `queries` `(N, C, *spatial)`, of which only those at `rows` `(Q,)` count, may be a memory map. `barred` `(Q,)` is a group
+        that a query may not find (its own), or -1. Memory is bounded by a few blocks and a low-resolution copy of the queries.
+        `DataError` for another shape.
+        """
+        check_same_shape(queries, self._scans)
+        rows = np.arange(len(queries)) if rows is None else np.asarray(rows)
+        own = np.full(len(rows), -1) if barred is None else np.asarray(barred)
+        distances = np.full((len(rows), count), np.inf)
+        indices = np.full((len(rows), count), -1, dtype=np.int64)
+        if len(rows) == 0:
+            return Neighbours(distances=distances, indices=indices)
+        low = torch.cat([self._search.shrink(queries[rows[part]]) for part in _blocks(len(rows), 256)])
+        with tqdm(total=len(self._members), desc=title, unit="real scan", disable=not progress, leave=False) as bar:
+            found, flips = self._rank(low, torch.from_numpy(own.astype(np.int64))[:, None], 2 * count, bar)
+        members, groups = self._members, self._groups
+        for place in tqdm(range(len(rows)), desc=f"{title}, closely", unit="scan", disable=not progress, leave=False):
+            near = found[place] >= 0
+            if not near.any():
+                continue
+            # All scans of these patients: at low resolution another one may be nearer than the one that was copied.
+            flip_of = dict(zip(groups[found[place][near]], flips[place][near], strict=True))
+            candidates = members[np.isin(groups[members], list(flip_of))]
+            mirrored = np.array([flip_of[group] for group in groups[candidates]])
+            measured = self._search.measure(queries[rows[place]], self._scans[candidates], mirrored)
+            order = np.argsort(measured, kind="stable")
+            _, first = np.unique(groups[candidates[order]], return_index=True)
+            kept = order[np.sort(first)][:count]
+            distances[place, : len(kept)], indices[place, : len(kept)] = measured[kept], candidates[kept]
+        return Neighbours(distances=distances, indices=indices)
+
+    def _rank(self, low: Tensor, barred: Tensor, count: int, bar: tqdm) -> tuple[np.ndarray, np.ndarray]:
+        """Return the references `(Q, count)` that low resolution finds nearest, one of each group in a block, and their flips.
+
+        -1 where there are fewer.
+        """
+        search, members = self._search, self._members
+        best = torch.full((len(low), count), -torch.inf)
+        chosen = torch.full((len(low), count), -1, dtype=torch.int64)
+        turned = torch.zeros((len(low), count), dtype=torch.int64)
+        probe = search.windows(low[:1])[0]
+        at_once = max(1, _NUMBERS_AT_ONCE // probe.numel())
+        queries_at_once = max(1, _NUMBERS_AT_ONCE // (min(at_once, len(members)) * len(probe)))
+        for part in _blocks(len(members), at_once):
+            numbers = torch.from_numpy(members[part].astype(np.int64))
+            patients = torch.from_numpy(self._groups[members[part]].astype(np.int64))
+            windows = search.windows(search.shrink(self._scans[members[part]]))
+            for some in _blocks(len(low), queries_at_once):
+                # The largest correlation of each query with each reference over shifts, then over flips.
+                flat = windows.flatten(0, 1).T
+                by_flip = [(one @ flat).reshape(len(one), len(windows), -1).amax(2) for one in search.inner(low[some])]
+                likeness, flips = torch.stack(by_flip).max(0)
+                likeness = likeness.masked_fill(barred[some] == patients, -torch.inf)
+                likeness = _best_of_groups(likeness, patients)
+                scores = torch.cat([best[some], likeness], dim=1)
+                best[some], order = scores.topk(count, dim=1)
+                chosen[some] = torch.cat([chosen[some], numbers.expand(len(likeness), -1)], dim=1).gather(1, order)
+                turned[some] = torch.cat([turned[some], flips], dim=1).gather(1, order)
+            bar.update(len(numbers))
+        chosen[best == -torch.inf] = -1
+        return chosen.numpy(), turned.numpy()
 
 
 def aligned_distances(
     queries: np.ndarray, references: np.ndarray, *, shift: int = 4, smoothing: float = 1.0
 ) -> np.ndarray:
     """Return the distance of each query `(N, C, *spatial)` to the reference in the same place, float64 `(N,)`, as above."""
-    search = _Search(_same_shape(queries, references), shift, smoothing)
+    check_same_shape(queries, references)
+    search = _Search(tuple(queries.shape[2:]), shift, smoothing)
     every = np.arange(len(search.flips))
     pairs = zip(queries, references, strict=True)
     return np.array([search.measure(query, np.stack([other] * len(every)), every).min() for query, other in pairs])
@@ -128,12 +181,7 @@ class _Search:
 
     def shrink(self, scans: np.ndarray) -> Tensor:
         """Return scans at low resolution, averaged over areas."""
-        result = self.smooth(scans)
-        for axis, side in zip(self._axes, self._low, strict=True):
-            moved = result.movedim(axis, -1)
-            shrunk = adaptive_avg_pool1d(moved.reshape(1, -1, moved.shape[-1]), side)
-            result = shrunk.reshape(*moved.shape[:-1], side).movedim(-1, axis)
-        return result
+        return _POOLING[len(self._low)](self.smooth(scans), self._low)
 
     def inner(self, low: Tensor) -> list[Tensor]:
         """Return the inner part of low-resolution scans in each flip, `(N, pixels)` each, with mean 0 and norm 1."""
@@ -172,7 +220,7 @@ class _Search:
     def _correlate(self, others: Tensor, inner: Tensor, places: Tensor | None = None) -> Tensor:
         """Return the sums of products of `others` `(K, C, *spatial)` with `inner`, laid at every shift, over channels.
 
-        `inner` is one for all, or several of which `places` `(K,)` tells which belongs to each of the others.
+        `inner` is one for all, or several, of which `places` `(K,)` is the one for each of the others.
         """
         size = others.shape[2:]
         spectrum = torch.fft.rfftn(others, s=size, dim=self._axes)
@@ -184,58 +232,6 @@ class _Search:
         return sums
 
 
-def _rank(
-    queries: np.ndarray,
-    rows: np.ndarray,
-    references: np.ndarray,
-    members: np.ndarray,
-    groups: np.ndarray,
-    own: np.ndarray,
-    search: _Search,
-    count: int,
-    progress: bool,
-    title: str,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return the references `(Q, count)` that low resolution finds nearest, one of each group in a block, and their flips.
-
-    -1 where there are fewer.
-    """
-    best = torch.full((len(rows), count), -torch.inf)
-    chosen = torch.full((len(rows), count), -1, dtype=torch.int64)
-    turned = torch.zeros((len(rows), count), dtype=torch.int64)
-    if len(rows) == 0:
-        return chosen.numpy(), turned.numpy()
-    low = torch.cat([search.shrink(queries[rows[part]]) for part in _blocks(len(rows), 256)])
-    probe = search.windows(low[:1])[0]
-    at_once = max(1, _NUMBERS_AT_ONCE // probe.numel())
-    queries_at_once = max(1, _NUMBERS_AT_ONCE // (min(at_once, len(members)) * len(probe)))
-    barred = torch.from_numpy(own.astype(np.int64))[:, None]
-    with tqdm(total=len(members), desc=title, unit="real scan", disable=not progress, leave=False) as bar:
-        for part in _blocks(len(members), at_once):
-            numbers = torch.from_numpy(members[part].astype(np.int64))
-            patients = torch.from_numpy(groups[members[part]].astype(np.int64))
-            windows = search.windows(search.shrink(references[members[part]]))
-            for some in _blocks(len(rows), queries_at_once):
-                likeness, flips = _likeness(search.inner(low[some]), windows)
-                likeness = likeness.masked_fill(barred[some] == patients, -torch.inf)
-                likeness = _best_of_groups(likeness, patients)
-                scores = torch.cat([best[some], likeness], dim=1)
-                best[some], order = scores.topk(count, dim=1)
-                chosen[some] = torch.cat([chosen[some], numbers.expand(len(likeness), -1)], dim=1).gather(1, order)
-                turned[some] = torch.cat([turned[some], flips], dim=1).gather(1, order)
-            bar.update(len(numbers))
-    chosen[best == -torch.inf] = -1
-    return chosen.numpy(), turned.numpy()
-
-
-def _likeness(inner: list[Tensor], windows: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the largest correlation of each query with each reference over flips and shifts, and its flip, `(q, r)` each."""
-    flat = windows.flatten(0, 1).T
-    by_flip = [(one @ flat).reshape(len(one), len(windows), -1).amax(2) for one in inner]
-    likeness, flips = torch.stack(by_flip).max(0)
-    return likeness, flips
-
-
 def _best_of_groups(likeness: Tensor, patients: Tensor) -> Tensor:
     """Return the likeness `(q, r)` with all but the best reference of each group at minus infinity."""
     unique, places = patients.unique(return_inverse=True)
@@ -244,16 +240,6 @@ def _best_of_groups(likeness: Tensor, patients: Tensor) -> Tensor:
     places = places.expand_as(likeness)
     best = likeness.new_full((len(likeness), len(unique)), -torch.inf).scatter_reduce(1, places, likeness, "amax")
     return likeness.masked_fill(likeness < best.gather(1, places), -torch.inf)
-
-
-def _same_shape(queries: np.ndarray, references: np.ndarray) -> tuple[int, ...]:
-    """Return the common spatial shape; `DataError` if there is none."""
-    if tuple(queries.shape[1:]) != tuple(references.shape[1:]):
-        raise DataError(
-            f"references: need scans of shape {tuple(queries.shape[1:])} like the queries, "
-            f"got {tuple(references.shape[1:])}; try one grid for both"
-        )
-    return tuple(queries.shape[2:])
 
 
 def _scaled(rows: Tensor) -> Tensor:

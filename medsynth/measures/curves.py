@@ -1,4 +1,4 @@
-"""Curves of a classifier, with bands: ROC and reliability."""
+"""ROC curve, reliability curve and operating point of a classifier, over resampled patients and trainings."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from medsynth.errors import ConfigError, DataError
-from medsynth.measures.classification import positives_and_negatives
-from medsynth.measures.statistics import Resamples
+from medsynth.errors import DataError
+from medsynth.measures.classification import positives_and_negatives, thresholds_at_specificity
+from medsynth.measures.statistics import Resampled, Scored
 
 _ROUNDING = 1e-9
-_SEEN_AT_ONCE = 200
+_RESAMPLES = 500  # draws behind a band
+_ROWS_AT_ONCE = 200
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -35,7 +36,7 @@ def roc_curve(truth: np.ndarray, scores: np.ndarray, weights: np.ndarray, rates:
     """Return the sensitivity `(R, P)` at false-positive rates `rates` `(P,)`, in each of R weightings of the scans `(R, N)`.
 
     The highest sensitivity of any threshold that calls no larger share of the rest (the empirical curve, not interpolated).
-    NaN without scans of the class or of the rest. `DataError` as in `positives_and_negatives`.
+    NaN without scans of the class or of the rest.
     """
     positives, negatives = positives_and_negatives(truth, scores, weights)
     nothing = np.zeros((len(weights), 1))
@@ -49,70 +50,96 @@ def roc_curve(truth: np.ndarray, scores: np.ndarray, weights: np.ndarray, rates:
     return sensitivity
 
 
-def resample_roc(
-    truth: np.ndarray, scores: np.ndarray, resamples: Resamples, *, points: int = 51, at_most: int = 500
-) -> Curve:
-    """Return the mean ROC curve of S trainings with `scores` `(S, N)`: sensitivity over the false-positive rate.
+def resample_roc(scored: Scored, *, points: int = 51) -> Curve:
+    """Return the mean ROC curve of the trainings: sensitivity over the false-positive rate.
 
     Vertical averages (Fawcett 2006, Pattern Recognition Letters 27, 861, section 8.2); the band holds at each rate for itself,
-    over redrawn patients and trainings, of which the first `at_most` draws are taken. `DataError` for sizes that do not fit.
+    over resampled patients and trainings.
     """
-    scans, seeds = _first(scores, resamples, at_most)
-    rates = np.linspace(0, 1, points)
+    truth, rates = scored.truth, np.linspace(0, 1, points)
+    scans, seeds = scored.resamples.scans[:_RESAMPLES], scored.resamples.seeds[:_RESAMPLES]
     ones = np.ones((1, len(truth)))
-    observed = np.mean([roc_curve(truth, one, ones, rates)[0] for one in scores], axis=0)
+    observed = np.mean([roc_curve(truth, one, ones, rates)[0] for one in scored.scores], axis=0)
     redrawn = np.zeros((len(scans), points))
-    for start in range(0, len(scans), _SEEN_AT_ONCE):
-        some = slice(start, start + _SEEN_AT_ONCE)
+    for start in range(0, len(scans), _ROWS_AT_ONCE):
+        some = slice(start, start + _ROWS_AT_ONCE)
         weights = scans[some].astype(np.float64)
-        for seed, one in enumerate(scores):
+        for seed, one in enumerate(scored.scores):
             redrawn[some] += seeds[some, seed, None] * roc_curve(truth, one, weights, rates)
     return Curve(x=rates, y=observed, **_band(redrawn))
 
 
-def resample_reliability(
-    truth: np.ndarray, probabilities: np.ndarray, resamples: Resamples, *, bins: int = 8, at_most: int = 500
-) -> Curve:
-    """Return a reliability curve of S trainings with `probabilities` `(S, N)`: share of the class over mean probability.
+def resample_reliability(scored: Scored, *, bins: int = 8) -> Curve:
+    """Return the reliability curve of the trainings, whose scores are probabilities: share of the class over mean probability.
 
     Bins hold equally many scans, all trainings together (Bröcker & Smith 2007, Weather and Forecasting 22, 651, on bars of such
-    curves); bins that equal probabilities leave empty are dropped. Bands as in `resample_roc`. `ConfigError` for less than
-    one bin, `DataError` for sizes that do not fit.
+    curves); bins that equal probabilities leave empty are dropped. Bands as in `resample_roc`.
     """
-    if bins < 1:
-        raise ConfigError(f"bins: need at least 1, got {bins}")
-    scans, seeds = _first(probabilities, resamples, at_most)
+    probabilities = scored.scores
+    scans, seeds = scored.resamples.scans[:_RESAMPLES], scored.resamples.seeds[:_RESAMPLES]
     inner = np.quantile(probabilities, np.arange(1, bins) / bins)
     bin_of = np.searchsorted(inner, probabilities, side="right")
-    x, y, low, high = [], [], [], []
-    for number in range(bins):
+    found: list[tuple[float, float, float, float]] = []
+    for number in np.unique(bin_of):
         inside = (bin_of == number).astype(np.float64)
-        if not inside.any():
-            continue
         # (R, S): how many scans, and how many of the class, each training puts into the bin.
         count = scans @ inside.T
-        hits = scans @ (inside * truth).T
+        hits = scans @ (inside * scored.truth).T
         total = (seeds * count).sum(axis=1)
         shares = np.divide((seeds * hits).sum(axis=1), total, out=np.full(len(total), np.nan), where=total > 0)
         band = _band(shares[:, None])
-        x.append(float((inside * probabilities).sum() / inside.sum()))
-        y.append(float((inside * truth).sum() / inside.sum()))
-        low.append(float(band["low"][0]))
-        high.append(float(band["high"][0]))
-    return Curve(x=np.array(x), y=np.array(y), low=np.array(low), high=np.array(high))
-
-
-def _first(scores: np.ndarray, resamples: Resamples, at_most: int) -> tuple[np.ndarray, np.ndarray]:
-    expected = resamples.seeds.shape[1], resamples.scans.shape[1]
-    if scores.shape != expected:
-        raise DataError(f"scores: need (seeds, scans) {expected} like the resamples, got {scores.shape}")
-    return resamples.scans[:at_most], resamples.seeds[:at_most]
+        means = ((inside * values).sum() / inside.sum() for values in (probabilities, scored.truth))
+        found.append((*means, band["low"][0], band["high"][0]))
+    x, y, low, high = np.array(found).T
+    return Curve(x=x, y=y, low=low, high=high)
 
 
 def _band(values: np.ndarray) -> dict[str, np.ndarray]:
-    """Low and high ends of 95 % of the values `(R, P)`, NaN for points that most draws leave undefined."""
+    """Return the ends of 95 % of the values `(R, P)`, NaN for points that most draws leave undefined."""
     known = np.isfinite(values).mean(axis=0) > 0.5
     band = {name: np.full(values.shape[1], np.nan) for name in ("low", "high")}
     if known.any():
         band["low"][known], band["high"][known] = np.nanquantile(values[:, known], [0.025, 0.975], axis=0)
     return band
+
+
+def resample_operating_point(validation: Scored, test: Scored, *, specificity: float) -> dict[str, Resampled]:
+    """Return the figures on test scans of the threshold that reaches `specificity` on validation scans.
+
+    They are `sensitivity`, `specificity` and `balanced_accuracy`. In each resample the threshold is found anew on the resampled
+    validation patients, so the intervals include its uncertainty. `DataError` for other numbers of resamples or trainings on
+    either side.
+    """
+    if validation.resamples.scans.shape[0] != test.resamples.scans.shape[0] or len(validation.scores) != len(
+        test.scores
+    ):
+        raise DataError("validation: need as many resamples and trainings as for the test scans, got others")
+    # The first row is of all scans once: the observed figures.
+    weights, on = (
+        np.concatenate([np.ones_like(side.resamples.scans[:1]), side.resamples.scans]) for side in (test, validation)
+    )
+    thresholds = [thresholds_at_specificity(validation.truth, one, on, specificity) for one in validation.scores]
+    of_rest, of_class = (
+        np.stack(
+            [
+                _share_called(one[members], weights.T[members].T, at)
+                for one, at in zip(test.scores, thresholds, strict=True)
+            ],
+            axis=1,
+        )
+        for members in (test.truth == 0, test.truth == 1)
+    )
+    shares = {"sensitivity": of_class, "specificity": 1 - of_rest, "balanced_accuracy": (of_class + 1 - of_rest) / 2}
+    return {
+        name: Resampled(observed=share[0], values=share[1:], resamples=test.resamples) for name, share in shares.items()
+    }
+
+
+def _share_called(scores: np.ndarray, weights: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
+    """Return the weighted share of scans whose score reaches the threshold of its resample, `(R,)`; NaN without scans."""
+    order = np.argsort(-scores, kind="stable")
+    summed = np.concatenate([np.zeros((1, len(weights))), np.cumsum(weights.T[order], axis=0, dtype=np.float64)])
+    called = np.searchsorted(-scores[order], -thresholds, side="right")
+    reached = summed[called, np.arange(len(weights))]
+    known = (summed[-1] > 0) & ~np.isnan(thresholds)
+    return np.divide(reached, summed[-1], out=np.full(len(weights), np.nan), where=known)

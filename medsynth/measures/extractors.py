@@ -1,4 +1,4 @@
-"""The extractors that a user may name: what ships, what needs a file of weights, and the user's own function."""
+"""The feature extractors that a user may name: the installed one, those that need a file of weights, or an own function."""
 
 from __future__ import annotations
 
@@ -28,12 +28,9 @@ from tqdm import tqdm
 from medsynth.config import FeatureOptions
 from medsynth.errors import ConfigError, DataError
 from medsynth.files import atomic_path, hash_file
-from medsynth.measures.features import EfficientNetLite0, Extractor, by_pictures
+from medsynth.measures.features import EfficientNetLite0, Extractor, PictureExtractor
 
 # Only with these weights (torch-fidelity's, converted from the TensorFlow graph of 2015-12-05) is a Fréchet distance FID.
-FID_WEIGHTS_URL = (
-    "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth"
-)
 FID_WEIGHTS_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
 
 _SIDE = 224
@@ -60,15 +57,15 @@ def open_extractor(options: FeatureOptions, *, device: torch.device | str = "cpu
             f"features.extractor: need lite0, inception, radimagenet or module:function, got {name!r}; try lite0"
         )
     extractor = EfficientNetLite0(device) if name == "lite0" else UserExtractor(name, device)
-    _check_sha256(options, extractor.sha256, name)
+    _check_sha256("features.sha256", name, options.sha256, extractor.sha256)
     return extractor
 
 
 class UserExtractor:
     """A user's own function: a torch batch `(N, C, *spatial)` in [-1, 1] in, features `(N, D)` out.
 
-    `name` is `module:function`; `sha256` is that of the module's source file, which is all that a report can state of it. The
-    module is imported, and so run; it may lie in the working directory.
+    `name` is `module:function`; `sha256` is that of the module's source file. The module is imported, so its code runs; it may
+    be in the working directory.
     """
 
     def __init__(self, name: str, device: torch.device | str = "cpu") -> None:
@@ -89,7 +86,7 @@ class UserExtractor:
             )
         self.name = name
         self.title = f"the function {name}"
-        self.sha256 = hashlib.sha256(Path(source).read_bytes()).hexdigest()
+        self.sha256 = hash_file(Path(source))
         self._device = torch.device(device)
         self._function: Callable[[torch.Tensor], Any] = function
 
@@ -100,32 +97,76 @@ class UserExtractor:
         return torch.as_tensor(found).to("cpu", torch.float32)
 
 
-class Inception:
+class Weights:
+    """A file of weights: its path (for code that can only read files), its bytes and their hash."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.content = path.read_bytes()
+        self.sha256 = hashlib.sha256(self.content).hexdigest()
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """Return named tensors from a safetensors or torch file; no pickle in it is executed."""
+        try:
+            if self.path.suffix == ".safetensors":
+                state = load_safetensors(self.content)
+            else:
+                with warnings.catch_warnings():
+                    # torch warns at length about a pickle; our error follows.
+                    warnings.simplefilter("ignore")
+                    state = torch.load(io.BytesIO(self.content), weights_only=True, map_location="cpu")
+        except (SafetensorError, pickle.UnpicklingError, RuntimeError, ValueError, EOFError, OSError) as error:
+            raise self._refused("other content") from error
+        if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
+            state = state["state_dict"]
+        if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+            raise self._refused("another object")
+        return state
+
+    def _refused(self, got: str) -> DataError:
+        return DataError(
+            f"features.weights: need a state dict (safetensors, or torch.save of tensors), got {got}; "
+            "try saving network.state_dict()"
+        )
+
+    def of_another_network(self, wanted: str) -> DataError:
+        """Return the error for weights that do not fit the network."""
+        return DataError(
+            f"features.weights: need the weights of {wanted}, got those of another network (sha256 {self.sha256[:12]}...); "
+            "try the file that its authors publish for PyTorch"
+        )
+
+
+class Inception(PictureExtractor):
     """Pool features of the Inception network behind FID (Szegedy et al. 2016; weights of 2015-12-05), 2048 a picture.
 
-    The network is torch-fidelity's, which resizes as TensorFlow did; `content` is the file of its weights. Pictures are those of
-    `EfficientNetLite0`, shown in grey as 8-bit values. `fid` says whether a Fréchet distance on these features is FID: only with
-    the known weights. `ConfigError` without the extra `fid`, `DataError` for weights that are not a plain state dict.
+    The network is torch-fidelity's, which resizes as TensorFlow did. Pictures are shown in grey as 8-bit values. `fid` says
+    whether a Fréchet distance on these features is FID: only with the known weights. `ConfigError` without the extra `fid`,
+    `DataError` for weights that are not a plain state dict.
     """
 
     name = "Inception"
 
-    def __init__(self, content: Weights, device: torch.device | str = "cpu") -> None:
-        network_class = _inception_network()
-        _state_dict(content)  # before torch-fidelity reads the file: no pickle is executed
+    def __init__(self, weights: Weights, device: torch.device | str = "cpu") -> None:
+        super().__init__(device)
         try:
-            network = network_class("inception", ["2048"], feature_extractor_weights_path=str(content.path))
+            package = importlib.import_module("torch_fidelity.feature_extractor_inceptionv3")
+        except (ImportError, RuntimeError) as error:  # torchvision beside another torch raises RuntimeError
+            raise ConfigError(
+                "features.extractor: need torch-fidelity for inception, got none that can be imported; "
+                "try pip install 'medsynth-diffusion[fid]'"
+            ) from error
+        weights.state_dict()  # before torch-fidelity reads the file: no pickle is executed
+        try:
+            network = package.FeatureExtractorInceptionV3(
+                "inception", ["2048"], feature_extractor_weights_path=str(weights.path)
+            )
         except (RuntimeError, KeyError) as error:
-            raise _other_network(content, "the Inception network of torch-fidelity") from error
-        self.sha256 = content.sha256
-        self.fid = content.sha256 == FID_WEIGHTS_SHA256
+            raise weights.of_another_network("the Inception network of torch-fidelity") from error
+        self.sha256 = weights.sha256
+        self.fid = weights.sha256 == FID_WEIGHTS_SHA256
         self.title = "Inception, weights of FID" if self.fid else "Inception, other weights than those of FID"
-        self._device = torch.device(device)
         self._network = network.eval().requires_grad_(False).to(self._device)
-
-    def __call__(self, scans: torch.Tensor) -> torch.Tensor:
-        """Return float32 features `(N, 2048 * pictures a scan)`, on the CPU."""
-        return by_pictures(self._pooled, scans.to(self._device, torch.float32))
 
     def _pooled(self, shown: torch.Tensor) -> torch.Tensor:
         bytes_ = ((shown.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).expand(-1, 3, -1, -1)
@@ -133,34 +174,29 @@ class Inception:
         return features.float()
 
 
-class RadImageNet:
+class RadImageNet(PictureExtractor):
     """Average-pooled features of a ResNet-50 trained on radiological pictures (Mei et al. 2022, RadImageNet), 2048 a picture.
 
-    `content` is a file of weights in PyTorch's layout of the network, as RadImageNet publishes it (`backbone.0.weight`, ...)
-    or as torchvision names it (`conv1.weight`, ...); a classifier in it is left out. Pictures are those of
-    `EfficientNetLite0`, at 224 x 224 and in [-1, 1] as in training. `DataError` for weights of another network, such as those
-    converted from Keras.
+    Weights are in PyTorch's layout of the network, as RadImageNet publishes them (`backbone.0.weight`, ...) or as torchvision
+    names them (`conv1.weight`, ...); a classifier in the file is ignored. Pictures are resized to 224 x 224, in [-1, 1] as in
+    training. `DataError` for weights of another network, such as those converted from Keras.
     """
 
     name = "RadImageNet"
     title = "ResNet-50, RadImageNet weights as given"
 
-    def __init__(self, content: Weights, device: torch.device | str = "cpu") -> None:
+    def __init__(self, weights: Weights, device: torch.device | str = "cpu") -> None:
+        super().__init__(device)
         network = resnet50(
             spatial_dims=2, n_input_channels=3, conv1_t_stride=2, feed_forward=False, bias_downsample=False
         )
-        state = {name: value for key, value in _state_dict(content).items() if (name := _resnet_name(key)) is not None}
+        state = {name: value for key, value in weights.state_dict().items() if (name := _resnet_name(key)) is not None}
         try:
             network.load_state_dict(state, strict=True)
         except RuntimeError as error:
-            raise _other_network(content, "a ResNet-50 in PyTorch's layout") from error
-        self.sha256 = content.sha256
-        self._device = torch.device(device)
+            raise weights.of_another_network("a ResNet-50 in PyTorch's layout") from error
+        self.sha256 = weights.sha256
         self._network = network.eval().requires_grad_(False).to(self._device)
-
-    def __call__(self, scans: torch.Tensor) -> torch.Tensor:
-        """Return float32 features `(N, 2048 * pictures a scan)`, on the CPU."""
-        return by_pictures(self._pooled, scans.to(self._device, torch.float32))
 
     def _pooled(self, shown: torch.Tensor) -> torch.Tensor:
         resized = interpolate(shown, (_SIDE, _SIDE), mode="bilinear", antialias=True).clamp(-1, 1)
@@ -171,9 +207,8 @@ class RadImageNet:
 def fetch_weights(url: str, out: Path | str, sha256: str, *, progress: bool = True) -> Path:
     """Download a file of weights to `out`, once, and return its path; it appears only if its hash is `sha256`.
 
-    A file that is there with that hash is kept, and nothing is fetched. `ConfigError` for something else than an http(s) address,
-    a hash that is none, an address that cannot be reached or a file that cannot be written; `DataError` for another content, of
-    which nothing is left.
+    An existing file with that hash is kept, and nothing is fetched. `ConfigError` for an address that is not http(s) or
+    cannot be reached, a malformed hash, or a file that cannot be written; `DataError` for other content, which is deleted.
     """
     out, wanted = Path(out), sha256.strip().lower()
     if urllib.parse.urlsplit(url).scheme not in ("http", "https"):
@@ -185,15 +220,11 @@ def fetch_weights(url: str, out: Path | str, sha256: str, *, progress: bool = Tr
             return out
         with atomic_path(out) as temporary:
             _download(url, temporary, progress)
-            found = hash_file(temporary)
-            if found != wanted:
-                raise DataError(
-                    f"{url}: need content with sha256 {wanted[:12]}..., got {found[:12]}...; try another file"
-                )
+            _check_sha256(url, "content", wanted, hash_file(temporary))
     except (urllib.error.URLError, http.client.HTTPException, TimeoutError) as error:
         reason = getattr(error, "reason", None) or error
         raise ConfigError(
-            f"{url}: need an address that can be reached, got {reason}; try a browser, then --weights"
+            f"{url}: need an address that can be reached, got {reason}; try a browser, then --features.weights"
         ) from error
     except OSError as error:
         raise ConfigError(
@@ -213,61 +244,30 @@ def _download(url: str, path: Path, progress: bool) -> None:
                 bar.update(len(piece))
 
 
-class Weights:
-    """A file of weights: where it lies (for what can only read files), its bytes and their hash."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.content = path.read_bytes()
-        self.sha256 = hashlib.sha256(self.content).hexdigest()
-
-
 def _read_weights(options: FeatureOptions) -> Weights:
     if not options.weights:
         raise ConfigError(
             f"features.weights: need the file with the weights of {options.extractor}, got none; "
-            "try fetching it once, then --features.weights FILE"
+            "try `medsynth fetch`, then --features.weights FILE"
         )
     if "://" in options.weights:
-        raise ConfigError("features.weights: need a file, got a URL; try fetching it once with its checksum")
+        raise ConfigError("features.weights: need a file, got a URL; try `medsynth fetch` first")
     try:
         weights = Weights(Path(options.weights))
     except OSError as error:
         raise ConfigError(
             f"features.weights: need a readable file, got {error.strerror or error}; try another path"
         ) from error
-    _check_sha256(options, weights.sha256, "the file of weights")
+    _check_sha256("features.sha256", "the file of weights", options.sha256, weights.sha256)
     return weights
 
 
-def _check_sha256(options: FeatureOptions, found: str, of: str) -> None:
-    wanted = options.sha256.strip().lower()
-    if wanted and wanted != found:
+def _check_sha256(where: str, of: str, wanted: str, found: str) -> None:
+    wanted = wanted.strip().lower()
+    if wanted not in ("", found):
         raise DataError(
-            f"features.sha256: need {of} with sha256 {wanted[:12]}..., got {found[:12]}...; try the publisher's file again"
+            f"{where}: need {of} with sha256 {wanted[:12]}..., got {found[:12]}...; try the publisher's file again"
         )
-
-
-def _state_dict(weights: Weights) -> dict[str, torch.Tensor]:
-    """Return named tensors from a safetensors or torch file; no pickle in it is executed."""
-    try:
-        if weights.path.suffix == ".safetensors":
-            state = load_safetensors(weights.content)
-        else:
-            with warnings.catch_warnings():
-                # Over a pickle torch warns at length; one line of ours follows.
-                warnings.simplefilter("ignore")
-                state = torch.load(io.BytesIO(weights.content), weights_only=True, map_location="cpu")
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, ValueError, EOFError, OSError) as error:
-        raise DataError(
-            "features.weights: need a state dict (safetensors, or torch.save of tensors), got another content; "
-            "try saving network.state_dict()"
-        ) from error
-    if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
-        state = state["state_dict"]
-    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
-        raise DataError("features.weights: need named tensors, got another object; try saving network.state_dict()")
-    return state
 
 
 def _resnet_name(key: str) -> str | None:
@@ -277,23 +277,6 @@ def _resnet_name(key: str) -> str | None:
         member, _, rest = name.removeprefix("backbone.").partition(".")
         name = f"{_MEMBERS[member]}.{rest}" if member in _MEMBERS else name.removeprefix("backbone.")
     return None if name.startswith(("fc.", "classifier.", "linear.")) else name
-
-
-def _other_network(weights: Weights, wanted: str) -> DataError:
-    return DataError(
-        f"features.weights: need the weights of {wanted}, got those of another network (sha256 {weights.sha256[:12]}...); "
-        "try the file that its authors publish for PyTorch"
-    )
-
-
-def _inception_network() -> Any:
-    try:
-        return importlib.import_module("torch_fidelity.feature_extractor_inceptionv3").FeatureExtractorInceptionV3
-    except (ImportError, RuntimeError) as error:  # torchvision beside another torch raises RuntimeError
-        raise ConfigError(
-            "features.extractor: need torch-fidelity for inception, got none that can be imported; "
-            "try pip install 'medsynth-diffusion[fid]'"
-        ) from error
 
 
 def _import(name: str) -> Any:

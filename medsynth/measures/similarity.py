@@ -1,4 +1,4 @@
-"""Structural similarity, and how alike the scans of one set are."""
+"""Structural similarity of scans (SSIM and MS-SSIM), and of random pairs within one set."""
 
 from __future__ import annotations
 
@@ -31,15 +31,13 @@ def structural_similarity(first: torch.Tensor, second: torch.Tensor) -> np.ndarr
     smallest = min(first.shape[2:])
     window = min(_WINDOW[rank], smallest - (smallest + 1) % 2)
     metric = SSIMMetric(spatial_dims=rank, data_range=2.0, win_size=window, kernel_sigma=_SIGMA, reduction="none")
-    with torch.inference_mode():
-        return metric(first, second).reshape(len(first), -1).mean(dim=1).double().numpy()
+    return _of_scans(metric, first, second)
 
 
 def multiscale_levels(spatial: tuple[int, ...]) -> int:
-    """Return over how many scales, each half as wide as the one before, MS-SSIM of scans of this size is taken: 5 at most.
+    """Return the number of scales of MS-SSIM, each half as wide as the one before, for scans of this size: 5 at most.
 
-    The window of SSIM has to fit into the coarsest; with fewer than two scales, which `multiscale_similarity` refuses, there
-    is no MS-SSIM.
+    The window of SSIM has to fit into the coarsest; below two scales there is no MS-SSIM.
     """
     if len(spatial) not in _WINDOW:
         return 0
@@ -62,8 +60,8 @@ def multiscale_weights(levels: int) -> tuple[float, ...]:
 def multiscale_similarity(first: torch.Tensor, second: torch.Tensor) -> np.ndarray:
     """Return MS-SSIM of each pair of scans `(N, C, *spatial)` in [-1, 1], float64 `(N,)` (Wang, Simoncelli & Bovik 2003).
 
-    Windows are those of `structural_similarity`; there are as many scales as `multiscale_levels` says, and contrasts below 0
-    count as 0. 1 means equal. `DataError` for scans too small for two scales, or of another rank.
+    Windows are those of `structural_similarity`, the number of scales is `multiscale_levels`, and contrasts below 0 count as
+    0. 1 means equal. `DataError` for scans too small for two scales, or of another rank.
     """
     levels = multiscale_levels(tuple(first.shape[2:]))
     if levels < 2:
@@ -79,6 +77,10 @@ def multiscale_similarity(first: torch.Tensor, second: torch.Tensor) -> np.ndarr
         weights=multiscale_weights(levels),
         reduction="none",
     )
+    return _of_scans(metric, first, second)
+
+
+def _of_scans(metric: SSIMMetric | MultiScaleSSIMMetric, first: torch.Tensor, second: torch.Tensor) -> np.ndarray:
     with torch.inference_mode():
         return metric(first, second).reshape(len(first), -1).mean(dim=1).double().numpy()
 

@@ -1,27 +1,33 @@
-"""The networks: denoiser, stems, condition embedding, and sampling from a denoiser in memory."""
+"""The networks: denoiser, stems, condition embedding, autoencoder, and sampling from a denoiser in memory."""
 
 from medsynth.networks.autoencoder import LatentCodec, build_autoencoder
-from medsynth.networks.checkpointing import checkpoint_activations
-from medsynth.networks.condition import Condition, ConditionEmbedding, draw_given, give_channels
-from medsynth.networks.denoiser import Denoiser, build_denoiser, build_stem, check_network, hold_given
-from medsynth.networks.haar import HaarTransform, PixelStem
-from medsynth.networks.sampling import draw_noise, sample_scans
+from medsynth.networks.condition import (
+    Condition,
+    ConditionEmbedding,
+    ConditionMaker,
+    draw_observed,
+    observe_channels,
+)
+from medsynth.networks.denoiser import (
+    Denoiser,
+    build_denoiser,
+    build_stem,
+    check_network,
+    checkpoint_activations,
+    hold_observed,
+)
+from medsynth.networks.haar import HaarTransform
+from medsynth.networks.sampling import (
+    PlainDenoiser,
+    SamplableDenoiser,
+    draw_noise,
+    edit_scans,
+    inpaint_scans,
+    sample_scans,
+)
 
 __all__ = [
-    "Condition",
-    "ConditionEmbedding",
-    "Denoiser",
-    "HaarTransform",
-    "LatentCodec",
-    "PixelStem",
-    "build_autoencoder",
-    "build_denoiser",
-    "build_stem",
-    "check_network",
-    "checkpoint_activations",
-    "draw_given",
-    "draw_noise",
-    "give_channels",
-    "hold_given",
-    "sample_scans",
-]
+    "Condition", "ConditionEmbedding", "ConditionMaker", "Denoiser", "HaarTransform", "LatentCodec", "PlainDenoiser",
+    "SamplableDenoiser", "build_autoencoder", "build_denoiser", "build_stem", "check_network", "checkpoint_activations",
+    "draw_noise", "draw_observed", "edit_scans", "hold_observed", "inpaint_scans", "observe_channels", "sample_scans",
+]  # fmt: skip

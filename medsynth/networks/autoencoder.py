@@ -3,27 +3,26 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
-from monai.networks.nets import AutoencoderKL, PatchDiscriminator
+from monai.networks.nets import AutoencoderKL
 from torch import Tensor, nn
 
 from medsynth.config import AutoencoderOptions
 from medsynth.diffusion import match_rank
 from medsynth.errors import ConfigError
 
-_MOST = 1 << 14  # of anything that a network has several of
+_RESIDUAL_BLOCKS, _NORM_GROUPS = 1, 8
 _VOXELS = 2**20  # that go through the frozen autoencoder at once
-_LEAST_SCALE = 1e-3  # a channel without content must not scale its noise up without bound
+_LEAST_SCALE = 1e-3  # keeps a channel without content from amplifying its noise without bound
 
 
 def build_autoencoder(options: AutoencoderOptions, *, channels: int, size: Sequence[int]) -> AutoencoderKL:
     """Return an untrained autoencoder for scans of `channels` channels and spatial shape `size` (2D or 3D).
 
-    It has convolutions only: attention over all positions of a volume would take more memory than all else together. Raises
-    `ConfigError` for options that contradict each other or a size that it cannot halve.
+    It has convolutions only: attention over all positions of a volume would need more memory than everything else together.
+    Raises `ConfigError` as `check_autoencoder` does.
     """
     check_autoencoder(options, size)
     return AutoencoderKL(
@@ -31,72 +30,48 @@ def build_autoencoder(options: AutoencoderOptions, *, channels: int, size: Seque
         in_channels=channels,
         out_channels=channels,
         channels=options.channels,
-        num_res_blocks=options.residual_blocks,
+        num_res_blocks=_RESIDUAL_BLOCKS,
         attention_levels=[False] * len(options.channels),
         latent_channels=options.latent_channels,
-        norm_num_groups=options.norm_groups,
+        norm_num_groups=_NORM_GROUPS,
         with_encoder_nonlocal_attn=False,
         with_decoder_nonlocal_attn=False,
     )
 
 
 def check_autoencoder(options: AutoencoderOptions, size: Sequence[int]) -> None:
-    """Raise `ConfigError` that names what no autoencoder can be built of, for scans of spatial shape `size`."""
-    groups = options.norm_groups
-    if groups < 1 or not options.channels or any(width < 1 or width % groups for width in options.channels):
+    """Raise `ConfigError` for options of which no autoencoder can be built, or a `size` that it cannot halve."""
+    if not options.channels or any(width < 1 or width % _NORM_GROUPS for width in options.channels):
         raise ConfigError(
-            f"autoencoder.channels: need multiples of autoencoder.norm_groups={groups}, got {list(options.channels)}; "
-            "try 32,64,64"
+            f"autoencoder.channels: need multiples of {_NORM_GROUPS}, got {list(options.channels)}; try 32,64,64"
         )
-    counts = {"latent_channels": options.latent_channels, "residual_blocks": options.residual_blocks}
-    for name, value in counts.items():
-        if value < 1:
-            raise ConfigError(f"autoencoder.{name}: need a number above 0, got {value}")
-    weights = ("kl_weight", "perceptual_weight", "adversarial_weight", "adversarial_start")
-    for name in weights:
+    if options.latent_channels < 1:
+        raise ConfigError(f"autoencoder.latent_channels: need at least 1, got {options.latent_channels}; try 4")
+    for name in ("kl_weight", "perceptual_weight"):
         if getattr(options, name) < 0:
             raise ConfigError(f"autoencoder.{name}: need 0 or more, got {getattr(options, name)}")
     factor = latent_factor(options)
     if any(length % factor for length in size):
         better = [max(factor, round(length / factor) * factor) for length in size]
         raise ConfigError(f"grid.size: need multiples of {factor} for this autoencoder, got {list(size)}; try {better}")
-    if options.adversarial_weight and min(size) < 8:
-        raise ConfigError(f"autoencoder.adversarial_weight: need a grid of 8 at the least, got {list(size)}; try 0")
 
 
 def latent_factor(options: AutoencoderOptions) -> int:
-    """Return by how much each spatial axis shrinks."""
+    """Return the factor by which each spatial axis shrinks."""
     return int(2 ** (len(options.channels) - 1))
 
 
-def read_autoencoder_options(content: Mapping[str, Any]) -> AutoencoderOptions:
-    """Return the options in a run's description, which may come from anywhere; `ValueError` for what cannot be meant."""
-    values: dict[str, Any] = {
-        name: tuple(value) if isinstance(value, list) else value for name, value in content.items()
-    }
-    options = AutoencoderOptions(**values)
-    counts = (options.latent_channels, options.residual_blocks, options.norm_groups, *options.channels)
-    if (
-        not isinstance(options.run, str)
-        or not 0 < len(options.channels) <= 16
-        or not all(type(count) is int and 0 < count <= _MOST for count in counts)
-    ):
-        raise ValueError("spec.autoencoder")
-    return options
-
-
 def least_bytes(options: AutoencoderOptions, rank: int) -> int:
-    """Return a size that the weights have at the least: that of one convolution in each residual block going down."""
-    one_level = sum(width * width for width in options.channels) * 3**rank
-    return 4 * options.residual_blocks * one_level
+    """Return a lower bound on the size of the weights: one convolution in each residual block of the encoder."""
+    return 4 * _RESIDUAL_BLOCKS * sum(width * width for width in options.channels) * 3**rank
 
 
 class LatentCodec(nn.Module):
     """A frozen autoencoder whose latents have mean 0 and root mean square 1 in each channel over the training split.
 
-    `encode` takes scans in [-1, 1] to such latents, the mean of the posterior, `decode` takes them back. `mean` and `scale`
-    are `(channel,)`, 0 and 1 before `measure`. Both directions compute in float32, a part of a batch at a time, so that a batch
-    of volumes takes no more memory than one.
+    `encode` turns scans in [-1, 1] into such latents (the mean of the posterior), `decode` turns them back. `mean` and `scale`
+    are `(channel,)`, 0 and 1 before `measure`. Both directions compute in float32 and split batches, so that a batch of volumes
+    needs no more memory than one.
     """
 
     mean: Tensor
@@ -154,28 +129,6 @@ class LatentCodec(nn.Module):
         return match_rank(values[None], like)
 
 
-class PatchCritic(nn.Module):
-    """MONAI's discriminator of patches, as deep as the grid allows; its scores are for least squares (Mao et al. 2017).
-
-    Each instance is normalised by itself: a batch of volumes may be a single one.
-    """
-
-    def __init__(self, *, channels: int, size: Sequence[int]) -> None:
-        super().__init__()
-        self.network = PatchDiscriminator(
-            spatial_dims=len(size),
-            channels=32,
-            in_channels=channels,
-            num_layers_d=max(1, min(3, int(math.log2(min(size) / 4)))),
-            norm="INSTANCE",
-        )
-
-    def forward(self, scans: Tensor) -> Tensor:
-        """Return the scores of the patches of scans, 1 for real ones."""
-        scores: Tensor = self.network(scans)[-1]
-        return scores
-
-
 def divergence(mean: Tensor, deviation: Tensor) -> Tensor:
     """Return the Kullback-Leibler divergence of normal posteriors from the standard normal, summed over each scan, `(N,)`."""
     terms = mean.square() + deviation.square() - 1 - 2 * deviation.clamp(min=1e-15).log()
@@ -183,6 +136,6 @@ def divergence(mean: Tensor, deviation: Tensor) -> Tensor:
 
 
 def _parts(batch: Tensor, voxels_each: int = 1) -> Iterator[Tensor]:
-    """Pieces of a batch that fit into memory together; `voxels_each` voxels of a scan stand behind one position."""
+    """Split a batch into parts that fit into memory; each position stands for `voxels_each` voxels of a scan."""
     one = max(1, math.prod(batch.shape[2:]) * voxels_each)
     return iter(batch.split(max(1, _VOXELS // one)))

@@ -1,4 +1,4 @@
-"""What a denoiser is told about a scan besides the noise level, and how it enters the network."""
+"""The condition of a denoiser, everything besides the noise level, and how it enters the network."""
 
 from __future__ import annotations
 
@@ -15,17 +15,18 @@ _PERIODS = (16.0, 8.0, 4.0, 2.0)
 class Condition(NamedTuple):
     """Condition of a batch.
 
-    `label` is `(N,)` int64, a class index, or the number of classes where the class is withheld; `augmentation` is
+    `label` is `(N,)` int64, a class index, or the number of classes where the class is withheld. `augmentation` is
     `(N, parameters)`, the parameters of the change applied to each scan, zero where there was none. `attributes` is
-    `(N, attributes)` float32, standardised values and numbers of categories, NaN where one is not known; None of a network that
-    has none. `given` is `(N, 2 C, *spatial)`: values in [-1, 1] of those channels that are known, and 1 where they are, else 0;
-    None where nothing is.
+    `(N, attributes)` float32: standardised values and indices of categories, NaN where unknown. `observed` is
+    `(N, 2 C, *spatial)`: the observed channels' values in [-1, 1], then 1 where a channel is observed and 0 elsewhere. `text` is
+    `(N, D)` float32, the encoded sentence of each scan, NaN where there is none. The last three are None for networks without.
     """
 
     label: Tensor
     augmentation: Tensor
     attributes: Tensor | None = None
-    given: Tensor | None = None
+    observed: Tensor | None = None
+    text: Tensor | None = None
 
     def rows(self, chosen: slice | Tensor) -> Condition:
         """Return the condition of some scans of the batch."""
@@ -36,16 +37,58 @@ class Condition(NamedTuple):
         return self._change(lambda values: values.to(device))
 
     def _change(self, change: Callable[[Tensor], Tensor]) -> Condition:
-        attributes = None if self.attributes is None else change(self.attributes)
-        given = None if self.given is None else change(self.given)
-        return Condition(change(self.label), change(self.augmentation), attributes, given)
+        return Condition._make(None if values is None else change(values) for values in self)
+
+
+class ConditionMaker:
+    """Makes conditions for a model with these numbers of classes, augmentation parameters, attributes and text dimensions."""
+
+    def __init__(
+        self, classes: int, *, augmentation_parameters: int = 0, attribute_count: int = 0, text_dimensions: int = 0
+    ) -> None:
+        self.classes = classes
+        self.augmentation_parameters = augmentation_parameters
+        self.attribute_count = attribute_count
+        self.text_dimensions = text_dimensions
+
+    def make(
+        self,
+        label: Tensor,
+        attributes: Tensor | None = None,
+        observed: Tensor | None = None,
+        text: Tensor | None = None,
+    ) -> Condition:
+        """Return the condition of unaugmented scans of the given classes; attributes and text default to unknown."""
+        parameters = torch.zeros(len(label), self.augmentation_parameters, device=label.device)
+        return self.complete(Condition(label, parameters, attributes, observed, text))
+
+    def complete(self, condition: Condition) -> Condition:
+        """Return the condition with NaN for attributes and text that the model takes and the condition lacks."""
+        rows, device = len(condition.label), condition.label.device
+        if self.attribute_count and condition.attributes is None:
+            condition = condition._replace(
+                attributes=torch.full((rows, self.attribute_count), torch.nan, device=device)
+            )
+        if self.text_dimensions and condition.text is None:
+            condition = condition._replace(text=torch.full((rows, self.text_dimensions), torch.nan, device=device))
+        return condition
+
+    def withhold(self, condition: Condition, where: Tensor | None = None) -> Condition:
+        """Return the condition without class, attributes and text in the rows `where` (bool `(N,)`), or in all rows."""
+        where = torch.ones_like(condition.label, dtype=torch.bool) if where is None else where
+        condition = self.complete(condition)
+        return condition._replace(
+            label=torch.where(where, self.classes, condition.label),
+            attributes=_hide(condition.attributes, where),
+            text=_hide(condition.text, where),
+        )
 
 
 class AttributeEmbedding(nn.Module):
-    """Maps `(N, attributes)` to `(N, features)`: the sum of what each attribute adds.
+    """Maps `(N, attributes)` to `(N, features)`: the sum of one embedding for each attribute.
 
-    `categories[i]` is how many values attribute i has, 0 where it is continuous: then a linear map of its value and of Fourier
-    features. What is not known (NaN) has a row of its own.
+    `categories[i]` is the number of categories of attribute i, 0 for a continuous one, which enters as a linear map of its value
+    and of Fourier features. A missing value (NaN) has a learnt row.
     """
 
     periods: Tensor
@@ -73,90 +116,79 @@ class AttributeEmbedding(nn.Module):
         return torch.cat([values[:, None], angles.sin(), angles.cos()], dim=1)
 
 
-class ConditionEmbedding(nn.Module):
-    """Maps a `Condition` to `(N, features)`; it takes the place of the UNet's class embedding.
+class TextEmbedding(nn.Module):
+    """Maps encoded sentences `(N, D)` to `(N, features)`, linearly; a missing sentence (NaN) has a learnt row."""
 
-    `parents[i]` is the class that class i resembles, or i itself. A class with a parent is embedded as its parent plus a row of
-    its own, which begins at zero; above the noise level `gate_sigma` (0: never) it is its parent. `categories` are those of
-    `AttributeEmbedding`. Given channels enter the network beside the noisy ones and not here.
+    def __init__(self, dimensions: int, features: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(dimensions, features)
+        self.unknown = nn.Parameter(torch.zeros(features))
+
+    def forward(self, text: Tensor) -> Tensor:
+        """Return the embedding of each row."""
+        missing = text.isnan().any(1, keepdim=True)
+        return torch.where(missing, self.unknown, self.linear(text.nan_to_num(0.0)))
+
+
+class ConditionEmbedding(nn.Module, ConditionMaker):
+    """Maps a `Condition` to `(N, features)` in place of the UNet's class embedding, and makes the conditions of its denoiser.
+
+    `categories` are those of `AttributeEmbedding`, `text` is the number of dimensions of encoded sentences, 0 for none. Observed
+    channels enter the network beside the noisy ones, not here.
     """
-
-    parents: Tensor
 
     def __init__(
         self,
         classes: int,
         augmentation_parameters: int,
         features: int,
-        *,
-        parents: Sequence[int] = (),
-        gate_sigma: float = 0.0,
         categories: Sequence[int] = (),
+        text: int = 0,
     ) -> None:
-        super().__init__()
-        self.classes = classes
-        self.gate_sigma = gate_sigma
-        self.categories = tuple(categories)
+        nn.Module.__init__(self)
+        ConditionMaker.__init__(
+            self,
+            classes,
+            augmentation_parameters=augmentation_parameters,
+            attribute_count=len(categories),
+            text_dimensions=text,
+        )
         self.label = nn.Embedding(classes + 1, features)
-        lineage = torch.tensor([*(parents or range(classes)), classes])
-        self.register_buffer("parents", lineage, persistent=False)
-        with torch.no_grad():
-            self.label.weight[lineage != torch.arange(classes + 1)] = 0.0
         self.augmentation = (
             nn.Linear(augmentation_parameters, features, bias=False) if augmentation_parameters else None
         )
         self.mix = nn.Sequential(nn.SiLU(), nn.Linear(features, features))
         self.attributes = AttributeEmbedding(categories, features) if categories else None
+        self.text = TextEmbedding(text, features) if text else None
 
     def forward(self, condition: Condition) -> Tensor:
         """Return the embedding of each row."""
-        embedding = self.label(condition.label)
-        parents = self.parents[condition.label]
-        embedding = embedding + (parents != condition.label)[:, None] * self.label(parents)
+        condition = self.complete(condition)
+        embedding: Tensor = self.label(condition.label)
         if self.augmentation is not None:
             embedding = embedding + self.augmentation(condition.augmentation)
         if self.attributes is not None:
-            embedding = embedding + self.attributes(self._attributes_of(condition))
-        return self.mix(embedding)
-
-    def gate(self, condition: Condition, sigma: Tensor) -> Condition:
-        """Return the condition with each class replaced by its parent where `sigma` `(N,)` exceeds the gate."""
-        if not self.gate_sigma:
-            return condition
-        label = torch.where(sigma > self.gate_sigma, self.parents[condition.label], condition.label)
-        return condition._replace(label=label)
-
-    def make(self, label: Tensor, attributes: Tensor | None = None, given: Tensor | None = None) -> Condition:
-        """Return the condition of unaugmented scans of the given classes; attributes that are not given are not known."""
-        parameters = self.augmentation.in_features if self.augmentation is not None else 0
-        condition = Condition(label, torch.zeros(len(label), parameters, device=label.device), attributes, given)
-        return condition._replace(attributes=self._attributes_of(condition)) if self.categories else condition
-
-    def withhold(self, condition: Condition, where: Tensor | None = None) -> Condition:
-        """Return the condition with class and attributes withheld in the rows where `where` (bool `(N,)`) says so, or in all."""
-        where = torch.ones_like(condition.label, dtype=torch.bool) if where is None else where
-        label = torch.where(where, self.classes, condition.label)
-        if not self.categories:
-            return condition._replace(label=label)
-        attributes = self._attributes_of(condition).masked_fill(where[:, None], torch.nan)
-        return condition._replace(label=label, attributes=attributes)
-
-    def _attributes_of(self, condition: Condition) -> Tensor:
-        if condition.attributes is not None:
-            return condition.attributes
-        return torch.full((len(condition.label), len(self.categories)), torch.nan, device=condition.label.device)
+            embedding = embedding + self.attributes(condition.attributes)
+        if self.text is not None:
+            embedding = embedding + self.text(condition.text)
+        mixed: Tensor = self.mix(embedding)
+        return mixed
 
 
-def give_channels(scans: Tensor, known: Tensor) -> Tensor:
-    """Return `Condition.given` of scans `(N, C, *spatial)` whose channels `known` (bool `(N, C)`) are given."""
+def observe_channels(scans: Tensor, known: Tensor) -> Tensor:
+    """Return `Condition.observed` of scans `(N, C, *spatial)` of which the channels `known` (bool `(N, C)`) are observed."""
     where = known.to(scans.dtype).reshape(*known.shape, *[1] * (scans.ndim - 2)).expand_as(scans)
     return torch.cat([scans * where, where], dim=1)
 
 
-def draw_given(count: int, channels: int, probability: float, generator: torch.Generator) -> Tensor:
-    """Return which channels are given of each scan, bool `(count, channels)`: with the probability some, but never all."""
+def draw_observed(count: int, channels: int, probability: float, generator: torch.Generator) -> Tensor:
+    """Return which channels of each scan are observed, bool `(count, channels)`: with `probability` some of them, never all."""
     device = generator.device
     order = torch.rand(count, channels, generator=generator, device=device).argsort(1).argsort(1)
     number = 1 + torch.floor(torch.rand(count, 1, generator=generator, device=device) * (channels - 1))
     chosen = torch.rand(count, 1, generator=generator, device=device) < probability
     return (order < number) & chosen & torch.tensor(channels > 1, device=device)
+
+
+def _hide(values: Tensor | None, where: Tensor) -> Tensor | None:
+    return None if values is None else values.masked_fill(where[:, None], torch.nan)

@@ -2,37 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
+from monai.networks.blocks import SpatialAttentionBlock
 from monai.networks.nets import DiffusionModelUNet
 from monai.networks.nets.diffusion_model_unet import DiffusionUNetResnetBlock
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, avg_pool3d
+from torch.utils.checkpoint import checkpoint
 
 from medsynth.config import AutoencoderOptions, NetworkOptions
 from medsynth.diffusion import match_rank, noise_embedding_position, precondition
 from medsynth.errors import ConfigError
 from medsynth.networks.autoencoder import LatentCodec, build_autoencoder, latent_factor
 from medsynth.networks.condition import Condition, ConditionEmbedding
-from medsynth.networks.haar import HaarTransform, PixelStem, Stem
+from medsynth.networks.haar import HaarTransform
+
+_HEAD_CHANNELS = 32  # of each attention head
 
 
 class Denoiser(nn.Module):
     """Estimates clean scans: `denoiser(noisy, sigma, condition) -> denoised`.
 
     `noisy` is `(N, C, *spatial)` = scan + sigma * standard normal noise, `sigma` is `(N,)`; scans lie in [-1, 1]. The
-    preconditioning acts in the domain of the stem, with one sigma_data for each of its bands (equal ones give the scalar
-    case, since the stem is orthonormal), after the means of the bands were taken away.
+    preconditioning acts on the bands of the stem after subtracting their means, with one sigma_data for each band (equal ones
+    give the scalar case, since the stem is orthonormal).
 
-    A network that is `given` channels sees, beside the noisy scan, the channels that its condition says are known, and returns
-    these as they are.
+    With `observed`, the network also sees the channels that its condition observes, and returns them unchanged. With `shrinks`,
+    it has two outputs for each value, combined by `shrink_features`.
 
-    A network that shrinks has two values for each that it sees: what to add, and what of the noisy value itself to add
-    (`gated_features`).
-
-    With a `codec` diffusion acts on its latents: `noisy` and `denoised` are latents, as `encode` gives them, and what a solver
-    reaches from noise of `noise_shape` becomes scans by `decode`. Without one these three leave everything as it is.
+    With a `codec`, diffusion acts on latents: `noisy` and `denoised` are latents, `encode` makes them, `decode` turns them into
+    scans, and `noise_shape` is their shape. Without one, these three change nothing.
     """
 
     sigma_data: Tensor
@@ -41,11 +43,11 @@ class Denoiser(nn.Module):
     def __init__(
         self,
         unet: DiffusionModelUNet,
-        stem: Stem,
+        stem: HaarTransform,
         sigma_data: Tensor,
         codec: LatentCodec | None = None,
         *,
-        given: bool = False,
+        observed: bool = False,
         shrinks: bool = False,
         band_means: Tensor | float = 0.0,
     ) -> None:
@@ -53,17 +55,22 @@ class Denoiser(nn.Module):
         self.unet = unet
         self.stem = stem
         self.codec = codec
-        self.given = given
+        self.observed = observed
         self.shrinks = shrinks
         self.register_buffer("sigma_data", sigma_data.float())
         means = torch.as_tensor(band_means, dtype=torch.float32).expand_as(sigma_data).clone()
-        # Not among the weights, which earlier versions wrote without it; the run says what it is.
+        # Not saved with the weights: the run's description holds it.
         self.register_buffer("band_means", means, persistent=False)
 
     @property
     def embedding(self) -> ConditionEmbedding:
         """The module that embeds conditions."""
         return self.unet.class_embedding
+
+    @property
+    def device(self) -> torch.device:
+        """Device of its weights."""
+        return self.sigma_data.device
 
     @property
     def rank(self) -> int:
@@ -74,11 +81,11 @@ class Denoiser(nn.Module):
         """Return the shape of the noise from which a scan of shape `(channel, *spatial)` comes."""
         return tuple(scan) if self.codec is None else self.codec.shape(scan)
 
-    def start(self, noise: Tensor, sigma: float) -> Tensor:
-        """Return noise `(N, C, *spatial)` about the mean scan, so that `sigma` times it is what a scan is at the level `sigma`.
+    def initial_noise(self, noise: Tensor, sigma: float) -> Tensor:
+        """Return noise `(N, C, *spatial)` around the mean scan, such that `sigma` times it is a scan at noise level `sigma`.
 
-        A scan under noise keeps its mean, and the mean over all voxels of a volume is still seen under much noise: its standard
-        deviation is sigma divided by the root of their number. The mean scan is as the bands have it, 0 without `centring`.
+        A noisy scan keeps its mean, and the mean over all voxels is visible even at high noise levels: noise changes it only by
+        sigma / sqrt(voxels) (standard deviation). Noise around 0 would start too bright or too dark.
         """
         grid = [length // self.stem.factor() for length in noise.shape[2:]]
         means = match_rank(self.band_means[None], noise).expand(1, -1, *grid)
@@ -86,89 +93,88 @@ class Denoiser(nn.Module):
         return noise + mean.to(noise.device) / sigma
 
     def encode(self, scans: Tensor) -> Tensor:
-        """Return what diffusion acts on: the scans themselves, or their latents."""
+        """Return the latents of scans; without a codec, the scans."""
         return scans if self.codec is None else self.codec.encode(scans)
 
     def decode(self, denoised: Tensor) -> Tensor:
-        """Return the scans `(N, C, *spatial)` that `encode` took there; neither direction keeps a gradient of latents."""
+        """Return the scans `(N, C, *spatial)` of latents. No gradient passes through the codec in either direction."""
         return denoised if self.codec is None else self.codec.decode(denoised)
 
     def forward(self, noisy: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
         """Return the denoised scans, in the dtype of `noisy`."""
-        seen = self.stem(hold_given(noisy, condition))
+        seen = self.stem(hold_observed(noisy, condition))
         means = match_rank(self.band_means[None].to(seen.dtype), seen)
         bands = seen - means
         sigma_data = match_rank(self.sigma_data[None].to(bands.dtype), bands)
         scale = precondition(match_rank(sigma[:, None], bands), sigma_data)
         position = noise_embedding_position(sigma)
-        condition = self.embedding.gate(condition, sigma)
         seen = scale.input * bands
-        if self.given:
-            seen = torch.cat([seen, *self._given_bands(condition, noisy, sigma_data)], dim=1)
+        if self.observed:
+            seen = torch.cat([seen, *self._observed_bands(condition, noisy, sigma_data)], dim=1)
         features = self.unet(seen, position, class_labels=condition).to(bands.dtype)
         if self.shrinks:
-            features = gated_features(features, bands, match_rank(sigma[:, None], bands), sigma_data)
-        return hold_given(self.stem.inverse(means + scale.skip * bands + scale.output * features), condition)
+            features = shrink_features(features, bands, match_rank(sigma[:, None], bands), sigma_data)
+        return hold_observed(self.stem.inverse(means + scale.skip * bands + scale.output * features), condition)
 
-    def _given_bands(self, condition: Condition, noisy: Tensor, sigma_data: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the bands of what is given, of unit power, and where it is, on the grid of the bands."""
-        given = condition.given
-        values, known = (torch.zeros_like(noisy),) * 2 if given is None else given.to(noisy.dtype).chunk(2, dim=1)
+    def _observed_bands(self, condition: Condition, noisy: Tensor, sigma_data: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the bands of the observed channels, scaled to unit power, and where they are observed, on the bands' grid."""
+        observed = condition.observed
+        values, known = (torch.zeros_like(noisy),) * 2 if observed is None else observed.to(noisy.dtype).chunk(2, dim=1)
         bands = self.stem(values) / sigma_data
         factor = self.stem.factor()
         pool = avg_pool2d if self.rank == 2 else avg_pool3d
         return bands, known if factor == 1 else pool(known, factor)
 
 
-def gated_features(features: Tensor, bands: Tensor, sigma: Tensor, sigma_data: Tensor) -> Tensor:
-    """Return `(N, B, *spatial)`: features `(N, 2B, *spatial)` = (what to add, gate), as what to add + gate * bands / scale.
+def shrink_features(features: Tensor, bands: Tensor, sigma: Tensor, sigma_data: Tensor) -> Tensor:
+    """Return `(N, B, *spatial)`: for features `(N, 2B, *spatial)` = (added, kept), added + kept * bands / scale.
 
-    The bands of a scan are sparse: nearly nothing in flat tissue, large at edges. What is best in flat tissue is to take the
-    whole noisy value away, as wavelet shrinkage does (Donoho and Johnstone 1994), so a network without the gate has to carry the
-    noise of every band from its first layer to its last, through fewer channels than there are bands. With it, one number for
-    each value says how much to keep. `scale` = sqrt(sigma^2 + (sigma_data / 4)^2) is about the size of a noisy value in flat
-    tissue, so that the gate is of order 1 there at all noise levels.
+    The bands of a scan are sparse: nearly zero in flat tissue, large at edges. In flat tissue the best estimate removes the whole
+    noisy value (wavelet shrinkage, Donoho and Johnstone 1994). Without the second output, a network has to carry the noise of
+    every band from its first layer to its last, through fewer channels than there are bands; with it, one number for each value
+    is enough. `scale` = sqrt(sigma^2 + (sigma_data / 4)^2) is about the size of a noisy value in flat tissue, so that number is
+    of order 1 there at all noise levels.
     """
-    added, gate = features.chunk(2, dim=1)
-    return added + gate * bands / (sigma**2 + (sigma_data / 4) ** 2).sqrt()
+    added, kept = features.chunk(2, dim=1)
+    return added + kept * bands / (sigma**2 + (sigma_data / 4) ** 2).sqrt()
 
 
-def hold_given(scans: Tensor, condition: Condition) -> Tensor:
-    """Return scans `(N, C, *spatial)` in which what the condition gives is as it says."""
-    if condition.given is None:
+def hold_observed(scans: Tensor, condition: Condition) -> Tensor:
+    """Return scans `(N, C, *spatial)` with the observed values of the condition put in place."""
+    if condition.observed is None:
         return scans
-    values, known = condition.given.chunk(2, dim=1)
+    values, known = condition.observed.chunk(2, dim=1)
     return torch.where(known > 0, values.to(scans.dtype), scans)
 
 
-def build_stem(options: NetworkOptions) -> Stem:
-    """Return the stem that the options name; latents go to the UNet as they are."""
-    return HaarTransform(options.levels) if options.stem == "haar" else PixelStem()
+def build_stem(options: NetworkOptions) -> HaarTransform:
+    """Return the stem that the options name; pixels and latents go to the UNet unchanged."""
+    if options.levels not in (1, 2):
+        raise ConfigError(f"network.levels: need 1 or 2, got {options.levels}")
+    return HaarTransform(options.levels if options.stem == "haar" else 0)
 
 
 def check_network(
     options: NetworkOptions, size: Sequence[int], *, autoencoder: AutoencoderOptions | None = None
 ) -> None:
-    """Raise `ConfigError` where `size` does not divide by what stem and UNet halve, or options contradict each other."""
+    """Raise `ConfigError` for a `size` that stem and UNet cannot halve, or for options that contradict each other."""
     if len(options.attention) != len(options.channels):
         raise ConfigError(
             f"network.attention: need one entry for each of the {len(options.channels)} resolutions in network.channels, "
             f"got {len(options.attention)}"
         )
-    wrong = [width for width in options.channels if width % options.head_channels]
+    wrong = [width for width in options.channels if width % _HEAD_CHANNELS]
     if wrong:
-        raise ConfigError(
-            f"network.channels: need multiples of network.head_channels={options.head_channels}, got {wrong}"
-        )
+        raise ConfigError(f"network.channels: need multiples of {_HEAD_CHANNELS}, got {wrong}; try 64,96,128")
     groups = options.norm_groups
     if groups < 1 or any(width % groups or width == groups for width in options.channels):
         raise ConfigError(
-            f"network.norm_groups: need groups of several channels in each of network.channels={list(options.channels)}, got "
-            f"{groups} groups; try {max(1, min(options.channels) // 8)}"
+            f"network.norm_groups: need at least two channels per group, got {groups} groups for "
+            f"network.channels={list(options.channels)}; try {max(1, min(options.channels) // 8)}"
         )
     if (options.stem == "latent") != (autoencoder is not None):
         raise ConfigError(
-            f"autoencoder.run: need a trained autoencoder for network.stem latent and none for others, got stem {options.stem}; "
+            f"autoencoder.run: need a trained autoencoder for network.stem latent, and none otherwise, got stem {options.stem}; "
             "try medsynth train --stage autoencoder first"
         )
     divisor = build_stem(options).factor() * 2 ** (len(options.channels) - 1)
@@ -185,24 +191,23 @@ def build_denoiser(
     channels: int,
     size: Sequence[int],
     classes: int,
-    augmentation_parameters: int,
-    sigma_data: Tensor | float,
+    augmentation_parameters: int = 0,
+    sigma_data: Tensor | float = 0.5,
     band_means: Tensor | float = 0.0,
-    parents: Sequence[int] = (),
-    gate_sigma: float = 0.0,
     categories: Sequence[int] = (),
-    given: bool = False,
+    observed: bool = False,
+    text: int = 0,
     autoencoder: AutoencoderOptions | None = None,
 ) -> Denoiser:
     """Return an untrained denoiser for scans of `channels` channels and spatial shape `size` (2D or 3D).
 
-    `sigma_data` and `band_means` are one value or one for each band of the stem; `parents`, `gate_sigma` and `categories` are
-    those of `ConditionEmbedding`; `given` makes a network that can be given channels, which latents have none of; `autoencoder`
-    describes the one behind the stem `latent`. Raises `ConfigError` as `check_network` does.
+    `sigma_data` and `band_means` are one value, or one for each band of the stem; `categories` and `text` are those of
+    `ConditionEmbedding`; `observed` makes a network that can observe channels, which latents cannot; `autoencoder` describes the
+    codec of the stem `latent`. Raises `ConfigError` as `check_network` does.
     """
     check_network(options, size, autoencoder=autoencoder)
-    if given and autoencoder is not None:
-        raise ConfigError("condition.given: need network.stem haar or pixel, got latent; try condition.given 0")
+    if observed and autoencoder is not None:
+        raise ConfigError("condition.observed: need network.stem haar or pixel, got latent; try condition.observed 0")
     codec = None
     if autoencoder is not None:
         codec = LatentCodec(build_autoencoder(autoencoder, channels=channels, size=size), autoencoder)
@@ -213,14 +218,14 @@ def build_denoiser(
     last = len(options.channels) - 1
     unet = DiffusionModelUNet(
         spatial_dims=rank,
-        in_channels=2 * bands + channels if given else bands,
+        in_channels=2 * bands + channels if observed else bands,
         out_channels=2 * bands if options.shrinkage else bands,
         channels=options.channels,
         num_res_blocks=options.residual_blocks,
         attention_levels=options.attention,
         # The middle block has attention whatever the levels say, with the head size of the last level.
         num_head_channels=[
-            options.head_channels if attends or level == last else 0 for level, attends in enumerate(options.attention)
+            _HEAD_CHANNELS if attends or level == last else 0 for level, attends in enumerate(options.attention)
         ],
         norm_num_groups=options.norm_groups,
         num_class_embeds=classes + 1,
@@ -230,14 +235,59 @@ def build_denoiser(
         classes,
         augmentation_parameters,
         unet.class_embedding.embedding_dim,
-        parents=parents,
-        gate_sigma=gate_sigma,
         categories=categories,
+        text=text,
     )
     for module in unet.modules():
         if isinstance(module, DiffusionUNetResnetBlock):
             module.conv2 = nn.Sequential(nn.Dropout(options.dropout), module.conv2)
     values = torch.as_tensor(sigma_data, dtype=torch.float32)
     return Denoiser(
-        unet, stem, values.expand(bands).clone(), codec, given=given, shrinks=options.shrinkage, band_means=band_means
+        unet,
+        stem,
+        values.expand(bands).clone(),
+        codec,
+        observed=observed,
+        shrinks=options.shrinkage,
+        band_means=band_means,
     )
+
+
+def checkpoint_activations(network: nn.Module) -> None:
+    """Make the residual and attention blocks of `network` store only their inputs while it is trained.
+
+    The backward pass computes the rest again, with the same dropout masks (activation checkpointing, Chen et al. 2016, arXiv
+    1604.06174): less memory for about a third more time. Gradients, weights, their names and evaluation stay the same.
+    """
+    for module in network.modules():
+        for kind, checkpointed in _CHECKPOINTED.items():
+            if type(module) is kind:
+                module.__class__ = checkpointed
+
+
+class _ResidualBlock(DiffusionUNetResnetBlock):
+    """MONAI's residual block with activation checkpointing."""
+
+    def forward(self, *inputs: Any) -> Tensor:
+        return _recompute(self, super().forward, *inputs)
+
+
+class _AttentionBlock(SpatialAttentionBlock):
+    """MONAI's attention block with activation checkpointing."""
+
+    def forward(self, *inputs: Any) -> Tensor:
+        return _recompute(self, super().forward, *inputs)
+
+
+# Subclasses, since wrappers would rename every weight in the state_dict.
+_CHECKPOINTED: dict[type[nn.Module], type[nn.Module]] = {
+    DiffusionUNetResnetBlock: _ResidualBlock,
+    SpatialAttentionBlock: _AttentionBlock,
+}
+
+
+def _recompute(block: nn.Module, forward: Callable[..., Tensor], *inputs: Any) -> Tensor:
+    if not (block.training and torch.is_grad_enabled()):
+        return forward(*inputs)
+    result: Tensor = checkpoint(forward, *inputs, use_reentrant=False)
+    return result

@@ -1,11 +1,9 @@
-"""Stems: reversible maps between pixels and what the UNet sees."""
+"""The stem: a reversible map between pixels and what the UNet sees."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-
-from medsynth.errors import ConfigError
 
 _ROOT_HALF = 0.5**0.5
 
@@ -15,13 +13,11 @@ class HaarTransform(nn.Module):
 
     One level turns `(N, C, *spatial)` into `(N, C * 2**rank, *spatial / 2)`. The first `C` channels are local means (scaled
     by 2**(rank / 2)), the others differences along one or more axes. Further levels transform every band again (a wavelet
-    packet), so all bands share one grid.
+    packet), so all bands share one grid. With 0 levels it changes nothing.
     """
 
     def __init__(self, levels: int = 1) -> None:
         super().__init__()
-        if levels not in (1, 2):
-            raise ConfigError(f"network.levels: need 1 or 2, got {levels}")
         self.levels = levels
 
     def forward(self, scans: Tensor) -> Tensor:
@@ -31,7 +27,7 @@ class HaarTransform(nn.Module):
         return scans
 
     def inverse(self, bands: Tensor) -> Tensor:
-        """Return the scans whose bands are given."""
+        """Return the scans that have these bands."""
         for _ in range(self.levels):
             bands = _synthesise(bands)
         return bands
@@ -43,29 +39,6 @@ class HaarTransform(nn.Module):
     def factor(self) -> int:
         """Return by how much each spatial axis shrinks."""
         return int(2**self.levels)
-
-
-class PixelStem(nn.Module):
-    """The stem that leaves scans as they are."""
-
-    def forward(self, scans: Tensor) -> Tensor:
-        """Return `scans`."""
-        return scans
-
-    def inverse(self, bands: Tensor) -> Tensor:
-        """Return `bands`."""
-        return bands
-
-    def band_count(self, channels: int, rank: int) -> int:
-        """Return `channels`."""
-        return channels
-
-    def factor(self) -> int:
-        """Return 1."""
-        return 1
-
-
-Stem = HaarTransform | PixelStem
 
 
 # Butterflies rather than a matrix product: sums and differences stay in float32 when the network runs in bfloat16.

@@ -1,8 +1,10 @@
-"""What a data card must hold: the schema of its front matter, the sections of its text, and gaps that are marked as gaps."""
+"""What people write about scans, checked: data cards, and the statements that a synthetic set's card takes over.
+
+A card is valid if its front matter fits `card_schema.json`, its text has all sections, and every null is listed as a gap.
+"""
 
 from __future__ import annotations
 
-import datetime
 import json
 import re
 from collections.abc import Iterator, Mapping
@@ -15,101 +17,75 @@ import yaml
 from jsonschema import Draft202012Validator, ValidationError
 
 from medsynth.cohorts.manifest import reason_of
-from medsynth.errors import DataError
+from medsynth.config import Shipped
+from medsynth.errors import ConfigError, DataError
+from medsynth.files import PathLike
 
-SCHEMA = "medsynth-card/1"
+CARDS = Shipped(folder="data_cards", suffixes=(".md",))
+SCHEMA = "medsynth-card/2"
 SECTIONS = {
     "synthetic_set": (
-        "Origin, consent and licence",
-        "Intended and prohibited use",
-        "Limits",
-        "Privacy",
-        "Congruence",
-        "Coverage",
-        "Constraint",
-        "Completeness",
-        "Compliance",
-        "Comprehension",
-        "Consistency",
-        "Provenance",
-        "Gaps",
+        "Origin, consent and licence", "Intended and prohibited use", "Limits", "Privacy", "Congruence", "Coverage", "Constraint",
+        "Completeness", "Compliance", "Comprehension", "Consistency", "Provenance", "Gaps",
     ),
     "source_cohort": (
-        "Content",
-        "Origin, consent and licence",
-        "Intended and prohibited use",
-        "Limits",
-        "Subgroup coverage",
-        "Gaps",
+        "Content", "Origin, consent and licence", "Intended and prohibited use", "Limits", "Subgroup coverage", "Gaps"
     ),
-}
+}  # fmt: skip
+STATED = ("title", "modality", "licence", "citation", "contact", "version", "published")
+SOURCE = ("name", "origin", "licence", "citation", "consent", "legal_basis")
 
-_SCHEMA_FILE = "card_schema.json"
-# A promise that nobody can keep; what was done to the scans can be said in other words.
+# A promise that nobody can keep; other words can say what was done to the scans.
 _PROMISE = re.compile(r"(?<![a-z])anonym\w*", re.IGNORECASE)
 _MOST = 8  # problems that a message lists
-_TYPES = {"object": "keys with values", "array": "a list", "string": "a text", "number": "a number"}
-_TYPES |= {"integer": "a whole number", "boolean": "true or false", "null": "null"}
+_LONGEST = 160  # characters of one problem
 
 
 @dataclass(frozen=True, kw_only=True)
 class CheckedCard:
-    """A card that was found valid: its front matter and its text."""
+    """A valid card: its front matter and its text."""
 
     file: Path
     front: Mapping[str, Any]
     body: str
 
     def summary(self) -> str:
-        """Return that the card is valid, and what it leaves open."""
+        """Return that the card is valid, and which gaps it has."""
         gaps = self.front["gaps"]
         stated = f"{len(gaps)} {'gap' if len(gaps) == 1 else 'gaps'}: {', '.join(gaps)}" if gaps else "no gaps"
-        return f"{self.file}: a valid card of schema {SCHEMA}; {stated}"
+        return f"{self.file}: this card is valid ({SCHEMA}); {stated}"
 
 
-def check_card(path: Path) -> CheckedCard:
-    """Read a card and return it; `DataError` that names every key and section at fault, if any is."""
+def check_card(path: PathLike) -> CheckedCard:
+    """Read a card and return it; `DataError` that lists the keys and sections at fault, if any is."""
     front, body = read_card(path)
     if problems := card_problems(front, body):
         more = f"; and {len(problems) - _MOST} more" if len(problems) > _MOST else ""
         number = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
-        raise DataError(
-            f"{path}: need a card of schema {SCHEMA}, got {number}: {'; '.join(problems[:_MOST])}{more}; "
-            "try correcting them in the file"
-        )
-    return CheckedCard(file=path, front=front, body=body)
+        raise DataError(f"{path}: not a valid card ({SCHEMA}), {number}: {'; '.join(problems[:_MOST])}{more}")
+    return CheckedCard(file=Path(path), front=front, body=body)
 
 
-def read_card(path: Path) -> tuple[Any, str]:
+def read_card(path: PathLike) -> tuple[Any, str]:
     """Return the front matter and the text of a card, unchecked; `DataError` if there is no front matter in YAML."""
     try:
-        text = path.read_bytes().decode("utf-8-sig").replace("\r\n", "\n")
-    except OSError as error:
-        raise DataError(f"{path}: need a data card, got {reason_of(error)}; try another path") from error
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: need a card in UTF-8, got {error.reason}; try saving it as UTF-8") from error
+        text = Path(path).read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        got = reason_of(error) if isinstance(error, OSError) else error.reason
+        raise DataError(f"{path}: need a data card in UTF-8, got {got}; try another path") from error
     parts = re.match(r"---\n(.*?)\n---\n(.*)", text, flags=re.DOTALL)
     if parts is None:
-        raise DataError(
-            f"{path}: need YAML between two lines of --- at the top, got none; try the template in data_cards"
-        )
+        raise DataError(f"{path}: need YAML between two lines of --- at the top; begin with data_cards/template.md")
     try:
-        return _plain(yaml.safe_load(parts[1])), parts[2]
-    except (yaml.YAMLError, RecursionError) as error:
-        raise DataError(
-            f"{path}: need readable YAML in the front matter, got {' '.join(str(error).split())}; "
-            "try quotes around texts with colons"
-        ) from error
+        return _parse(parts[1]), parts[2]
+    except ValueError as error:
+        raise DataError(f"{path}: need readable YAML in the front matter, got {error}; try quotes") from error
 
 
 def card_problems(front: Any, body: str) -> list[str]:
-    """Return what is wrong with a card, each as `key: need X, got Y`; nothing for a valid one."""
-    if odd := [".".join(path) for path in _odd_keys(front)]:
-        return [f"{key}: need a text as key, got another value; try quotes" for key in odd]
-    schema = json.loads(files("medsynth.reporting").joinpath(_SCHEMA_FILE).read_text(encoding="utf-8"))
-    errors = sorted(Draft202012Validator(schema).iter_errors(front), key=lambda error: [str(key) for key in error.path])
-    if errors:
-        return list(dict.fromkeys(_explained(error) for error in errors))
+    """Return what is wrong with a card, each as `key: problem`; nothing for a valid one."""
+    if problems := _schema_problems(front):
+        return problems
     return [*_total_problems(front["data"]), *_gap_problems(front), *_text_problems(front, body)]
 
 
@@ -125,73 +101,93 @@ def find_gaps(front: Any, path: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
     return found
 
 
-def promises(text: str) -> list[str]:
-    """Return the words in a text that promise what a synthetic set cannot keep."""
-    return _PROMISE.findall(text)
-
-
-def escape_markdown(text: str) -> str:
-    """Return a text on one line in which nothing is markup, as Markdown."""
+def escape_markdown(text: object) -> str:
+    """Return a text on one line as Markdown in which nothing is markup."""
     line = " ".join(str(text).split()).replace("&", "&amp;").replace("<", "&lt;")
     return re.sub(r"^(#|>|[+-](?= ))", r"\\\1", re.sub(r"([\\`*\[\]|])", r"\\\1", line))
 
 
-def _plain(value: Any) -> Any:
-    """Return YAML's values as JSON's: dates as text."""
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_plain(item) for item in value]
-    return value.isoformat() if isinstance(value, datetime.date) else value
+def read_statements(source: PathLike | None) -> dict[str, Any]:
+    """Return what people state about a set, with the keys of a card's front matter; the rest is None, or an empty list.
+
+    `source` is a YAML file with such statements, or the card of the source cohort: its path (as `.yaml`, the front matter alone),
+    or the name of one that ships with medsynth. The key `source` of a YAML file may name such a card, too. Raises `ConfigError`
+    for unknown keys or names and for a text that promises too much, `DataError` for a card that is not valid.
+    """
+    content: Any = {}
+    front: Any = None
+    if source is not None and Path(source).suffix in (".yaml", ".yml"):
+        content = _read_yaml(Path(source))
+        whole = isinstance(content, dict) and "kind" in content
+        if problems := _schema_problems(content, "card" if whole else "statements") or _promises(content):
+            raise ConfigError(f"{source}: {'; '.join(problems[:_MOST])}")
+        if whole:
+            content, front = {}, content
+    elif source is not None:
+        content = {"source": str(source)}
+    stated: dict[str, Any] = {key: _clean(content.get(key)) for key in STATED}
+    origin, use = content.get("source") or {}, content.get("use") or {}
+    if isinstance(origin, str):
+        front = check_card(CARDS.find(origin)).front
+    if front is not None:
+        if front["kind"] != "source_cohort":
+            raise ConfigError(f"{source}: this is the card of a synthetic set; try that of the source cohort")
+        origin = front["source"] | {"name": front["title"], "licence": front["licence"], "citation": front["citation"]}
+        stated["modality"] = stated["modality"] or front["modality"]
+    stated["source"] = {key: _clean(origin.get(key)) for key in SOURCE}
+    stated["use"] = {key: _list(use.get(key)) for key in ("intended", "prohibited")}
+    stated["limits"] = _list(content.get("limits"))
+    return stated
 
 
-def _odd_keys(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
-    if isinstance(value, dict):
-        for key, item in value.items():
-            if not isinstance(key, str):
-                yield (*path, str(key))
-            yield from _odd_keys(item, (*path, str(key)))
-    elif isinstance(value, list):
-        for number, item in enumerate(value):
-            yield from _odd_keys(item, (*path, str(number)))
+def _read_yaml(path: Path) -> Any:
+    try:
+        content = _parse(path.read_text(encoding="utf-8"))
+        return {} if content is None else content
+    except OSError as error:
+        raise ConfigError(f"{path}: need a YAML file, got {reason_of(error)}; try another path") from error
+    except ValueError as error:
+        raise ConfigError(f"{path}: need readable YAML, got {error}; try quotes around texts with colons") from error
+
+
+def _clean(value: Any) -> str | None:
+    text = "" if value is None else " ".join(str(value).split())
+    return text or None
+
+
+def _list(value: Any) -> list[str]:
+    return [text for item in (value if isinstance(value, list) else [value]) if (text := _clean(item)) is not None]
+
+
+def _parse(text: str) -> Any:
+    """Return the first document of YAML as JSON would hold it: dates and keys are texts. `ValueError` if it cannot be read."""
+    try:
+        return json.loads(json.dumps(next(yaml.safe_load_all(text), None), default=str))
+    except (yaml.YAMLError, RecursionError, TypeError, ValueError) as error:
+        raise ValueError(" ".join(str(error).split())) from error
+
+
+def _schema_problems(content: Any, name: str = "card") -> list[str]:
+    schema = json.loads(files("medsynth.reporting").joinpath("card_schema.json").read_text(encoding="utf-8"))
+    validator = Draft202012Validator(schema | {"$ref": f"#/$defs/{name}"})
+    errors = sorted(validator.iter_errors(content), key=lambda error: [str(key) for key in error.absolute_path])
+    return list(dict.fromkeys(_explained(error) for error in errors))
 
 
 def _explained(error: ValidationError) -> str:
-    """Return what the schema wants in the words of our errors."""
-    key = ".".join(str(part) for part in error.absolute_path)
-    where = f"{key}: " if key else "front matter: "
-    below = f"{key}." if key else ""
-    wanted, got = error.validator_value, error.instance
+    key = ".".join(str(part) for part in error.absolute_path) or "front matter"
     match error.validator:
-        case "required":
-            missing = next(name for name in wanted if error.message.startswith(f"'{name}' "))
-            return f"{below}{missing}: need this key, got none"
-        case "additionalProperties":
-            known = error.schema.get("properties", {})
-            unknown = next(name for name in got if name not in known)
-            return f"{below}{unknown}: need one of the keys {', '.join(known)}, got an unknown one"
-        case "type":
-            kinds = [wanted] if isinstance(wanted, str) else wanted
-            return f"{where}need {' or '.join(_TYPES[kind] for kind in kinds)}, got {_shown(got)}"
-        case "enum" | "const":
-            options = wanted if error.validator == "enum" else [wanted]
-            return f"{where}need {' or '.join(_shown(option) for option in options)}, got {_shown(got)}"
         case "contains":
-            return f"{where}need {error.schema['title']}, got none"
-        case "pattern" | "minLength":
-            what = "a text that is not blank" if wanted in (r"\S", 1) else f"a text like {wanted}"
-            return f"{where}need {what}, got {_shown(got)}"
-        case "minimum" | "maximum":
-            limit = "at least" if error.validator == "minimum" else "at most"
-            return f"{where}need {limit} {wanted}, got {_shown(got)}"
+            said = f"has no {error.schema['title']}"
+        case "pattern" | "minLength" if error.validator_value in (r"\S", 1):
+            said = "is blank"
         case "minItems" | "minProperties":
-            return f"{where}need at least one entry, got none; null says that it is not known"
-    return f"{where}need what the schema says of {error.validator}, got {_shown(got)}"
-
-
-def _shown(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False, default=str)
-    return text if len(text) <= 60 else f"{text[:57]}..."
+            said = "is empty; null means that it is not known"
+        case "additionalProperties":
+            said = f"{error.message}; known are {', '.join(error.schema.get('properties', {}))}"
+        case _:
+            said = error.message
+    return f"{key}: {said if len(said) <= _LONGEST else f'{said[:_LONGEST]}...'}"
 
 
 def _total_problems(data: Mapping[str, Any]) -> list[str]:
@@ -199,35 +195,39 @@ def _total_problems(data: Mapping[str, Any]) -> list[str]:
     if scans is None or classes is None:
         return []
     total = sum(sum(value.values()) if isinstance(value, Mapping) else value for value in classes.values())
-    return [] if total == scans else [f"data.scans: need the sum of data.classes, {total}, got {scans}"]
+    return [] if total == scans else [f"data.scans: {scans} is not the sum of data.classes, {total}"]
 
 
 def _gap_problems(front: Mapping[str, Any]) -> list[str]:
-    """A gap is a key that is null: none may go unlisted, and what is stated is none."""
+    """Return gaps that are not listed, and listed ones that are none: a gap is a key that is null."""
     null, listed = [".".join(path) for path in find_gaps(front)], front["gaps"]
     return [
-        *(f"{key}: need a value, or its name in gaps, got null" for key in null if key not in listed),
-        *(f"gaps: need only keys that are null, got {_shown(key)}" for key in listed if key not in null),
+        *(f"{key}: is null; fill it in, or list it under gaps" for key in null if key not in listed),
+        *(f"gaps: {key!r} is not null; take it off the list" for key in listed if key not in null),
     ]
 
 
 def _text_problems(front: Mapping[str, Any], body: str) -> list[str]:
     headings = set(re.findall(r"^## +(.+?) *$", body, flags=re.MULTILINE))
-    problems = [
-        f"section {name!r}: need it in the text, got none" for name in SECTIONS[front["kind"]] if name not in headings
-    ]
-    # A title of another's work is not ours to word.
+    problems = [f"text: the section {name!r} is missing" for name in SECTIONS[front["kind"]] if name not in headings]
+    # The title of somebody else's work is quoted, not ours to word.
     for citation in (front["citation"], front["source"]["citation"]):
-        body = body.replace(escape_markdown(citation or "\0"), "").replace(citation or "\0", "")
-    for where, text in (*_texts(front), ("text", body)):
-        if found := promises(text):
-            problems.append(
-                f"{where}: need other words than {found[0]!r}, which promises what nobody can, got them; try 'de-identified'"
-            )
-    return problems
+        for quoted in (escape_markdown(citation), citation) if citation else ():
+            body = body.replace(quoted, "")
+    return problems + _promises({**front, "text": body})
+
+
+def _promises(content: Any) -> list[str]:
+    """Return the texts that promise what a synthetic set cannot keep."""
+    return [
+        f"{where}: {word!r} promises more than anyone can keep; say what was done instead, such as 'de-identified'"
+        for where, text in _texts(content)
+        for word in _PROMISE.findall(text)[:1]
+    ]
 
 
 def _texts(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, str]]:
+    """Yield every text below a value with its key, except citations."""
     if isinstance(value, str) and path[-1] != "citation":
         yield ".".join(path), value
     elif isinstance(value, dict):

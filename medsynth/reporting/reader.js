@@ -6,7 +6,7 @@
   const named = study.classes.length > 1;
   const memory = `medsynth-reader-study-${study.study}`;
   const pseudonym = /^[\p{L}\p{N}][\p{L}\p{N}_.-]{0,19}$/u;
-  const largest = 12; // screen pixels for one of the scan: beyond, a picture only gets blurred
+  const largest = 12; // screen pixels per scan pixel; more would only blur the picture
   const views = ["start", "desk", "finish"];
 
   // place: -1 is the introduction, 0 to total - 1 the cases, total the export.
@@ -19,7 +19,7 @@
   let shownSince = null;
 
   function recall() {
-    // What is stored may be of any form: only what this page could have written is taken.
+    // Stored data may have any form: only what this page could have written is used.
     try {
       const kept = JSON.parse(localStorage.getItem(memory));
       const fresh = empty();
@@ -147,7 +147,7 @@
 
   function answer(field, value, spoken) {
     const one = state.cases[state.place];
-    // A second press on a confidence takes it back: it is optional.
+    // A second press on a confidence removes it: it is optional.
     one[field] = field === "confidence" && one[field] === value ? 0 : value;
     stopClock();
     startClock();
@@ -160,7 +160,7 @@
     const name = find("reader").value.trim();
     const problem = find("reader-problem");
     if (!pseudonym.test(name)) {
-      problem.textContent = "Need up to 20 letters and digits, beginning with one of these; “_”, “.” and “-” may follow.";
+      problem.textContent = "Enter up to 20 letters and digits, starting with one of these; “_”, “.” and “-” may follow.";
       problem.hidden = false;
       find("reader").setAttribute("aria-invalid", "true");
       find("reader").focus();
@@ -194,10 +194,10 @@
       );
     });
     if (lines.length === 1) {
-      find("exported").textContent = "There is nothing to export yet: say of one scan at least whether it is real.";
+      find("exported").textContent = "There is nothing to export yet: answer at least one case.";
       return;
     }
-    // The mark at the beginning tells spreadsheets that the text is UTF-8.
+    // The mark at the beginning lets spreadsheets read the text as UTF-8.
     const link = document.createElement("a");
     link.href = URL.createObjectURL(new Blob(["\ufeff", lines.join("\n"), "\n"], { type: "text/csv" }));
     link.download = `reader_study_${study.study}_${state.reader}.csv`;

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import contextlib
 import math
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -15,30 +14,14 @@ import numpy as np
 from jinja2 import Environment
 
 from medsynth.errors import ConfigError
-from medsynth.evaluation import Pair
+from medsynth.evaluation import Evaluation, Pair
 from medsynth.evaluation.fidelity import Sheet
-from medsynth.files import write_json, write_text
-from medsynth.reporting.charts import distance_figure, downstream_figures
-from medsynth.reporting.figures import Figure
-from medsynth.reporting.sheets import contact_sheet
+from medsynth.files import PathLike, write_json, write_text
+from medsynth.reporting.charts import Figure, distance_figure, downstream_figures, training_figures
+from medsynth.reporting.pictures import contact_sheet, view_volumes
+from medsynth.reporting.reader_page import write_reader_study
 from medsynth.reporting.templates import open_templates
-from medsynth.reporting.volumes import view_volumes
-
-_TEMPLATE = "report.html.j2"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Picture:
-    """A picture for the report: `png` holds the file, `alt` says what it shows to who cannot see it.
-
-    `planes` is whether it shows volumes, by three planes each, and needs room.
-    """
-
-    title: str
-    png: bytes
-    alt: str
-    caption: str = ""
-    planes: bool = False
+from medsynth.runs import Run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,99 +34,76 @@ class ReportFiles:
 
     @property
     def gate_failed(self) -> bool:
-        """Whether the privacy gate was judged, and failed."""
-        verdict = self.report["verdict"]["privacy"]
-        return verdict is not None and verdict["reading"] == "fail"
+        """Whether the privacy gate was run, and failed."""
+        return self._verdict("privacy") == "fail"
 
     def summary(self) -> str:
-        """Return the verdicts in plain sentences with their figures, the notes, and where the page is."""
-        lines = []
-        verdicts, fidelity = self.report["verdict"], self.report["fidelity"]
-        if fidelity is not None:
-            for verdict, row in zip(verdicts["fidelity"], fidelity["rows"], strict=True):
-                lines.append(f"{verdict['label'] or 'all classes'}: {verdict['sentence']}")
-                lines += _figures_line(row["held_out"], fidelity["extractor"]["name"])
-        for part in ("privacy", "downstream"):
-            if verdicts[part] is not None:
-                lines.append(f"{part}: {verdicts[part]['reading']}. {verdicts[part]['sentence']}")
-        if self.report.get("reader_study"):
-            lines.append(
-                f"readers: {self.report['reader_study']['reading']}. {self.report['reader_study']['sentence']}"
-            )
+        """Return the result in plain sentences, the notes, where the page is, and the next command."""
+        folder = self.html.parent
+        if self.gate_failed:
+            following = "medsynth evaluate ... --drop_copies true, or a new model trained for fewer steps"
+        elif self._verdict("privacy") == "pass" and self._verdict("downstream") in ("gain", None):
+            following = f"medsynth augment --real COHORT --synthetic SET --report {folder} --out augmented/cohort.csv"
+        else:
+            following = f"medsynth card --synthetic SET --report {folder}"
         notes = [f"note: {note}" for note in self.report["notes"]]
-        return "\n".join([*lines, *notes, verdicts["headline"]["sentence"], f"report: {self.html}"])
+        headline = self.report["verdict"]["headline"]["sentence"]
+        return "\n".join([headline, *notes, f"report: {self.html}", f"next: {following}"])
+
+    def _verdict(self, part: str) -> str | None:
+        found = self.report["verdict"][part]
+        return None if found is None else found["verdict"]
 
 
-def check_report_folder(out: Path | str) -> None:
+def check_report_folder(out: PathLike) -> None:
     """Raise `ConfigError` unless a report can be written into the folder `out`; nothing is left behind.
 
-    An evaluation takes long: ask before it.
+    To be called before an evaluation, which takes long.
     """
     out = Path(out)
-    missing: list[Path] = []
     try:
-        missing = [folder for folder in (out, *out.parents) if not folder.exists()]
-        out.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=out):
+        there = next(folder for folder in (out.absolute(), *out.absolute().parents) if folder.exists())
+        with tempfile.TemporaryFile(dir=there):
             pass
     except OSError as error:
         raise _unwritable(out, error) from error
-    finally:
-        for folder in missing:
-            with contextlib.suppress(OSError):
-                folder.rmdir()
 
 
 def write_report(
-    out: Path | str,
-    report: Mapping[str, Any],
-    *,
-    sheets: Sequence[Sheet] = (),
-    pairs: Sequence[Pair] = (),
-    figures: Sequence[Figure] = (),
-    real_pictures: bool = True,
-    title: str = "Evaluation of a synthetic set",
+    out: PathLike, evaluation: Evaluation, *, run: Run | None = None, real_pictures: bool = True
 ) -> ReportFiles:
-    """Write `report.json` and `report.html` into the folder `out`, atomically, and return their paths.
+    """Write `report.json`, `report.html` and the reader study, if there is one, into the folder `out`, each whole or not at all.
 
-    `report` is what `build_report` returned; `sheets` become one contact sheet a class, `pairs` stand in the section on privacy,
-    `figures` make one on the training. Without `real_pictures` no real scan is shown.
-    The page is one file without requests, and without scripts unless it shows volumes in 3D. Both files hold pictures or figures
-    of real scans: they name no patient, but belong in the house. `ConfigError` if they cannot be written.
+    The page has a contact sheet of each class, the most suspicious pairs, and the training curves of `run`. Without
+    `real_pictures` no real scan is shown. It is one file without requests, and without scripts unless it shows volumes in 3D.
+    All files hold pictures or figures of real scans: they name no patient, but must stay within your institution. Raises
+    `ConfigError` if they cannot be written.
     """
-    files = ReportFiles(json=Path(out) / "report.json", html=Path(out) / "report.html", report=report)
-    page = render_page(report, sheets=sheets, pairs=pairs, figures=figures, real_pictures=real_pictures, title=title)
+    out = Path(out)
+    files = ReportFiles(json=out / "report.json", html=out / "report.html", report=evaluation.report)
+    figures = [] if run is None else training_figures(run)
+    page = render_page(evaluation, figures=figures, real_pictures=real_pictures)
     try:
-        write_json(files.json, report)
+        if evaluation.study is not None:
+            write_reader_study(out, evaluation.study)
+        write_json(files.json, evaluation.report)
         write_text(files.html, page)
     except OSError as error:
-        raise _unwritable(Path(out), error) from error
+        raise _unwritable(out, error) from error
     return files
 
 
-def render_page(
-    report: Mapping[str, Any],
-    *,
-    sheets: Sequence[Sheet] = (),
-    pairs: Sequence[Pair] = (),
-    figures: Sequence[Figure] = (),
-    real_pictures: bool = True,
-    title: str,
-) -> str:
-    """Return `report.html` as text."""
-    return (
-        report_templates()
-        .get_template(_TEMPLATE)
-        .render(
-            title=title,
-            report=report,
-            sheets=[_shown(sheet, real_pictures) for sheet in sheets],
-            pairs=[_side_by_side(pair) for pair in pairs] if real_pictures else [],
-            real_pictures=real_pictures,
-            figures=figures,
-            view=view_volumes(sheets, real_pictures=real_pictures),
-            settings=_flattened(report["settings"]),
-        )
+def render_page(evaluation: Evaluation, *, figures: Sequence[Figure] = (), real_pictures: bool = True) -> str:
+    """Return `report.html` as text; `figures` make its section on the training."""
+    template = report_templates().get_template("report.html.j2")
+    return template.render(
+        report=evaluation.report,
+        sheets=evaluation.sheets,
+        pairs=evaluation.pairs if real_pictures else (),
+        real_pictures=real_pictures,
+        figures=figures,
+        view=view_volumes(evaluation.sheets, real_pictures=real_pictures),
+        settings=_flattened(evaluation.report["settings"]),
     )
 
 
@@ -152,61 +112,30 @@ def report_templates() -> Environment:
     return open_templates(
         aligned=_aligned,
         strip=_strip,
-        png=_data_uri,
         duration=_duration,
+        sheet_picture=_sheet_picture,
+        pair_picture=_pair_picture,
         downstream_figures=downstream_figures,
         distance_figure=distance_figure,
     )
 
 
 def _unwritable(out: Path, error: OSError) -> ConfigError:
-    return ConfigError(
-        f"{out}: need a folder to write the report into, got {error.strerror or error}; try another --out"
-    )
+    return ConfigError(f"{out}: the report cannot be written there: {error.strerror or error}; try another --out")
 
 
-def _figures_line(comparison: Mapping[str, Any] | None, extractor: str) -> list[str]:
-    """Return KID and FD beside real against real as one line of text; nothing where there are none."""
-    if comparison is None:
-        return []
-    parts = []
-    for name, figure in ((f"KID-{extractor}", comparison["kid"]), (f"FD-{extractor}", comparison["frechet"])):
-        shown = [figure["value"], figure["real_low"], figure["real_high"]]
-        if None not in shown:
-            value, low, high = _aligned(shown)
-            parts.append(f"{name} {value} (real against real {low} to {high})")
-    # Not every terminal can show a minus sign.
-    return ["  " + ", ".join(parts).replace("−", "-")] if parts else []
-
-
-def _shown(sheet: Sheet, real_pictures: bool) -> Picture:
+def _sheet_picture(sheet: Sheet, real_pictures: bool) -> str:
+    """Return the contact sheet of a class as a data URI."""
+    columns = [("real", sheet.real), ("nearest real", sheet.nearest), ("synthetic", sheet.synthetic)]
     if not real_pictures:
-        halves = np.array_split(np.asarray(sheet.synthetic), 2)
-        png = contact_sheet([("synthetic", half) for half in halves if len(half)], spacing=sheet.spacing)
-        return Picture(
-            title=sheet.label, png=png, alt=f"Contact sheet of {len(sheet.synthetic)} synthetic scans of {sheet.label}."
-        )
-    png = contact_sheet(
-        [("real", sheet.real), ("nearest real", sheet.nearest), ("synthetic", sheet.synthetic)], spacing=sheet.spacing
-    )
-    alt = (
-        f"Contact sheet of {sheet.label}, {len(sheet.synthetic)} rows, three columns: random real scans; the real training "
-        "scan nearest to the synthetic one; synthetic scans."
-    )
-    return Picture(title=sheet.label, png=png, alt=alt)
+        columns = [("synthetic", half) for half in np.array_split(np.asarray(sheet.synthetic), 2) if len(half)]
+    return _data_uri(contact_sheet(columns, spacing=sheet.spacing))
 
 
-def _side_by_side(pair: Pair) -> Picture:
-    copy = pair.copy
-    found = f"flagged: {copy.reason}" if copy.reason else "not flagged"
-    return Picture(
-        title=copy.label,
-        png=contact_sheet([("synthetic", pair.synthetic[None]), ("real", pair.real[None])], spacing=pair.spacing),
-        planes=pair.real.ndim == 4,
-        alt=f"Synthetic scan of {copy.label} on the left, the nearest real training scan on the right; {found}.",
-        caption=f"{copy.label}, synthetic row {copy.synthetic_row}, real row {copy.donor_row}: distance {copy.pixels:.2f}, "
-        f"next patient {copy.second:.2f}; {found}",
-    )
+def _pair_picture(pair: Pair) -> str:
+    """Return a synthetic scan beside the real one that it may copy, as a data URI."""
+    columns = [("synthetic", pair.synthetic[None]), ("real", pair.real[None])]
+    return _data_uri(contact_sheet(columns, spacing=pair.spacing))
 
 
 def _aligned(values: Sequence[float | None]) -> list[str]:
@@ -242,8 +171,5 @@ def _data_uri(png: bytes) -> str:
 def _flattened(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for key, value in settings.items():
-        if isinstance(value, Mapping):
-            flat |= _flattened(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
+        flat |= _flattened(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
     return flat

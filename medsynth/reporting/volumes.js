@@ -11,7 +11,7 @@
   const tilt = find("volume-tilt");
   const numbers = (value) => String(Number(value.toPrecision(3)));
 
-  if (!document.createElement("canvas").getContext("webgl2")) return; // the sentence for such browsers stands there already
+  if (!document.createElement("canvas").getContext("webgl2")) return; // the page already shows a sentence for such browsers
   const viewer = new niivue.Niivue({
     backColor: [0, 0, 0, 1],
     crosshairColor: [0.4, 0.75, 1, 1],
@@ -35,23 +35,23 @@
   }
   find("volume-missing").hidden = true;
   viewer.setRenderAzimuthElevation(160, 10); // from the front
-  canvas.tabIndex = -1; // the controls do all that the picture does, by keyboard, too
+  canvas.tabIndex = -1; // the controls do everything that the picture does, also by keyboard
   // The wheel scrolls the page until somebody works in the picture.
   find("volume-stage").addEventListener("wheel", (event) => {
     if (document.activeElement !== canvas) event.stopPropagation();
   }, { capture: true, passive: true });
 
   // Sliders move with the picture, and the picture with them.
-  let told = false;
+  let silent = false;
   const silently = (change) => {
-    told = true;
+    silent = true;
     change();
-    told = false;
+    silent = false;
   };
   const current = () => viewer.volumes[0];
   const size = () => current().dimsRAS.slice(1, 4);
 
-  function tellPlace(place) {
+  function showPlace(place) {
     size().forEach((length, axis) => {
       const at = Math.min(length, Math.max(1, Math.floor(place.frac ? place.frac[axis] * length : length / 2) + 1));
       slices[axis].value = at;
@@ -61,7 +61,7 @@
     find("volume-value").textContent = Number.isFinite(value) ? numbers(value) : "–";
   }
 
-  function tellWindow() {
+  function showWindow() {
     const volume = current();
     darkest.value = volume.cal_min;
     brightest.value = volume.cal_max;
@@ -69,7 +69,7 @@
     find("volume-brightest-said").textContent = numbers(volume.cal_max);
   }
 
-  function tellTurn() {
+  function showTurn() {
     const { renderAzimuth, renderElevation } = viewer.scene;
     turn.value = ((renderAzimuth % 360) + 360) % 360;
     tilt.value = renderElevation;
@@ -82,12 +82,12 @@
     volume.cal_min = from;
     volume.cal_max = to;
     silently(() => viewer.updateGLVolume());
-    tellWindow();
+    showWindow();
   }
 
-  viewer.onLocationChange = tellPlace;
-  viewer.onIntensityChange = () => told || tellWindow();
-  viewer.onAzimuthElevationChange = tellTurn;
+  viewer.onLocationChange = showPlace;
+  viewer.onIntensityChange = () => silent || showWindow();
+  viewer.onAzimuthElevationChange = showTurn;
 
   let wanted = 0;
   async function show(number) {
@@ -96,7 +96,7 @@
     const before = current();
     const window = before ? [before.cal_min, before.cal_max] : [low, high];
     const volume = await niivue.NVImage.loadFromBase64({ base64: chosen.nifti, name: "volume.nii.gz", colormap: "gray", cal_min: window[0], cal_max: window[1] });
-    if (number !== wanted) return; // another one was chosen meanwhile
+    if (number !== wanted) return; // another volume was chosen in the meantime
     silently(() => {
       if (before) viewer.removeVolume(before);
       viewer.addVolume(volume);
@@ -105,12 +105,12 @@
     find("volume-name").textContent = chosen.name.slice(chosen.kind.length + 2);
     canvas.setAttribute("aria-label", `${chosen.name}: axial, coronal and sagittal plane and 3D view`);
     size().forEach((length, axis) => { slices[axis].max = length; });
-    // Between voxels a plane would be the mean of two: begin in the middle of one, as the contact sheets do.
+    // Between voxels a plane would be the mean of two: start in the middle of one, as the contact sheets do.
     if (!before) viewer.scene.crosshairPos = size().map((length) => (Math.floor(length / 2) + 0.5) / length);
     viewer.drawScene();
     viewer.createOnLocationChange();
-    tellWindow();
-    tellTurn();
+    showWindow();
+    showTurn();
     find("volume-view").dataset.shown = String(number);
   }
 

@@ -3,10 +3,11 @@
 ```
 run.json            format version, classes, geometry, intensity, options, versions, fingerprint of the weights, checksums
 model.safetensors   averaged weights (EMA) of the denoiser
-early.safetensors   those that it had early in the training, for autoguidance
+early.safetensors   its weights from early in the training, for autoguidance
 config.yaml         the options of `medsynth train`, without paths
 patients.json       salted fingerprints of the patients it was trained and validated on
-attributes.json     which values of the chosen attributes occur together in training scans, sorted; not whose they are
+attributes.json     which attribute values occur together in training scans, sorted, without a link to the scans
+text.npz            how sentences become numbers: terms of at least three patients and their weights, no sentences
 metrics.csv         step,name,value
 previews/           pictures of every class while training
 checkpoints/        for resuming only, with checksums of their own
@@ -18,8 +19,11 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import hashlib
 import json
 import re
+import secrets
+import zipfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,35 +33,31 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from medsynth.cohorts.attributes import AttributeTable
-from medsynth.config import GridOptions, SolverOptions
+from medsynth.cohorts.text import TextEncoding
+from medsynth.config import GridOptions
+from medsynth.diffusion import Solver
 from medsynth.errors import ConfigError, DataError
 from medsynth.files import atomic_path, hash_file, write_json
 from medsynth.networks import Denoiser
-from medsynth.runs.patients import PATIENTS_FILE, patient_fingerprint, read_patients
-from medsynth.runs.spec import RunSpec
-from medsynth.runs.values import as_tuples, is_positive, is_whole
+from medsynth.runs.spec import RunSpec, read_grid, read_values
 from medsynth.versions import installed_versions
 
-FORMAT = "medsynth-run/1"
-RUN_FILE, WEIGHTS_FILE, EARLY_FILE, METRICS_FILE, ATTRIBUTES_FILE = (
-    "run.json",
-    "model.safetensors",
-    "early.safetensors",
-    "metrics.csv",
-    "attributes.json",
-)
+FORMAT = "medsynth-run/2"
+RUN_FILE, WEIGHTS_FILE, EARLY_FILE, METRICS_FILE = "run.json", "model.safetensors", "early.safetensors", "metrics.csv"
+PATIENTS_FILE, ATTRIBUTES_FILE, TEXT_FILE = "patients.json", "attributes.json", "text.npz"
 # Path("https://host") is "https:/host".
 _URL = re.compile(r"[a-z][a-z0-9+.\-]+:/", re.IGNORECASE)
-_GRID = {"fit": ("pad", "crop", "stretch"), "centre": ("scan", "mask"), "padding": ("background", "edge")}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
     """A run folder that has been read.
 
-    `fingerprint` (sha256) names the weights, `steps` how far they were trained; `checksums` are those of other files, by name.
+    `fingerprint` is the sha256 of the weights, `steps` how long they were trained; `checksums` are the sha256 of other files, by
+    name. `grid` is the grid of its training scans.
     """
 
     folder: Path
@@ -72,27 +72,31 @@ class Run:
         return self._load(WEIGHTS_FILE, self.fingerprint, device)
 
     def load_early(self, device: torch.device | str = "cpu") -> Denoiser:
-        """Return the denoiser that it was early in the training, as `load_denoiser` does; `ConfigError` if it kept none."""
+        """Return the denoiser from early in the training, as `load_denoiser` does; `ConfigError` if it was not kept."""
         if self.early is None:
             raise ConfigError(
-                f"{self.folder}: need a run that kept the weights it had early on (monitor.early_share), got none; try a run "
+                f"{self.folder}: need a run that kept the weights it had early on (monitor.early_share), got none; try the run "
                 "folder of a smaller or less trained model"
             )
         return self._load(EARLY_FILE, self.early, device)
 
     @property
     def early(self) -> str | None:
-        """Fingerprint (sha256) of the weights that it had early in the training; None where none are kept."""
+        """Fingerprint (sha256) of the weights from early in the training; None if they were not kept."""
         return self.checksums.get(EARLY_FILE)
 
     def _load(self, name: str, fingerprint: str, device: torch.device | str) -> Denoiser:
         path = self.folder / name
+        if self.options.get("stage") == "autoencoder":
+            raise DataError(
+                f"{self.folder}: need a run of medsynth train, got an autoencoder; try a run that was trained on it"
+            )
         if not path.is_file():
             raise DataError(f"{path}: need the trained weights, got no file; try training until the first checkpoint")
         if hash_file(path) != fingerprint:
             raise DataError(
-                f"{path}: need the weights that run.json names, got other bytes; try again if it is being trained now, else "
-                "training it again"
+                f"{path}: need the weights that run.json names, got other bytes; if the run is being trained right now, try "
+                "again, else train it again"
             )
         # Before memory is taken for the network that run.json describes.
         if path.stat().st_size < self.spec.least_bytes():
@@ -108,48 +112,50 @@ class Run:
         return denoiser.to(device).eval().requires_grad_(False)
 
     @property
+    def classes(self) -> tuple[str, ...]:
+        """The classes that it was trained on."""
+        return self.spec.classes
+
+    @property
     def grid(self) -> GridOptions:
-        """The grid that its training scans were brought to."""
-        given = {name: as_tuples(value) for name, value in self.options["grid"].items() if name != "size"}
-        return GridOptions(size=self.spec.shape[1:], **given)
+        """The grid of its training scans."""
+        return read_grid(self.options["grid"], self.spec.shape[1:])
 
     @property
     def distilled(self) -> bool:
-        """Whether it is a model of few steps, made by `medsynth distill`; what it returns is then no mean of scans."""
+        """Whether it was made by `medsynth distill`: a model of few steps, whose output is not a mean of scans."""
         return bool(self.options.get("distilled"))
 
     @property
-    def solver(self) -> SolverOptions | None:
-        """The one solver of a distilled run; None for a denoiser, which every solver takes.
+    def solver(self) -> Solver | None:
+        """The only solver of a distilled run; None for other runs, which take every solver.
 
-        Of a consistency model that is a name, of one that learnt trajectories steps and noise levels too. `DataError` if the run
-        does not say which.
+        `DataError` if a distilled run does not describe its solver.
         """
         if not self.distilled:
             return None
-        told = self.options["distilled"]
-        if "trajectories" not in told:
-            return SolverOptions(name="consistency")
-        steps, low, high = (told.get("solver", {}).get(name) for name in ("steps", "sigma_min", "sigma_max"))
-        if not (is_whole(steps) and steps > 0 and is_positive(low) and is_positive(high) and low < high):
+        try:
+            solver = read_values(Solver, {"name": "euler", **self.options["distilled"]["solver"]})
+            if not (solver.name == "euler" and solver.steps > 0 and 0 < solver.sigma_min < solver.sigma_max):
+                raise ValueError("solver")
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise DataError(
-                f"{self.folder / RUN_FILE}: need the steps and noise levels that it was distilled for, got {told!r}; try "
+                f"{self.folder / RUN_FILE}: need the steps and noise levels that it was distilled for, got other values; try "
                 "distilling it again"
-            )
-        return SolverOptions(name="euler", steps=steps, sigma_min=low, sigma_max=high)
+            ) from error
+        return solver
 
     def check_editable(self) -> None:
-        """Raise `ConfigError` for a run that goes from noise to scans in fixed steps, on which no scan lies to begin from."""
-        if self.solver is not None and self.solver.steps is not None:
+        """Raise `ConfigError` for a distilled run, which cannot start from a real scan."""
+        if self.distilled:
             raise ConfigError(
-                f"{self.folder}: need a run of medsynth train to change real scans, got one distilled to fixed steps; try the "
-                "run it came from"
+                f"{self.folder}: need a run of medsynth train to change real scans, got a distilled one; try the run it came from"
             )
 
     def read_metrics(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-        """Return `(steps, values)`, both `(N,)`, of every metric in metrics.csv; nothing if there is no such file.
+        """Return `(steps, values)`, both `(N,)`, of every metric in metrics.csv; empty without that file.
 
-        `DataError` for a file that holds something else.
+        `DataError` for a file with other content.
         """
         path = self.folder / METRICS_FILE
         if not path.is_file():
@@ -158,7 +164,7 @@ class Run:
         try:
             with path.open(encoding="utf-8", newline="") as stream:
                 for row in csv.reader(stream):
-                    if len(row) == 3 and row[0].isdecimal() and row[2]:  # a kill may have torn the last one
+                    if len(row) == 3 and row[0].isdecimal() and row[2]:  # a kill may have cut the last one short
                         series.setdefault(row[1], []).append((int(row[0]), float(row[2])))
         except (OSError, ValueError, csv.Error) as error:
             raise DataError(f"{path}: need rows of step,name,value, got {error}; try moving the file away") from error
@@ -168,49 +174,77 @@ class Run:
         }
 
     def shared_patients(self, patients: Iterable[str]) -> list[str]:
-        """Return those of the patient IDs that the run was trained or validated on, sorted.
-
-        `DataError` if the run does not say who these were.
-        """
+        """Return, sorted, which of these patient IDs the run was trained or validated on; `DataError` if it cannot be known."""
         salt, splits = self.patient_fingerprints()
         seen = set().union(*splits.values())
-        return sorted(name for name in set(patients) if patient_fingerprint(name, salt) in seen)
+        return sorted(name for name in set(patients) if _patient_fingerprint(name, salt) in seen)
 
     def patient_fingerprints(self) -> tuple[str, dict[str, set[str]]]:
-        """Return what `read_patients` does of this run."""
-        return read_patients(self.folder, self.checksums)
+        """Return the salt and the fingerprints of each split's patients; `DataError` for a missing or changed file."""
+        path, known = self.folder / PATIENTS_FILE, self.checksums.get(PATIENTS_FILE)
+        try:
+            if known is not None and hash_file(path) != known:
+                raise DataError(f"{path}: need the patients that run.json names, got other bytes; try training again")
+            content = json.loads(path.read_text(encoding="utf-8"))
+            return str(content["salt"]), {split: set(content[split]) for split in ("train", "val")}
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise DataError(
+                f"{path}: need the fingerprints of the run's patients, got none; try training again"
+            ) from error
 
     def attribute_table(self) -> AttributeTable:
-        """Return the attributes of its training scans; `DataError` for a run without, or whose file is another."""
+        """Return the attributes of its training scans; `DataError` for a run without, or for a changed file."""
         path, attributes = self.folder / ATTRIBUTES_FILE, self.spec.attributes
         try:
             if not attributes or hash_file(path) != self.checksums.get(ATTRIBUTES_FILE):
-                raise ValueError("another file" if attributes else "a run without attributes")
+                raise ValueError("a changed file" if attributes else "a run without attributes")
             return AttributeTable.from_dict(json.loads(path.read_text(encoding="utf-8")), attributes)
         except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
             raise DataError(
                 f"{path}: need the attributes of the run's training scans, got {error}; try training again"
             ) from error
 
+    def text_encoding(self) -> TextEncoding:
+        """Return how sentences become the numbers of its condition; `DataError` for a run without, or for a changed file.
+
+        Runs no code of the run folder, also where a user's function encodes the sentences.
+        """
+        path = self.folder / TEXT_FILE
+        try:
+            if not self.spec.text or hash_file(path) != self.checksums.get(TEXT_FILE):
+                raise ValueError("a changed file" if self.spec.text else "a run without condition.text")
+            encoding = TextEncoding.from_arrays(_read_arrays(path))
+            if encoding.dimensions != self.spec.text:
+                raise ValueError(f"{encoding.dimensions} dimensions instead of {self.spec.text}")
+        except (OSError, ValueError, KeyError, TypeError, MemoryError, zipfile.BadZipFile) as error:
+            raise DataError(
+                f"{path}: need the text encoding of this run, got {error}; try a run trained with --condition.text"
+            ) from error
+        return encoding
+
     def summary(self) -> str:
-        """Return what a user should know when training is done."""
+        """Return the outcome of a training, and the next command."""
         classes = ", ".join(
             f"{label} ({count})" for label, count in zip(self.spec.classes, self.spec.class_counts, strict=True)
         )
-        return f"{self.folder}: trained {self.steps} steps on {classes}\nfingerprint {self.fingerprint[:16]}"
+        return (
+            f"{self.folder}: trained {self.steps} steps on {classes}\nfingerprint {self.fingerprint[:16]}\n"
+            f"next: medsynth sample --run {self.folder} --count 100 --out SYNTHETIC"
+        )
 
 
-def save_run(folder: Path, spec: RunSpec, denoiser: Denoiser, *, options: Mapping[str, Any], steps: int) -> Run:
-    """Write weights and `run.json`, each atomically, and return the run; other files that it names must not change afterwards.
+def save_run(folder: Path, spec: RunSpec, network: nn.Module, *, options: Mapping[str, Any], steps: int) -> Run:
+    """Write the weights of a network and `run.json`, each atomically, and return the run; the other files must not change later.
 
-    `run.json` comes first and also names the weights that it is about to replace: whatever a kill in between leaves can be used.
+    `run.json` is written first and also names the weights that are about to be replaced, so the folder is usable after a kill at
+    any moment.
     """
     path = folder / WEIGHTS_FILE
-    beside = (PATIENTS_FILE, ATTRIBUTES_FILE, EARLY_FILE)
+    beside = (PATIENTS_FILE, ATTRIBUTES_FILE, TEXT_FILE, EARLY_FILE)
     checksums = {name: hash_file(folder / name) for name in beside if (folder / name).is_file()}
     before = load_run(folder) if (folder / RUN_FILE).is_file() else None
     with atomic_path(path) as temporary:
-        _write_weights(denoiser, temporary)
+        _write_weights(network, temporary)
         fingerprint = hash_file(temporary)
         replaced = None if before is None or before.fingerprint == fingerprint else before
         content = {
@@ -229,15 +263,31 @@ def save_run(folder: Path, spec: RunSpec, denoiser: Denoiser, *, options: Mappin
     )
 
 
-def save_early(folder: Path, denoiser: Denoiser) -> None:
-    """Write the weights that a denoiser has early in its training, atomically; the next `save_run` names them."""
+def save_early(folder: Path, network: nn.Module) -> None:
+    """Write the weights of a network early in its training, atomically; the next `save_run` records them."""
     with atomic_path(folder / EARLY_FILE) as temporary:
-        _write_weights(denoiser, temporary)
+        _write_weights(network, temporary)
 
 
-def _write_weights(denoiser: Denoiser, path: Path) -> None:
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in denoiser.state_dict().items()}
+def _write_weights(network: nn.Module, path: Path) -> None:
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
     save_file(tensors, path, metadata={"format": FORMAT})
+
+
+def write_patients(folder: Path, splits: Mapping[str, Iterable[str]], *, start: Run | None = None) -> None:
+    """Write `patients.json`: salted fingerprints of the patient IDs of each split (`train` and `val`), sorted.
+
+    The patients of `start`, the run whose weights the training begins with, are added to them.
+
+    The fingerprints are no protection against an attacker: with the salt, every short number can be tried. Keep `patients.json`
+    with the run, and do not publish it.
+    """
+    salt, seen = (secrets.token_hex(16), {}) if start is None else start.patient_fingerprints()
+    digests = {
+        split: sorted({_patient_fingerprint(name, salt) for name in set(patients)} | seen.get(split, set()))
+        for split, patients in splits.items()
+    }
+    write_json(folder / PATIENTS_FILE, {"salt": salt} | digests)
 
 
 def write_attributes(folder: Path, table: AttributeTable) -> None:
@@ -245,8 +295,15 @@ def write_attributes(folder: Path, table: AttributeTable) -> None:
     write_json(folder / ATTRIBUTES_FILE, table.select(range(len(table.labels))).as_dict())
 
 
+def write_text_encoding(folder: Path, encoding: TextEncoding) -> None:
+    """Write `text.npz`, atomically; equal encodings give equal bytes."""
+    arrays: dict[str, Any] = encoding.as_arrays()
+    with atomic_path(folder / TEXT_FILE) as temporary, temporary.open("wb") as stream:
+        np.savez(stream, **arrays)
+
+
 def load_run(folder: Run | Path | str) -> Run:
-    """Read a run folder (a `Run` is returned as it is); `DataError` if it is none or damaged, `ConfigError` for a URL."""
+    """Read a run folder (a `Run` is returned as it is); `DataError` if it is not one or damaged, `ConfigError` for a URL."""
     if isinstance(folder, Run):
         return folder
     if _URL.match(str(folder)):
@@ -256,20 +313,25 @@ def load_run(folder: Run | Path | str) -> Run:
         raise DataError(f"{folder}: need a run folder with {RUN_FILE}, got none; try the --out of `medsynth train`")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
+        if content["format"] == "medsynth-run/1":
+            raise DataError(
+                f"{folder}: this run was trained with medsynth 0.1, which this version cannot read; train it again, or install "
+                "medsynth-diffusion==0.1.0 to use it"
+            )
         if content["format"] != FORMAT:
             raise DataError(f"{path}: need format {FORMAT}, got {content['format']}; try the medsynth that trained it")
-        if not _is_grid(content["options"]["grid"]):
-            raise ValueError("options.grid")
         fingerprint, steps = _weights_there(Path(folder), content)
+        spec = RunSpec.from_dict(content["spec"])
+        read_grid(content["options"]["grid"], spec.shape[1:])
         return Run(
             folder=Path(folder),
-            spec=RunSpec.from_dict(content["spec"]),
+            spec=spec,
             options=content["options"],
             steps=steps,
             fingerprint=fingerprint,
             checksums=dict(content.get("checksums", {})),
         )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         reason = " ".join(str(error).split())[:200]
         raise DataError(
             f"{path}: need a run description, got damaged content ({reason}); try training again"
@@ -282,12 +344,12 @@ def load_denoiser(run: Path | str, device: torch.device | str = "cpu") -> Denois
 
 
 def _weights_there(folder: Path, content: Mapping[str, Any]) -> tuple[str, int]:
-    """Return fingerprint and steps of the weights that a run folder holds: those that `run.json` names, or those before.
+    """Return fingerprint and steps of the weights in a run folder: those that `run.json` names, or the ones before.
 
-    Without weights the steps are 0; other weights than these are refused when they are loaded.
+    Without weights, the steps are 0. Any other weights are refused when they are loaded.
     """
     named = [content, *([content["previous"]] if content.get("previous") else [])]
-    if not all(isinstance(each["fingerprint"], str) and is_whole(each["steps"]) for each in named):
+    if not all(type(each["fingerprint"]) is str and type(each["steps"]) is int for each in named):
         raise ValueError("fingerprint or steps")
     path = folder / WEIGHTS_FILE
     if not path.is_file():
@@ -299,12 +361,14 @@ def _weights_there(folder: Path, content: Mapping[str, Any]) -> tuple[str, int]:
     )
 
 
-def _is_grid(given: Mapping[str, Any]) -> bool:
-    """Whether options of the grid are such; runs from before some were options have their defaults."""
-    spacing = given.get("spacing")
-    lengths = spacing if isinstance(spacing, list) else [] if spacing is None else [spacing]
-    return (
-        given.keys() <= {field.name for field in dataclasses.fields(GridOptions)}
-        and all(given.get(name, known[0]) in known for name, known in _GRID.items())
-        and all(map(is_positive, lengths))
-    )
+def _patient_fingerprint(name: str, salt: str) -> str:
+    return hashlib.scrypt(name.encode(), salt=salt.encode(), n=2**10, r=8, p=1, dklen=16).hex()
+
+
+def _read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """Return the arrays of `text.npz`; `ValueError` for a compressed file, whose arrays may be of any size."""
+    with zipfile.ZipFile(path) as packed:
+        if any(entry.compress_type != zipfile.ZIP_STORED for entry in packed.infolist()):
+            raise ValueError("compressed arrays")
+    with np.load(path, allow_pickle=False) as arrays:
+        return dict(arrays)

@@ -1,4 +1,4 @@
-"""The one conversion between physical intensities and the model's range [-1, 1], and how its ends are measured."""
+"""The conversion between physical intensities and the model's range [-1, 1], and how its ends are measured."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Intensity:
     def __post_init__(self) -> None:
         low, high = tuple(float(value) for value in self.low), tuple(float(value) for value in self.high)
         if len(low) != len(high) or not low:
-            raise ConfigError(f"intensity: need one low and one high a channel, got {len(low)} and {len(high)}")
+            raise ConfigError(f"intensity: need one low and one high per channel, got {len(low)} and {len(high)}")
         for lower, upper in zip(low, high, strict=True):
             if not (math.isfinite(lower) and math.isfinite(upper) and math.isfinite(upper - lower) and lower <= upper):
                 raise ConfigError(f"intensity: need finite values with low <= high, got {lower:g} and {upper:g}")
@@ -37,25 +37,19 @@ class Intensity:
     def to_model(self, array: np.ndarray) -> np.ndarray:
         """Return physical values `(C, *spatial)` as float32 in [-1, 1]; values outside `low` and `high` are clipped.
 
-        Where `low == high` everything becomes -1, with a warning. NaN stays NaN.
-        Raises `DataError` if the number of channels is another.
+        If `low == high`, everything becomes -1, with a warning. NaN stays NaN.
+        Raises `DataError` for another number of channels.
         """
-        array = np.asarray(array)
-        model = np.empty(array.shape, dtype=np.float32)
-        for channel, (low, high) in enumerate(self._ends(array)):
-            if low == high:
-                warnings.warn(
-                    f"intensity: low and high are both {low:g}, so every voxel becomes -1; "
-                    "the scans are constant or the percentiles too far apart from the data",
-                    stacklevel=2,
-                )
-                model[channel] = -1
-                continue
-            source, target = array[channel].reshape(-1), model[channel].reshape(-1)
-            for start in range(0, source.size, _BLOCK):
-                part = source[start : start + _BLOCK].astype(np.float64)
-                part = np.clip((part - low) / (high - low), 0, 1) * 2 - 1
-                target[start : start + _BLOCK] = part
+        constant = [low for low, high in zip(self.low, self.high, strict=True) if low == high]
+        if constant:
+            warnings.warn(
+                f"intensity: low and high are both {constant[0]:g}, so every voxel becomes -1; the scans are constant, "
+                "or the range does not fit them",
+                stacklevel=2,
+            )
+        model = np.empty(np.shape(array), dtype=np.float32)
+        for values, target, low, high in self._blocks(array, model):
+            target[:] = np.clip((values - low) / (high - low), 0, 1) * 2 - 1 if low < high else -1
         return model
 
     def to_physical(self, array: np.ndarray) -> np.ndarray:
@@ -63,15 +57,11 @@ class Intensity:
 
         float64 stays float64, everything else becomes float32; then values between `low` and `high` come back within
         2e-7 of the largest of |low|, |high| and high - low.
-        Raises `DataError` if the number of channels is another.
+        Raises `DataError` for another number of channels.
         """
-        array = np.asarray(array)
-        physical = np.empty(array.shape, dtype=np.float64 if array.dtype == np.float64 else np.float32)
-        for channel, (low, high) in enumerate(self._ends(array)):
-            source, target = array[channel].reshape(-1), physical[channel].reshape(-1)
-            for start in range(0, source.size, _BLOCK):
-                part = source[start : start + _BLOCK].astype(np.float64)
-                target[start : start + _BLOCK] = low + (part + 1) / 2 * (high - low)
+        physical = np.empty(np.shape(array), dtype=np.float64 if array.dtype == np.float64 else np.float32)
+        for values, target, low, high in self._blocks(array, physical):
+            target[:] = low + (values + 1) / 2 * (high - low)
         return physical
 
     def as_dict(self) -> dict[str, list[float]]:
@@ -87,22 +77,27 @@ class Intensity:
         except (KeyError, TypeError, ValueError, ConfigError) as error:
             raise DataError(f"intensity: need lists `low` and `high` of numbers, got {values!r:.100}") from error
 
-    def _ends(self, array: np.ndarray) -> Iterator[tuple[float, float]]:
-        channels = array.shape[0] if array.ndim else 0
-        if array.ndim < 2 or len(self.low) not in (1, channels):
-            raise DataError(f"intensity: need scans of {len(self.low)} channels, got an array of shape {array.shape}")
-        repeat = channels if len(self.low) == 1 else 1
-        return zip(self.low * repeat, self.high * repeat, strict=True)
+    def _blocks(self, array: np.ndarray, target: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray, float, float]]:
+        """Yield blocks of `array` as float64, their place in `target`, and low and high of their channel."""
+        channels = target.shape[0] if target.ndim else 0
+        if target.ndim < 2 or len(self.low) not in (1, channels):
+            raise DataError(f"intensity: need scans of {len(self.low)} channels, got an array of shape {target.shape}")
+        for channel in range(channels):
+            source, whole = array[channel].reshape(-1), target[channel].reshape(-1)
+            for start in range(0, source.size, _BLOCK):
+                values = source[start : start + _BLOCK].astype(np.float64)
+                which = channel if len(self.low) > 1 else 0
+                yield values, whole[start : start + _BLOCK], self.low[which], self.high[which]
 
 
 def measure_intensity(options: IntensityOptions, arrays: Iterable[np.ndarray]) -> Intensity:
-    """Return the conversion that `options` ask for, measured over `arrays` `(C, *spatial)` where the method measures.
+    """Return the conversion that `options` describe, measured over `arrays` `(C, *spatial)` if the method needs it.
 
     `range` and `window` do not touch `arrays`. `minmax` is exact. `percentiles` are those of `numpy.percentile` over all
     voxels (linear between neighbours): exact for integers less than 131072 apart, else to 1/65536 of the range of
     all values. Memory does not grow with the number of arrays; the same arrays in the same order give the same result.
     Measured ends are per channel. Raises `ConfigError` for impossible options and `DataError` for arrays that differ in
-    channels, hold NaN or infinite values, or are none at all.
+    channels, hold NaN or infinite values, or if there are none.
     """
     low, high = float(options.low), float(options.high)
     if not (math.isfinite(low) and math.isfinite(high)):
@@ -113,21 +108,17 @@ def measure_intensity(options: IntensityOptions, arrays: Iterable[np.ndarray]) -
         return Intensity(low=(low,), high=(high,))
     if options.method == "window":
         if high <= 0:
-            raise ConfigError(
-                f"intensity: need a window width above 0 as high, got {high:g}; try low=centre, high=width"
-            )
+            raise ConfigError(f"intensity: need a window width above 0 as high, got {high:g}; low is the centre")
         return Intensity(low=(low - high / 2,), high=(low + high / 2,))
-    if options.method == "minmax":
-        histograms = _measure(arrays)
-        return Intensity(low=tuple(each.low for each in histograms), high=tuple(each.high for each in histograms))
-    if options.method != "percentiles":
+    if options.method not in ("percentiles", "minmax"):
         raise ConfigError(f"intensity.method: need range, window, percentiles or minmax, got {options.method!r}")
-    if not 0 <= low < high <= 100:
+    if options.method == "minmax":
+        ends = [(each.low, each.high) for each in _measure(arrays)]
+    elif 0 <= low < high <= 100:
+        ends = [(each.percentile(low), each.percentile(high)) for each in _measure(arrays)]
+    else:
         raise ConfigError(f"intensity: need percentiles 0 <= low < high <= 100, got {low:g} and {high:g}")
-    histograms = _measure(arrays)
-    return Intensity(
-        low=tuple(each.percentile(low) for each in histograms), high=tuple(each.percentile(high) for each in histograms)
-    )
+    return Intensity(low=tuple(low for low, _ in ends), high=tuple(high for _, high in ends))
 
 
 class _Histogram:
@@ -199,7 +190,7 @@ def _measure(arrays: Iterable[np.ndarray]) -> Sequence[_Histogram]:
             raise DataError(f"intensity: need {len(histograms)} channels in every scan, got {array.shape[0]}")
         for channel, histogram in enumerate(histograms):
             if not np.isfinite(array[channel]).all():
-                raise DataError("intensity: need finite voxels, got NaN or infinite ones; try --reading.nan zero")
+                raise DataError("intensity: need finite voxels, got NaN or infinite ones; try --nan zero")
             histogram.add(array[channel].reshape(-1))
     if not histograms:
         raise DataError("intensity: need at least one scan to measure, got none; try the split that holds scans")

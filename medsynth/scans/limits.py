@@ -1,4 +1,4 @@
-"""What every reader refuses: too many bytes, a singular geometry, voxels that are no numbers, errors of many lines."""
+"""What every reader refuses: too many bytes, a singular geometry, voxels that are not numbers, damaged files."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ import numpy as np
 from nibabel.spatialimages import HeaderDataError
 from pydicom.errors import BytesLengthException, InvalidDicomError
 
-from medsynth.config import ReadingOptions
+from medsynth.config import Loading
 from medsynth.errors import DataError
 
 MAX_TEXT = 1 << 16  # bytes of one piece of text (provenance, attributes) inside a scan file
 _MIB = 1 << 20
-# What the parsers of damaged files raise; anything else is a bug of ours and keeps its traceback.
+# What the parsers raise over damaged files; anything else is a bug of ours and keeps its traceback.
 _DAMAGE = (
     OSError,
     EOFError,
@@ -31,9 +31,7 @@ _DAMAGE = (
     LookupError,
     ArithmeticError,
     SyntaxError,
-    RecursionError,
-    NotImplementedError,
-    RuntimeError,
+    RuntimeError,  # also RecursionError and NotImplementedError
     MemoryError,
     TokenError,  # NumPy reads the header of an array as Python text
     struct.error,
@@ -47,33 +45,24 @@ _DAMAGE = (
 
 @contextmanager
 def damage_as_data_error(name: str, kind: str) -> Iterator[None]:
-    """Turn what a parser raises over a damaged file of a `kind` into a `DataError` of one line."""
+    """Turn whatever a parser raises over a damaged file of a `kind` into a `DataError`."""
     try:
         yield
     except _DAMAGE as error:
-        reason = one_line(" ".join(str(error).split()))[:200] or type(error).__name__
+        reason = str(error)[:200] or type(error).__name__
+        raise DataError(f"{name}: need a readable {kind} file, got a damaged one ({reason})") from error
+
+
+def check_size(name: str, shape: Sequence[int], dtype: np.dtype, loading: Loading) -> None:
+    """Refuse (`DataError`) an array of `shape` and `dtype` that is empty or larger than the budget `loading.max_mib`."""
+    lengths = [int(length) for length in shape]  # Python integers, so that no claimed shape overflows
+    said = " x ".join(map(str, lengths)) or "()"
+    if not lengths or min(lengths) < 1:
+        raise DataError(f"{name}: need at least one voxel along each axis, got shape {said}; try another file")
+    needed = math.prod(lengths) * dtype.itemsize
+    if needed > loading.max_mib * _MIB:
         raise DataError(
-            f"{name}: need a readable {kind} file, got a damaged one ({reason}); try another copy"
-        ) from error
-
-
-def one_line(text: object) -> str:
-    """Return `text` on one line, with whatever cannot be printed escaped, for use in an error message."""
-    line = " ".join(str(text).split(" "))
-    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode("ascii") for char in line)
-
-
-def check_size(name: str, shape: Sequence[int], dtype: np.dtype, reading: ReadingOptions) -> None:
-    """Refuse an array of `shape` and `dtype` that is empty or larger than the budget `reading.max_mib`.
-
-    Counts in Python integers, so that no claimed shape overflows. Raises `DataError`.
-    """
-    if not shape or any(length < 1 for length in shape):
-        raise DataError(f"{name}: need at least one voxel along each axis, got shape {_shape(shape)}; try another file")
-    needed = math.prod(int(length) for length in shape) * dtype.itemsize
-    if needed > reading.max_mib * _MIB:
-        raise DataError(
-            f"{name}: need at most {reading.max_mib} MiB decoded, got {_shape(shape)} of {dtype.name}, "
+            f"{name}: need at most {loading.max_mib} MiB decoded, got {said} of {dtype.name}, "
             f"{-(-needed // _MIB)} MiB; try a larger max_mib if you trust the file"
         )
 
@@ -106,29 +95,19 @@ def check_spacing(name: str, spacing: Sequence[float]) -> tuple[float, ...]:
     return sizes
 
 
-def clean_voxels(name: str, array: np.ndarray, reading: ReadingOptions) -> tuple[np.ndarray, dict[str, float | str]]:
-    """Return `array` with only finite voxels, and `{"nan_voxels": count}` where some were replaced by 0 (else `{}`).
-
-    Under `reading.nan == "refuse"` such voxels raise `DataError`.
-    """
-    if array.dtype.kind != "f":
-        return array, {}
-    finite = np.isfinite(array)
-    bad = array.size - int(np.count_nonzero(finite))
-    if bad == 0:
-        return array, {}
-    if reading.nan == "refuse":
-        raise DataError(f"{name}: need finite voxels, got {bad} that are NaN or infinite; try --reading.nan zero")
-    return np.where(finite, array, array.dtype.type(0)), {"nan_voxels": float(bad)}
+def check_voxels(name: str, array: np.ndarray) -> None:
+    """Raise `DataError` unless the array to be written is a scan `(channel, *spatial)` in 2D or 3D of finite real numbers."""
+    if array.ndim not in (3, 4) or array.size == 0 or array.dtype.kind not in "buif" or array.dtype.itemsize > 8:
+        raise DataError(
+            f"{name}: need a scan (channel, *spatial) of real numbers in 2D or 3D, got {array.shape} {array.dtype}"
+        )
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        raise DataError(f"{name}: need finite voxels to write, got NaN or infinite ones")
 
 
 def check_exists(name: str, path: Path) -> None:
     """Raise `DataError` unless `path` is a regular file."""
-    # Of a name that no file system takes, these say no where those of `Path` raise.
+    # os.path answers False for impossible names, where the methods of Path raise.
     if not os.path.isfile(path):
         found = "a folder" if os.path.isdir(path) else "none"
         raise DataError(f"{name}: need an existing file, got {found}; try another path")
-
-
-def _shape(shape: Sequence[int]) -> str:
-    return " x ".join(str(length) for length in shape) or "()"

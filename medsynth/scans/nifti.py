@@ -1,6 +1,6 @@
 """NIfTI-1 and NIfTI-2 in one file (`.nii`, `.nii.gz`): nibabel interprets the header, the bytes are read here.
 
-Reading them here bounds the memory: nothing is inflated that the header, once it has passed the checks, does not announce.
+Reading them here bounds the memory: no more is inflated than a header announces that has passed all checks.
 """
 
 from __future__ import annotations
@@ -10,8 +10,6 @@ import io
 import json
 import logging
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, BinaryIO, cast
@@ -20,18 +18,18 @@ import nibabel
 import numpy as np
 from nibabel.nifti1 import Nifti1Extension
 
-from medsynth.config import ReadingOptions
+from medsynth.config import Loading
 from medsynth.errors import ConfigError, DataError
-from medsynth.scans.limits import MAX_TEXT, check_affine, check_size, check_spacing, clean_voxels
-from medsynth.scans.scan import Scan, ScanHeader
+from medsynth.scans.limits import MAX_TEXT, check_affine, check_size, check_spacing
+from medsynth.scans.scan import Scan, ScanHeader, voxel_size
 
-_MAX_OFFSET = 1 << 24  # header extensions above 16 MiB are no scan's
+_MAX_OFFSET = 1 << 24  # no scan has header extensions above 16 MiB
 _MAX_TAIL = 1 << 16  # bytes that may follow the voxels (some writers pad)
 _COMMENT = 6  # NIFTI_ECODE_COMMENT
 _PROVENANCE = "medsynth.provenance"
 _MILLIMETRES = {"unknown": 1.0, "mm": 1.0, "meter": 1000.0, "micron": 0.001}
 
-# nibabel tells standard error of each oddity it repairs; what matters is refused below.
+# nibabel reports each oddity that it repairs on standard error; what matters is refused below.
 _silent = logging.Logger("medsynth.nifti", level=logging.CRITICAL + 1)
 
 
@@ -41,26 +39,22 @@ class _Layout:
 
     stored: np.dtype
     returned: np.dtype
-    file_shape: tuple[int, ...]
     spatial: tuple[int, ...]
     offset: int
-    slope: float | None
-    intercept: float | None
+    scaling: tuple[float, float] | None
     affine: np.ndarray
     little_endian: bool
 
 
-def read_header(path: Path, item: str | None, name: str, reading: ReadingOptions) -> ScanHeader:
-    """Return the header of a NIfTI file after all checks; of a compressed file only its first bytes are inflated."""
+def read_header(path: Path, item: str | None, name: str, loading: Loading) -> ScanHeader:
+    """Return the header of a NIfTI file after all checks; only the first bytes of a compressed file are inflated."""
     with _open(path) as stream:
-        layout = _read_layout(stream, name, reading)
-    spacing = np.linalg.norm(layout.affine[:3, :3], axis=0)[: len(layout.spatial)]
-    return ScanHeader(
-        shape=(1, *layout.spatial), dtype=layout.returned.name, spacing=tuple(float(size) for size in spacing)
-    )
+        layout = _read_layout(stream, name, loading)
+    spacing = voxel_size(layout.affine, len(layout.spatial))
+    return ScanHeader(shape=(1, *layout.spatial), dtype=layout.returned.name, spacing=spacing)
 
 
-def read(path: Path, item: str | None, name: str, reading: ReadingOptions) -> Scan:
+def read(path: Path, item: str | None, name: str, loading: Loading) -> Scan:
     """Return the scan in a NIfTI file; `(H, W)` and `(H, W, 1)` are 2D.
 
     Without scaling the stored type is kept; with `scl_slope` the values are computed in float64 and returned as float32
@@ -69,28 +63,26 @@ def read(path: Path, item: str | None, name: str, reading: ReadingOptions) -> Sc
     extensions only our own provenance is kept.
     """
     with _open(path) as stream:
-        layout = _read_layout(stream, name, reading)
+        layout = _read_layout(stream, name, loading)
         provenance = _parse_extensions(_read_exactly(stream, layout.offset - stream.tell(), name), layout)
-        count = math.prod(layout.file_shape) * layout.stored.itemsize
+        count = math.prod(layout.spatial) * layout.stored.itemsize
         content = _read_exactly(stream, count, name)
-        # Reading on to the end makes gzip verify its checksum, within bounds.
+        # Reading to the end, within bounds, makes gzip verify its checksum.
         tail = len(stream.read(_MAX_TAIL + 1))
     if tail > _MAX_TAIL:
         raise DataError(
-            f"{name}: need the {count} bytes of voxels that the header announces, got a file that goes on after them; "
-            "try another copy"
+            f"{name}: need the {count} bytes of voxels that the header announces, got a file that goes on after them"
         )
-    stored = np.frombuffer(content, dtype=layout.stored).reshape(layout.file_shape, order="F").reshape(layout.spatial)
-    if layout.slope is not None and layout.intercept is not None:
-        with np.errstate(over="ignore", invalid="ignore"):  # infinities are refused or counted below
-            scaled = stored.astype(np.float64)
-            scaled *= layout.slope
-            scaled += layout.intercept
-            array = np.ascontiguousarray(scaled, dtype=layout.returned)
-    else:
+    stored = np.frombuffer(content, dtype=layout.stored).reshape(layout.spatial, order="F")
+    if layout.scaling is None:
         array = np.array(stored, dtype=layout.returned, order="C")
-    array, attributes = clean_voxels(name, array[np.newaxis], reading)
-    return Scan(array=array, affine=layout.affine, attributes=attributes, provenance=provenance)
+    else:
+        with np.errstate(over="ignore", invalid="ignore"):  # infinities are refused or counted by `read_scan`
+            scaled = stored.astype(np.float64)
+            scaled *= layout.scaling[0]
+            scaled += layout.scaling[1]
+            array = np.ascontiguousarray(scaled, dtype=layout.returned)
+    return Scan(array=array[np.newaxis], affine=layout.affine, provenance=provenance)
 
 
 def encode(scan: Scan, name: str) -> bytes:
@@ -114,14 +106,12 @@ def encode(scan: Scan, name: str) -> bytes:
     header.set_qform(scan.affine, code="scanner", strip_shears=True)
     header.set_sform(scan.affine, code="scanner")
     if not np.allclose(header.get_qform(), scan.affine, rtol=0, atol=1e-3):
-        header.set_qform(None, code="unknown")  # a quaternion cannot say shears: better none than a wrong one
+        header.set_qform(None, code="unknown")  # a quaternion cannot express shears: better none than a wrong one
         header["pixdim"][1:4] = np.linalg.norm(scan.affine[:3, :3], axis=0)
     if scan.provenance:
         summary = "SYNTHETIC " + " ".join(f"{key}={value}" for key, value in sorted(scan.provenance.items()))
         header["descrip"] = summary.encode("ascii", "replace")[:79]
         text = json.dumps({_PROVENANCE: dict(scan.provenance)}, sort_keys=True).encode("ascii")
-        if len(text) > MAX_TEXT:
-            raise ConfigError(f"{name}: need provenance of at most {MAX_TEXT} bytes, got {len(text)}")
         header.extensions.append(Nifti1Extension("comment", text))
     stream = io.BytesIO()
     header.write_to(stream)
@@ -136,17 +126,11 @@ def write_gzip(stream: BinaryIO, content: bytes) -> None:
         packed.write(content)
 
 
-@contextmanager
-def _open(path: Path) -> Iterator[IO[bytes]]:
-    with path.open("rb") as raw:
-        if path.name.lower().endswith(".gz"):
-            with gzip.GzipFile(fileobj=raw, mode="rb") as stream:
-                yield cast(IO[bytes], stream)
-        else:
-            yield raw
+def _open(path: Path) -> IO[bytes]:
+    return cast(IO[bytes], gzip.open(path)) if path.name.lower().endswith(".gz") else path.open("rb")
 
 
-def _read_layout(stream: IO[bytes], name: str, reading: ReadingOptions) -> _Layout:
+def _read_layout(stream: IO[bytes], name: str, loading: Loading) -> _Layout:
     """Read and check the header; the stream then stands after it and its four extension bytes."""
     block = _read_exactly(stream, 348, name)
     kind: type[nibabel.Nifti1Header] = nibabel.Nifti1Header
@@ -154,7 +138,7 @@ def _read_layout(stream: IO[bytes], name: str, reading: ReadingOptions) -> _Layo
         block += _read_exactly(stream, 540 - 348, name)
         kind = nibabel.Nifti2Header
         if not kind.may_contain_header(block):
-            raise DataError(f"{name}: need a NIfTI file, got another format or a damaged header; try another copy")
+            raise DataError(f"{name}: need a NIfTI file, got another format or a damaged header")
     header = kind(block, check=False)
     if bytes(header["magic"])[:3] not in (b"n+1", b"n+2"):
         raise DataError(
@@ -164,7 +148,7 @@ def _read_layout(stream: IO[bytes], name: str, reading: ReadingOptions) -> _Layo
 
     axes = int(header["dim"][0])
     if not 1 <= axes <= 7:
-        raise DataError(f"{name}: need 2 or 3 axes, got a damaged header that says {axes}; try another copy")
+        raise DataError(f"{name}: need 2 or 3 axes, got a damaged header that says {axes}")
     shape = [int(length) for length in header["dim"][1 : axes + 1]]
     while len(shape) > 3 and shape[-1] == 1:
         shape.pop()
@@ -175,27 +159,25 @@ def _read_layout(stream: IO[bytes], name: str, reading: ReadingOptions) -> _Layo
     stored = header.get_data_dtype()
     if stored.fields is not None or stored.kind not in "uif" or stored.itemsize > 8:
         raise DataError(
-            f"{name}: need one real number a voxel, got {header.get_value_label('datatype')}; try converting it"
+            f"{name}: need one real number per voxel, got {header.get_value_label('datatype')}; try converting it"
         )
     slope, intercept = header.get_slope_inter()
-    if slope == 1 and intercept == 0:
-        slope = intercept = None
+    scaling = None if slope is None or (slope == 1 and intercept == 0) else (float(slope), float(intercept))
     returned = stored.newbyteorder("=")
-    if slope is not None:
+    if scaling is not None:
         wide = (stored.kind in "ui" and stored.itemsize > 2) or stored.itemsize == 8
         returned = np.dtype(np.float64 if wide else np.float32)
-    check_size(name, shape, stored, reading)
-    check_size(name, shape, returned, reading)
+    check_size(name, shape, max(stored, returned, key=lambda dtype: dtype.itemsize), loading)
 
     spatial_pixdim = np.asarray(header["pixdim"], dtype=np.float64)[1 : min(axes, 3) + 1]
     check_spacing(name, [abs(size) for size in spatial_pixdim])
     if axes < 3 and not (np.isfinite(header["pixdim"][3]) and header["pixdim"][3] != 0):
-        header["pixdim"][3] = 1.0  # a 2D header need not know its slice thickness
+        header["pixdim"][3] = 1.0  # a 2D header may lack the slice thickness
     offset = float(header["vox_offset"])
     if not (offset.is_integer() and header.sizeof_hdr + 4 <= offset <= _MAX_OFFSET):
         raise DataError(
             f"{name}: need voxels that begin between byte {header.sizeof_hdr + 4} and {_MAX_OFFSET}, "
-            f"got vox_offset {offset:g}; try another copy"
+            f"got vox_offset {offset:g}"
         )
     header.check_fix(logger=_silent)
     affine = np.array(header.get_best_affine(), dtype=np.float64)
@@ -203,11 +185,9 @@ def _read_layout(stream: IO[bytes], name: str, reading: ReadingOptions) -> _Layo
     return _Layout(
         stored=stored,
         returned=returned,
-        file_shape=tuple(shape),
         spatial=tuple(shape[:2]) if shape[2:] == [1] else tuple(shape),
         offset=int(offset),
-        slope=slope,
-        intercept=intercept,
+        scaling=scaling,
         affine=check_affine(name, affine),
         little_endian=header.endianness == "<",
     )
@@ -216,12 +196,12 @@ def _read_layout(stream: IO[bytes], name: str, reading: ReadingOptions) -> _Layo
 def _read_exactly(stream: IO[bytes], count: int, name: str) -> bytes:
     content = stream.read(count)
     if len(content) < count:
-        raise DataError(f"{name}: need {count} more bytes, got {len(content)} before the end; try another copy")
+        raise DataError(f"{name}: need {count} more bytes, got {len(content)} before the end")
     return content
 
 
 def _parse_extensions(content: bytes, layout: _Layout) -> dict[str, str]:
-    """Return our provenance from the header extensions, `{}` if there is none; foreign extensions are passed over."""
+    """Return our provenance from the header extensions, `{}` if there is none; other extensions are ignored."""
     order = "little" if layout.little_endian else "big"
     start = 0
     while start + 8 <= len(content):

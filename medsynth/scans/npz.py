@@ -1,7 +1,7 @@
-"""NPZ: one scan a file (plain layout), or many in the layout of MedMNIST. Nothing is ever unpickled.
+"""NPZ: one scan per file (plain layout), or many in the layout of MedMNIST. Nothing is ever unpickled.
 
-Plain layout: the array `image`, or `array`, or the only array of numbers; `(H, W)` is 2D and `(D, H, W)` 3D, and only with
-a key `channels` (which we write) is the first axis the channel. Optional keys: `affine` (4x4) or `spacing` (millimetres along
+Plain layout: the array `image`, or `array`, or the only array of numbers; `(H, W)` is 2D and `(D, H, W)` 3D, and the first axis
+is the channel only if there is a key `channels` (which we write). Optional keys: `affine` (4x4) or `spacing` (millimetres along
 each axis), `label`, `attributes` and `provenance` (JSON objects as text).
 
 MedMNIST layout: `train_images`, `train_labels`, and the same for `val` and `test`. `(N, H, W)` holds N 2D scans and
@@ -15,19 +15,15 @@ import json
 import math
 import re
 import zipfile
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
-from medsynth.config import ReadingOptions
-from medsynth.errors import ConfigError, DataError
-from medsynth.scans.limits import MAX_TEXT, check_affine, check_size, check_spacing, clean_voxels, one_line
-from medsynth.scans.scan import PICTURE_AFFINE, Scan, ScanHeader
-
-# Slices run towards the head, rows and columns as in a picture: for volumes that carry no geometry.
-VOLUME_AFFINE = np.array([[0, 0, -1, 0], [0, -1, 0, 0], [1, 0, 0, 0], [0, 0, 0, 1]], dtype=np.float64)
+from medsynth.config import Loading
+from medsynth.errors import ConfigError, DataError, one_line
+from medsynth.scans.limits import MAX_TEXT, check_affine, check_size, check_spacing
+from medsynth.scans.scan import PICTURE_AFFINE, VOLUME_AFFINE, Scan, ScanHeader, voxel_size
 
 _SPLITS = ("train", "val", "test")
 _FACTS = ("affine", "spacing", "label", "attributes", "provenance", "channels", "synthetic")
@@ -35,97 +31,95 @@ _MAX_MEMBERS = 100
 _HEADER_ROOM = 1 << 14  # NumPy itself reads headers up to 10,000 characters
 _ITEM = re.compile(r"(train|val|test)/(0|[1-9]\d{0,17})")
 
-
-@dataclass(frozen=True, kw_only=True)
-class _Member:
-    """One array of the file as its .npy header describes it; `offset` is where its bytes begin inside the member."""
-
-    file_name: str
-    shape: tuple[int, ...]
-    dtype: np.dtype
-    fortran: bool
-    offset: int
+_Header = tuple[tuple[int, ...], np.dtype]
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Opened:
-    """The members of one file and those of its arrays that were decoded, valid while `key` is that of the file."""
+class _File:
+    """The arrays of one file: shape and type of each, and those that were decoded. `stamp` changes when the file does."""
 
-    key: tuple[str, int, int]
-    members: Mapping[str, _Member]
-    arrays: dict[str, np.ndarray] = field(default_factory=dict)
+    path: Path
+    name: str
+    stamp: tuple[str, int, int]
+    headers: dict[str, _Header]
+    decoded: dict[str, np.ndarray] = field(default_factory=dict)
+
+    @property
+    def splits(self) -> list[str]:
+        """The splits of a file in the MedMNIST layout, none in the plain layout."""
+        return [split for split in _SPLITS if f"{split}_images" in self.headers]
+
+    def array(self, key: str, loading: Loading) -> np.ndarray:
+        """Decode an array whose size was checked; those of a file of many scans are kept as far as the budget allows."""
+        if key in self.decoded:
+            return self.decoded[key]
+        array = _decode(self.path, key)
+        if self.splits:
+            if sum(kept.nbytes for kept in self.decoded.values()) + array.nbytes > loading.max_mib << 20:
+                self.decoded.clear()
+            self.decoded[key] = array
+        return array
+
+    def fact(self, key: str, kinds: str, most: int, need: str) -> np.ndarray | None:
+        """Return a small array of at most `most` values of certain `kinds`, None if there is none."""
+        if key not in self.headers:
+            return None
+        shape, dtype = self.headers[key]
+        if dtype.kind not in kinds or not 0 < math.prod(shape) <= most or dtype.itemsize > 4 * MAX_TEXT:
+            raise DataError(
+                f"{self.name}: need {need} under the key {key}, got {dtype} {shape}; try repairing the file"
+            )
+        return _decode(self.path, key)
+
+    def facts(self, key: str) -> dict[str, float | str]:
+        """Return a JSON object of texts and numbers, `{}` if there is none."""
+        text = self.fact(key, "U", 1, "a JSON object as text")
+        found = {} if text is None else json.loads(str(text.reshape(-1)[0]))
+        return {str(fact): value if isinstance(value, str) else float(value) for fact, value in found.items()}
 
 
-# The file read last. A cohort names thousands of items of one file, and each would cost decoding the whole array.
-_last: _Opened | None = None
+# The file read last. A cohort names thousands of items of one file, and each would otherwise decode the whole array.
+_last: _File | None = None
 
 
-def read_header(path: Path, item: str | None, name: str, reading: ReadingOptions) -> ScanHeader:
+def read_header(path: Path, item: str | None, name: str, loading: Loading) -> ScanHeader:
     """Return the header of a scan from the .npy headers inside the file."""
-    opened = _open(path, name)
-    if _is_collection(opened):
-        member, _, _ = _find_item(opened, item, name, reading)
-        shape, affine = member.shape[1:], _default_affine(len(member.shape) - 1)
-        return ScanHeader(
-            shape=(1, *shape), dtype=_returned(member.dtype).name, spacing=_axis_lengths(affine, len(shape))
-        )
-    member = _find_image(opened, item, name, reading)
-    shape = _scan_shape(opened, member, name)
-    affine = _affine(path, opened, len(shape) - 1, name)
-    return ScanHeader(shape=shape, dtype=_returned(member.dtype).name, spacing=_axis_lengths(affine, len(shape) - 1))
+    file = _open(path)
+    key, _, shape = _find(file, item, loading)
+    spacing = voxel_size(_affine(file, len(shape) - 1), len(shape) - 1)
+    return ScanHeader(shape=shape, dtype=_returned(file.headers[key][1]).name, spacing=spacing)
 
 
-def read(path: Path, item: str | None, name: str, reading: ReadingOptions) -> Scan:
+def read(path: Path, item: str | None, name: str, loading: Loading) -> Scan:
     """Return the scan of a plain NPZ, or the named item of one in the MedMNIST layout, with its label as text.
 
     The type is kept (bool becomes uint8). The budget counts the whole array that must be decoded. An item with several
     labels has the label None.
     """
-    opened = _open(path, name)
-    if _is_collection(opened):
-        member, split, index = _find_item(opened, item, name, reading)
-        array = _cached_array(path, opened, f"{split}_images", name, reading)[index]
-        image = array.astype(_returned(array.dtype), order="C", copy=True)[np.newaxis]
-        label = _item_label(path, opened, split, index, name, reading)
-        image, attributes = clean_voxels(name, image, reading)
-        return Scan(array=image, affine=_default_affine(image.ndim - 1), label=label, attributes=attributes)
-    member = _find_image(opened, item, name, reading)
-    shape = _scan_shape(opened, member, name)
-    array = _read_array(path, member, name)
-    image = np.array(array.reshape(shape), dtype=_returned(array.dtype), order="C")
-    image, counted = clean_voxels(name, image, reading)
-    attributes = {**_json_text(path, opened, "attributes", name), **counted}
+    file = _open(path)
+    key, index, shape = _find(file, item, loading)
+    stored = file.array(key, loading) if index is None else file.array(key, loading)[index].copy()
     return Scan(
-        array=image,
-        affine=_affine(path, opened, len(shape) - 1, name),
-        label=_label(path, opened, name),
-        attributes=attributes,
-        provenance={key: str(value) for key, value in _json_text(path, opened, "provenance", name).items()},
+        array=np.asarray(stored, dtype=_returned(stored.dtype), order="C").reshape(shape),
+        affine=_affine(file, len(shape) - 1),
+        label=_label(file, key, index, loading),
+        attributes=file.facts("attributes"),
+        provenance={fact: str(value) for fact, value in file.facts("provenance").items()},
     )
 
 
-def list_items(path: Path, name: str) -> list[str]:
+def list_items(path: Path) -> list[str]:
     """Return the names of the items of a file in the MedMNIST layout, `[]` for the plain layout."""
-    opened = _open(path, name)
-    if not _is_collection(opened):
-        return []
-    items: list[str] = []
-    for split in _SPLITS:
-        member = opened.members.get(f"{split}_images")
-        if member is not None:
-            _check_collection(member, f"{split}_images", name)
-            items += [f"{split}/{index}" for index in range(member.shape[0])]
-    return items
+    file = _open(path)
+    for split in file.splits:
+        _scan_shape(file, f"{split}_images")
+    return [f"{split}/{index}" for split in file.splits for index in range(file.headers[f"{split}_images"][0][0])]
 
 
 def encode(scan: Scan, name: str) -> bytes:
     """Return the bytes of an NPZ in the plain layout that keeps everything a scan holds; equal scans give equal bytes."""
     array = np.asarray(scan.array)
-    arrays: dict[str, np.ndarray] = {
-        "image": array,
-        "channels": np.array(array.shape[0]),
-        "affine": np.asarray(scan.affine, dtype=np.float64),
-    }
+    arrays = {"image": array, "channels": np.array(len(array)), "affine": np.asarray(scan.affine, dtype=np.float64)}
     if scan.label is not None:
         arrays["label"] = np.array(scan.label)
     if scan.attributes:
@@ -135,7 +129,7 @@ def encode(scan: Scan, name: str) -> bytes:
         arrays["provenance"] = np.array(json.dumps(dict(scan.provenance), sort_keys=True))
         arrays["synthetic"] = np.array("YES")
     stream = io.BytesIO()
-    with zipfile.ZipFile(stream, "w") as packed:
+    with zipfile.ZipFile(stream, "w") as packed:  # not numpy.savez, which writes the time into the file
         for key, value in arrays.items():
             if value.dtype.kind == "U" and value.dtype.itemsize > 4 * MAX_TEXT:
                 raise ConfigError(f"{name}: need a {key} of at most {MAX_TEXT} characters, got more")
@@ -147,194 +141,117 @@ def encode(scan: Scan, name: str) -> bytes:
     return stream.getvalue()
 
 
-def _open(path: Path, name: str) -> _Opened:
-    """Return the headers of all arrays in the file; a member that would need unpickling is refused."""
+def _open(path: Path) -> _File:
+    """Return the headers of all arrays in the file; a file with an array that would need unpickling is refused."""
     global _last
     state = path.stat()
-    key = (str(path.resolve()), state.st_mtime_ns, state.st_size)
-    if _last is not None and _last.key == key:
-        return _last
-    members: dict[str, _Member] = {}
-    with zipfile.ZipFile(path) as packed:
-        entries = [entry for entry in packed.infolist() if entry.filename.endswith(".npy")]
-        if len(entries) > _MAX_MEMBERS:
-            raise DataError(f"{name}: need at most {_MAX_MEMBERS} arrays, got {len(entries)}; try one scan a file")
-        for entry in entries:
-            key_name = entry.filename.removesuffix(".npy")
-            members[key_name] = _read_member(packed, entry, f"{name} [{one_line(key_name)}]")
-    _last = _Opened(key=key, members=members)
+    stamp, name = (str(path.resolve()), state.st_mtime_ns, state.st_size), one_line(path)
+    if _last is None or (_last.stamp, _last.name) != (stamp, name):
+        with zipfile.ZipFile(path) as packed:
+            entries = [entry for entry in packed.infolist() if entry.filename.endswith(".npy")]
+            if len(entries) > _MAX_MEMBERS:
+                raise DataError(
+                    f"{name}: need at most {_MAX_MEMBERS} arrays, got {len(entries)}; try one scan per file"
+                )
+            headers = {entry.filename.removesuffix(".npy"): _read_member(packed, entry, name) for entry in entries}
+        _last = _File(path=path, name=name, stamp=stamp, headers=headers)
     return _last
 
 
-def _read_member(packed: zipfile.ZipFile, entry: zipfile.ZipInfo, name: str) -> _Member:
-    if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) or entry.flag_bits & 1:
+def _read_member(packed: zipfile.ZipFile, entry: zipfile.ZipInfo, name: str) -> _Header:
+    """Return shape and type of an array, after checking that its bytes are as many as its header says."""
+    name = f"{name} [{one_line(entry.filename)}]"
+    if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         raise DataError(f"{name}: need a stored or deflated array, got another compression; try saving it with NumPy")
     with packed.open(entry) as stream:
-        # A header may claim any length; only what is read here is ever inflated for it.
-        head = io.BytesIO(stream.read(_HEADER_ROOM))
-    version = np.lib.format.read_magic(head)
-    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    if version not in ((1, 0), (2, 0)):
-        raise DataError(f"{name}: need .npy version 1 or 2, got {version[0]}.{version[1]}; try saving plain numbers")
-    shape, fortran, dtype = read(head)
+        head = io.BytesIO(stream.read(_HEADER_ROOM))  # a header may claim any length; no more than this is inflated
+    first = np.lib.format.read_magic(head) == (1, 0)
+    shape, _, dtype = (np.lib.format.read_array_header_1_0 if first else np.lib.format.read_array_header_2_0)(head)
+    size, found = math.prod(shape) * dtype.itemsize, entry.file_size - head.tell()
     if dtype.hasobject:
-        raise DataError(
-            f"{name}: need an array of numbers, got Python objects, which are never unpickled; try saving numbers"
-        )
-    if any(length < 0 for length in shape):
-        raise DataError(f"{name}: need a shape without negative lengths, got {shape}; try another copy")
-    size = math.prod(shape) * dtype.itemsize
-    if entry.file_size != head.tell() + size:
-        raise DataError(
-            f"{name}: need {size} bytes after the header, got {entry.file_size - head.tell()}; try another copy"
-        )
-    return _Member(file_name=entry.filename, shape=shape, dtype=dtype, fortran=fortran, offset=head.tell())
+        raise DataError(f"{name}: need an array of numbers, got Python objects, which are never unpickled; try numbers")
+    if size != found or any(length < 0 for length in shape):
+        raise DataError(f"{name}: need {size} bytes after the header, got {found} for the shape {shape}")
+    return shape, dtype
 
 
-def _read_array(path: Path, member: _Member, name: str) -> np.ndarray:
-    """Decode one array, whose size the caller has checked; the end of the member verifies its checksum."""
-    count = math.prod(member.shape) * member.dtype.itemsize
-    if count == 0:
-        return np.zeros(member.shape, dtype=member.dtype)
-    with zipfile.ZipFile(path) as packed, packed.open(member.file_name) as stream:
-        stream.read(member.offset)
-        content = stream.read(count)
-        if len(content) < count or stream.read(1):
-            raise DataError(f"{name}: need {count} bytes of {member.file_name}, got another number; try another copy")
-    return np.frombuffer(content, dtype=member.dtype).reshape(member.shape, order="F" if member.fortran else "C")
-
-
-def _cached_array(path: Path, opened: _Opened, key: str, name: str, reading: ReadingOptions) -> np.ndarray:
-    """Decode an array of a file of many scans once; all arrays that are kept together fit the budget."""
-    array = opened.arrays.get(key)
-    if array is None:
-        array = _read_array(path, opened.members[key], name)
-        if sum(kept.nbytes for kept in opened.arrays.values()) + array.nbytes > reading.max_mib << 20:
-            opened.arrays.clear()
-        opened.arrays[key] = array
+def _decode(path: Path, key: str) -> np.ndarray:
+    with np.load(path, allow_pickle=False) as packed:  # which verifies the checksum
+        array: np.ndarray = packed[f"{key}.npy"]
     return array
 
 
-def _is_collection(opened: _Opened) -> bool:
-    return any(f"{split}_images" in opened.members for split in _SPLITS)
+def _find(file: _File, item: str | None, loading: Loading) -> tuple[str, int | None, tuple[int, ...]]:
+    """Return the key of the array that holds a scan, the index of the item in it, and the shape `(channel, *spatial)`."""
+    index, splits = None, file.splits
+    if splits:
+        found = _ITEM.fullmatch(item or "")
+        if found is None or found[1] not in splits:
+            got = "a file of several scans" if item is None else f"#{item}"
+            raise DataError(f"{file.name}: need an item of {', '.join(splits)}, got {got}; try adding #{splits[0]}/0")
+        key, index = f"{found[1]}_images", int(found[2])
+        if index >= (count := file.headers[key][0][0]):
+            raise DataError(f"{file.name}: need an item below {found[1]}/{count}, got #{item}")
+    elif item is not None:
+        raise DataError(f"{file.name}: need a file of several scans, got one scan; try the path without #{item}")
+    else:
+        numbers = [key for key, (_, dtype) in file.headers.items() if key not in _FACTS and dtype.kind in "buif"]
+        keys = [key for key in ("image", "array") if key in file.headers][:1] or numbers
+        if len(keys) != 1:
+            got = ", ".join(file.headers)[:100] or "no array"
+            raise DataError(
+                f"{file.name}: need a key `image` or a single array of numbers, got {got}; try renaming one"
+            )
+        key = keys[0]
+    shape = _scan_shape(file, key)
+    check_size(file.name, file.headers[key][0], _returned(file.headers[key][1]), loading)
+    return key, index, shape
 
 
-def _check_collection(member: _Member, key: str, name: str) -> None:
-    if member.dtype.kind not in "buif" or member.dtype.itemsize > 8 or len(member.shape) not in (3, 4):
-        raise DataError(
-            f"{name}: need {key} of numbers (N, H, W) or (N, D, H, W), got {member.dtype} {member.shape}; "
-            "try another file"
-        )
-    if len(member.shape) == 4 and member.shape[-1] == 3:
-        raise DataError(f"{name}: need grey scans, got {key} in true colour {member.shape}; try a set of grey scans")
+def _scan_shape(file: _File, key: str) -> tuple[int, ...]:
+    """Return the shape `(channel, *spatial)` of the scan, or of each of several scans, in an array."""
+    shape, dtype = file.headers[key]
+    if dtype.kind not in "buif" or dtype.itemsize > 8:
+        raise DataError(f"{file.name}: need real numbers up to 64 bits, got {key} of {dtype}; try converting the array")
+    need, colour = "an array (H, W) or (D, H, W), or (channel, ...) beside a key `channels`", ""
+    scan = shape if "channels" in file.headers else (1, *shape)
+    if file.splits:
+        need, colour = "grey scans (N, H, W) or (N, D, H, W)", " in true colour" if shape[3:] == (3,) else ""
+        scan = (1, *shape[1:])
+    if len(scan) not in (3, 4) or colour:
+        raise DataError(f"{file.name}: need {need}, got {key} of {shape}{colour}; try reshaping or converting it")
+    return scan
 
 
-def _find_item(opened: _Opened, item: str | None, name: str, reading: ReadingOptions) -> tuple[_Member, str, int]:
-    present = [split for split in _SPLITS if f"{split}_images" in opened.members]
-    found = _ITEM.fullmatch(item or "")
-    if found is None or found[1] not in present:
-        got = "a file of several scans" if item is None else f"#{one_line(item)}"
-        raise DataError(f"{name}: need one item of {', '.join(present)}, got {got}; try adding #{present[0]}/0")
-    split, index = found[1], int(found[2])
-    member = opened.members[f"{split}_images"]
-    _check_collection(member, f"{split}_images", name)
-    if index >= member.shape[0]:
-        raise DataError(f"{name}: need an item below {split}/{member.shape[0]}, got {split}/{index}; try a smaller one")
-    check_size(name, member.shape, _returned(member.dtype), reading)
-    return member, split, index
-
-
-def _item_label(path: Path, opened: _Opened, split: str, index: int, name: str, reading: ReadingOptions) -> str | None:
-    key = f"{split}_labels"
-    member = opened.members.get(key)
-    if member is None:
-        return None
-    if not member.shape or member.shape[0] != opened.members[f"{split}_images"].shape[0]:
-        raise DataError(f"{name}: need one label a scan, got {key} of shape {member.shape}; try repairing the file")
-    if member.dtype.kind not in "buifU":
-        raise DataError(f"{name}: need labels of numbers or text, got {key} of type {member.dtype}; try another file")
-    check_size(name, member.shape, member.dtype, reading)
-    values = _cached_array(path, opened, key, name, reading)[index].reshape(-1)
-    return _as_text(values[0]) if values.size == 1 else None
-
-
-def _find_image(opened: _Opened, item: str | None, name: str, reading: ReadingOptions) -> _Member:
-    if item is not None:
-        raise DataError(
-            f"{name}: need a file of several scans, got one of one scan; try the path without #{one_line(item)}"
-        )
-    keys = [key for key in ("image", "array") if key in opened.members][:1]
-    if not keys:
-        keys = [key for key, member in opened.members.items() if key not in _FACTS and member.dtype.kind in "buif"]
-    if len(keys) != 1:
-        got = ", ".join(one_line(key) for key in opened.members) or "no array"
-        raise DataError(f"{name}: need a key `image` or a single array of numbers, got {got[:100]}; try renaming one")
-    member = opened.members[keys[0]]
-    if member.dtype.kind not in "buif" or member.dtype.itemsize > 8:
-        raise DataError(f"{name}: need real numbers up to 64 bits, got {member.dtype}; try converting the array")
-    check_size(name, member.shape, _returned(member.dtype), reading)
-    return member
-
-
-def _scan_shape(opened: _Opened, member: _Member, name: str) -> tuple[int, ...]:
-    shape = member.shape if "channels" in opened.members else (1, *member.shape)
-    if len(shape) not in (3, 4):
-        raise DataError(
-            f"{name}: need an array (H, W) or (D, H, W), or (channel, ...) beside a key `channels`, "
-            f"got {member.shape}; try reshaping it"
-        )
-    return shape
-
-
-def _affine(path: Path, opened: _Opened, rank: int, name: str) -> np.ndarray:
-    """Return the affine in the file, else the one made of its voxel sizes, else 1 mm along each axis."""
-    if "affine" in opened.members:
-        return check_affine(name, _small_numbers(path, opened, "affine", name))
-    if "spacing" not in opened.members:
-        return _default_affine(rank)
-    sizes = check_spacing(name, _small_numbers(path, opened, "spacing", name).reshape(-1).tolist())
+def _affine(file: _File, rank: int) -> np.ndarray:
+    """Return the affine in the file, else one made of its voxel sizes, else 1 mm along each axis."""
+    affine, spacing = (file.fact(key, "uif", 16, "a few numbers") for key in ("affine", "spacing"))
+    if affine is not None:
+        return check_affine(file.name, affine)
+    sizes = (1.0,) * rank if spacing is None else check_spacing(file.name, spacing.reshape(-1).tolist())
     if len(sizes) != rank:
-        raise DataError(f"{name}: need a spacing along each of {rank} axes, got {len(sizes)}; try repairing the file")
-    return _default_affine(rank) @ np.diag([*sizes, *[1.0] * (4 - rank)])
+        raise DataError(
+            f"{file.name}: need a spacing along each of {rank} axes, got {len(sizes)}; try repairing the file"
+        )
+    return (PICTURE_AFFINE if rank == 2 else VOLUME_AFFINE) @ np.diag([*sizes, *[1.0] * (4 - rank)])
 
 
-def _default_affine(rank: int) -> np.ndarray:
-    return (PICTURE_AFFINE if rank == 2 else VOLUME_AFFINE).copy()
-
-
-def _axis_lengths(affine: np.ndarray, rank: int) -> tuple[float, ...]:
-    return tuple(float(length) for length in np.linalg.norm(affine[:3, :rank], axis=0))
-
-
-def _small_numbers(path: Path, opened: _Opened, key: str, name: str) -> np.ndarray:
-    member = opened.members[key]
-    if member.dtype.kind not in "uif" or math.prod(member.shape) > 16:
-        raise DataError(f"{name}: need a few numbers under the key {key}, got {member.dtype} {member.shape}")
-    return _read_array(path, member, name).astype(np.float64)
-
-
-def _label(path: Path, opened: _Opened, name: str) -> str | None:
-    member = opened.members.get("label")
-    if member is None:
+def _label(file: _File, key: str, index: int | None, loading: Loading) -> str | None:
+    """Return the label of a scan, or of item `index` of the images `key`, as text; None if it has none or several."""
+    if index is None:
+        found = file.fact("label", "buifU", 1, "one text or number")
+    else:
+        labels = key.replace("_images", "_labels")
+        if labels not in file.headers:
+            return None
+        shape, dtype = file.headers[labels]
+        if shape[:1] != file.headers[key][0][:1] or dtype.kind not in "buifU":
+            raise DataError(f"{file.name}: need one number or text for each scan in {labels}, got {dtype} {shape}")
+        check_size(file.name, shape, dtype, loading)
+        found = file.array(labels, loading)[index]
+    if found is None or found.size != 1:
         return None
-    if math.prod(member.shape) != 1 or member.dtype.kind not in "buifU" or member.dtype.itemsize > 4 * MAX_TEXT:
-        raise DataError(f"{name}: need one text or number as label, got {member.dtype} {member.shape}; try another one")
-    return _as_text(_read_array(path, member, name).reshape(-1)[0])
-
-
-def _json_text(path: Path, opened: _Opened, key: str, name: str) -> dict[str, float | str]:
-    member = opened.members.get(key)
-    if member is None:
-        return {}
-    if math.prod(member.shape) != 1 or member.dtype.kind != "U" or member.dtype.itemsize > 4 * MAX_TEXT:
-        raise DataError(f"{name}: need a JSON object as text under the key {key}, got {member.dtype} {member.shape}")
-    found = json.loads(str(_read_array(path, member, name).reshape(-1)[0]))
-    return {str(fact): value if isinstance(value, str) else float(value) for fact, value in found.items()}
-
-
-def _as_text(value: np.generic) -> str:
-    """Return a label as text: whole numbers without a point."""
-    number = value.item()
+    number = found.reshape(-1)[0].item()
     whole = isinstance(number, bool) or (isinstance(number, float) and number.is_integer())
     return str(int(number) if whole else number)
 

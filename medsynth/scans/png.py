@@ -1,7 +1,6 @@
 """PNG of one grey channel, exact to the bit.
 
-The file is taken apart here and only header and pixel chunks reach Pillow, so no compressed text or colour profile is ever
-inflated, and the size budget, not a limit of Pillow, decides what is decoded.
+Pillow decodes the file. Its checksums are verified, and the size budget, not a limit of Pillow, decides what is decoded.
 """
 
 from __future__ import annotations
@@ -9,26 +8,20 @@ from __future__ import annotations
 import io
 import json
 import math
-import struct
-import zlib
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
 
 import numpy as np
-from PIL import Image
 from PIL.PngImagePlugin import PngImageFile, PngInfo
 
-from medsynth.config import ReadingOptions
+from medsynth.config import Loading
 from medsynth.errors import ConfigError, DataError
-from medsynth.scans.limits import MAX_TEXT, check_affine, check_size, clean_voxels
-from medsynth.scans.scan import PICTURE_AFFINE, Scan, ScanHeader
+from medsynth.scans.limits import check_affine, check_size
+from medsynth.scans.picture import encode_picture
+from medsynth.scans.scan import PICTURE_AFFINE, Scan, ScanHeader, voxel_size
 
-_MAGIC = b"\x89PNG\r\n\x1a\n"
-_GREY, _COLOUR, _PALETTE, _GREY_ALPHA, _COLOUR_ALPHA = 0, 2, 3, 4, 6
-_CHANNELS = {_GREY: 1, _COLOUR: 3, _PALETTE: 1, _GREY_ALPHA: 2, _COLOUR_ALPHA: 4}
-_KEYS = ("medsynth.rescale", "medsynth.affine", "medsynth.provenance")
+# Bits per value of the kinds that are read, by Pillow's name.
+_BITS = {"1": 1, "L;2": 2, "L;4": 4, "L": 8, "I;16B": 16, "LA": 8, "RGB": 8, "RGBA": 8}
 _TYPES = ("bool", "int8", "int16", "int32", "int64", "uint32", "uint64", "float16", "float32", "float64")
 
 
@@ -49,51 +42,30 @@ class _Rescale:
             return (stored.astype(np.float64) * self.slope + self.offset).astype(self.dtype)
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Parts:
-    """A PNG taken apart: what its header says, our text chunks, and a PNG of nothing but header and pixels."""
-
-    width: int
-    height: int
-    depth: int
-    colour: int
-    text: Mapping[str, str]
-    pixels: bytes
-
-
-def read_header(path: Path, item: str | None, name: str, reading: ReadingOptions) -> ScanHeader:
+def read_header(path: Path, item: str | None, name: str, loading: Loading) -> ScanHeader:
     """Return the header of a PNG after all checks that need no pixels."""
-    parts = _take_apart(path, name, reading, pixels=False)
-    rescale, affine = _rescale(parts, name, reading), _affine(parts, name)
-    dtype = rescale.dtype if rescale else _stored_dtype(parts)
-    spacing = np.linalg.norm(affine[:3, :2], axis=0)
-    return ScanHeader(
-        shape=(1, parts.height, parts.width), dtype=dtype.name, spacing=tuple(float(size) for size in spacing)
-    )
+    with _open(path, name, loading) as image:
+        rescale, affine, _ = _read_text(image, name, loading)
+        dtype = rescale.dtype if rescale else np.dtype(np.uint16 if _bits(image) == 16 else np.uint8)
+        return ScanHeader(shape=(1, image.height, image.width), dtype=dtype.name, spacing=voxel_size(affine, 2))
 
 
-def read(path: Path, item: str | None, name: str, reading: ReadingOptions) -> Scan:
-    """Return the scan in a PNG: the stored values as uint8 or uint16, or the physical ones where we wrote the file.
+def read(path: Path, item: str | None, name: str, loading: Loading) -> Scan:
+    """Return the scan in a PNG: the stored values as uint8 or uint16, or the physical ones if we wrote the file.
 
-    Grey of 1, 2 and 4 bits comes as uint8 with values from 0 to 1, 3 and 15. Eight-bit colour is read where red, green
-    and blue agree, alpha where nothing is transparent; true colour, transparency, palettes and animations are refused.
+    Grey of 1, 2 and 4 bits is returned as uint8 with values from 0 to 1, 3 and 15. Eight-bit colour is read if red, green and
+    blue agree, alpha if nothing is transparent; true colour, transparency, palettes and animations are refused.
     """
-    parts = _take_apart(path, name, reading, pixels=True)
-    rescale = _rescale(parts, name, reading)
-    with PngImageFile(io.BytesIO(parts.pixels)) as image:
+    with _open(path, name, loading) as image:
+        image.verify()  # the checksums of all chunks; afterwards Pillow needs the file to be opened again
+    with _open(path, name, loading) as image:
+        rescale, affine, provenance = _read_text(image, name, loading)
+        bits = _bits(image)
         image.load()
-        decoded = np.asarray(image)
-    array = _one_channel(decoded, parts, name)
+        array = _grey_values(np.asarray(image), image.mode, bits, name)
     if rescale:
         array = rescale.apply(array)
-    array, attributes = clean_voxels(name, array[np.newaxis], reading)
-    provenance = json.loads(parts.text.get("medsynth.provenance", "{}"))
-    return Scan(
-        array=array,
-        affine=_affine(parts, name),
-        attributes=attributes,
-        provenance={str(key): str(value) for key, value in provenance.items()},
-    )
+    return Scan(array=array[np.newaxis], affine=affine, provenance=provenance)
 
 
 def encode(scan: Scan, name: str) -> bytes:
@@ -109,22 +81,17 @@ def encode(scan: Scan, name: str) -> bytes:
     info = PngInfo()
     if scan.provenance:
         info.add_text("Synthetic", "YES")
-        text = json.dumps(dict(scan.provenance), sort_keys=True)
-        if len(text) > MAX_TEXT:
-            raise ConfigError(f"{name}: need provenance of at most {MAX_TEXT} bytes, got {len(text)}")
-        info.add_text("medsynth.provenance", text)
+        info.add_text("medsynth.provenance", json.dumps(dict(scan.provenance), sort_keys=True))
     if rescale:
         values = {"slope": rescale.slope, "offset": rescale.offset, "dtype": rescale.dtype.name}
         info.add_text("medsynth.rescale", json.dumps(values))
     if not np.array_equal(scan.affine, PICTURE_AFFINE):
         info.add_text("medsynth.affine", json.dumps(np.asarray(scan.affine, dtype=np.float64).tolist()))
-    stream = io.BytesIO()
-    Image.fromarray(stored).save(stream, format="PNG", pnginfo=info)
-    return stream.getvalue()
+    return encode_picture(stored, info)
 
 
 def _to_unsigned(array: np.ndarray, name: str) -> tuple[np.ndarray, _Rescale | None]:
-    """Return `array` as uint8 or uint16, and how to get its values back if that is not by doing nothing."""
+    """Return `array` as uint8 or uint16, and how to get its values back, None if they are the same."""
     array = np.ascontiguousarray(array.astype(array.dtype.newbyteorder("="), copy=False))
     if array.dtype.name in ("uint8", "uint16"):
         return array, None
@@ -152,123 +119,78 @@ def _to_unsigned(array: np.ndarray, name: str) -> tuple[np.ndarray, _Rescale | N
     return stored.astype(np.uint16), _Rescale(slope=slope, offset=low, dtype=array.dtype)
 
 
-def _take_apart(path: Path, name: str, reading: ReadingOptions, *, pixels: bool) -> _Parts:
-    """Walk over the chunks; `pixels` also collects those of the picture and verifies their checksums."""
-    with path.open("rb") as stream:
-        end = path.stat().st_size
-        if stream.read(8) != _MAGIC:
-            raise DataError(f"{name}: need a PNG file, got another format; try another copy")
-        kind, length = _chunk_head(stream, name, end)
-        if (kind, length) != (b"IHDR", 13):
-            raise DataError(f"{name}: need a PNG that begins with its header, got {kind!r}; try another copy")
-        content = _chunk_body(stream, kind, length, name)
-        width, height, depth, colour = struct.unpack(">IIBB", content[:10])
-        _check_kind(name, depth, colour)
-        check_size(name, (height, width), np.dtype(np.uint8 if depth <= 8 else np.uint16), reading)
-        if colour != _GREY:  # Pillow decodes colour to four bytes a pixel
-            check_size(name, (height, width, 4), np.dtype(np.uint8), reading)
-        # Deflate never enlarges by more than 5 bytes in 16 KiB; interlacing adds at most 7 filter bytes for each row.
-        raw = height * (-(-width * depth * _CHANNELS[colour] // 8) + 8)
-        room = raw + raw // 1000 + (1 << 16)
-        text: dict[str, str] = {}
-        picture: list[bytes] = [_chunk(b"IHDR", content)]
-        found = 0
-        while kind != b"IEND":
-            kind, length = _chunk_head(stream, name, end)
-            if kind in (b"acTL", b"tRNS"):
-                what = "an animation" if kind == b"acTL" else "transparency"
-                raise DataError(f"{name}: need one opaque grey picture, got {what}; try converting it")
-            if kind == b"IDAT":
-                found += length
-                if found > room:
-                    raise DataError(f"{name}: need {raw} bytes of pixels at most, got more; try another copy")
-            if kind == b"IDAT" and pixels:
-                picture.append(_chunk(kind, _chunk_body(stream, kind, length, name)))
-            elif kind == b"tEXt" and length <= MAX_TEXT + 80:
-                key, _, value = _chunk_body(stream, kind, length, name).partition(b"\0")
-                if key.decode("latin-1") in _KEYS:
-                    text[key.decode("latin-1")] = value.decode("latin-1")
-            else:
-                stream.seek(length + 4, io.SEEK_CUR)
-        if not found:
-            raise DataError(f"{name}: need pixels, got a PNG without any; try another copy")
-    picture.append(_chunk(b"IEND", b""))
-    body = _MAGIC + b"".join(picture) if pixels else b""
-    return _Parts(width=width, height=height, depth=depth, colour=colour, text=text, pixels=body)
-
-
-def _check_kind(name: str, depth: int, colour: int) -> None:
-    if colour == _PALETTE:
+def _open(path: Path, name: str, loading: Loading) -> PngImageFile:
+    """Return a PNG whose pixels are not decoded yet, after all checks that do not need them."""
+    image = PngImageFile(path)
+    kind = image.tile[0].args if image.tile else None
+    if image.mode == "P":
         raise DataError(f"{name}: need grey values, got a palette picture; try converting it to greyscale")
-    if colour not in _CHANNELS or depth not in (1, 2, 4, 8, 16) or (colour != _GREY and depth < 8):
+    if image.custom_mimetype == "image/apng" or "transparency" in image.info:
+        got = "transparency" if "transparency" in image.info else "an animation"
+        raise DataError(f"{name}: need one opaque grey picture, got {got}; try converting it")
+    if kind not in _BITS or image.tile[0].extents != (0, 0, *image.size):
         raise DataError(
-            f"{name}: need a PNG of a known kind, got colour type {colour} of {depth} bits; try another copy"
+            f"{name}: need grey values of 1 to 16 bits or colour of 8, got {kind}; try converting it to greyscale"
         )
-    if colour != _GREY and depth == 16:
-        raise DataError(f"{name}: need 16-bit PNG without colour or alpha, got both; try converting it to greyscale")
+    size, channels = (image.height, image.width), len(image.mode) if _BITS[kind] == 8 else 1
+    check_size(name, size, np.dtype(np.uint16 if _BITS[kind] == 16 else np.uint8), loading)
+    if channels > 1:  # Pillow decodes colour to four bytes per pixel
+        check_size(name, (*size, 4), np.dtype(np.uint8), loading)
+    # Deflate never enlarges by more than 5 bytes in 16 KiB; interlacing adds at most 7 filter bytes for each row.
+    needed = image.height * (-(-image.width * _BITS[kind] * channels // 8) + 8)
+    if _packed_bytes(path, name) > needed + needed // 1000 + (1 << 16):
+        raise DataError(f"{name}: need {needed} bytes of pixels at most, got more")
+    return image
 
 
-def _one_channel(decoded: np.ndarray, parts: _Parts, name: str) -> np.ndarray:
+def _packed_bytes(path: Path, name: str) -> int:
+    """Return the bytes of all pixel chunks of a complete file; Pillow itself inflates no more than the picture needs."""
+    total, kind = 0, b""
+    with path.open("rb") as stream:
+        stream.seek(8)
+        while kind != b"IEND" and len(head := stream.read(8)) == 8:
+            kind, length = head[4:], int.from_bytes(head[:4], "big")
+            total += length if kind == b"IDAT" else 0
+            stream.seek(length + 4, io.SEEK_CUR)
+        if kind != b"IEND" or stream.tell() > path.stat().st_size:
+            raise DataError(f"{name}: need a whole PNG, got one that is cut off")
+    return total
+
+
+def _bits(image: PngImageFile) -> int:
+    return _BITS[str(image.tile[0].args)]
+
+
+def _grey_values(decoded: np.ndarray, mode: str, bits: int, name: str) -> np.ndarray:
     """Return the grey values that the file stores, as uint8 or uint16."""
-    if decoded.shape[:2] != (parts.height, parts.width):
-        raise DataError(f"{name}: need {parts.height} x {parts.width} pixels, got {decoded.shape}; try another copy")
-    if parts.colour == _GREY:
-        if parts.depth == 1:
-            return decoded.astype(np.uint8)
-        if parts.depth < 8:
-            return decoded // np.uint8(255 // (2**parts.depth - 1))  # Pillow stretches 2 and 4 bits to 0..255
-        return decoded.astype(_stored_dtype(parts))
-    if parts.colour in (_GREY_ALPHA, _COLOUR_ALPHA) and not (decoded[..., -1] == 255).all():
+    if decoded.ndim == 2:
+        if bits in (2, 4):
+            return decoded // np.uint8(255 // (2**bits - 1))  # Pillow stretches 2 and 4 bits to 0..255
+        return decoded.astype(np.uint16 if bits == 16 else np.uint8)
+    if mode in ("LA", "RGBA") and not (decoded[..., -1] == 255).all():
         raise DataError(f"{name}: need an opaque picture, got transparent pixels; try removing the alpha channel")
-    grey = decoded[..., 0]
-    if parts.colour in (_COLOUR, _COLOUR_ALPHA) and not (
-        np.array_equal(grey, decoded[..., 1]) and np.array_equal(grey, decoded[..., 2])
-    ):
+    grey = decoded[..., :1]
+    if mode in ("RGB", "RGBA") and not (decoded[..., 1:3] == grey).all():
         raise DataError(f"{name}: need a grey picture, got true colour; try converting it to greyscale")
-    return np.ascontiguousarray(grey)
+    return np.ascontiguousarray(grey[..., 0])
 
 
-def _stored_dtype(parts: _Parts) -> np.dtype:
-    return np.dtype(np.uint16 if parts.depth == 16 else np.uint8)
+def _read_text(image: PngImageFile, name: str, loading: Loading) -> tuple[_Rescale | None, np.ndarray, dict[str, str]]:
+    """Return what we wrote into the text chunks: scale of the values, affine and provenance.
 
-
-def _rescale(parts: _Parts, name: str, reading: ReadingOptions) -> _Rescale | None:
-    if "medsynth.rescale" not in parts.text:
-        return None
-    found = json.loads(parts.text["medsynth.rescale"])
+    A file of others has no scale, and pixels of 1 mm, since the resolutions that programs write are guesses.
+    """
+    text = {key: str(value) for key, value in image.info.items() if str(key).startswith("medsynth.")}
+    affine = json.loads(text.get("medsynth.affine", "null"))
+    affine = PICTURE_AFFINE.copy() if affine is None else check_affine(name, np.array(affine, dtype=np.float64))
+    provenance = {str(key): str(value) for key, value in json.loads(text.get("medsynth.provenance", "{}")).items()}
+    if "medsynth.rescale" not in text:
+        return None, affine, provenance
+    found = json.loads(text["medsynth.rescale"])
     slope, offset, kind = float(found["slope"]), found["offset"], found["dtype"]
-    if kind not in _TYPES or isinstance(offset, bool) or not isinstance(offset, int | float):
-        raise DataError(f"{name}: need a valid medsynth.rescale, got {kind!r} and {offset!r}; try another copy")
+    known = kind in _TYPES and isinstance(offset, int | float) and not isinstance(offset, bool)
+    if not (known and math.isfinite(slope) and slope > 0 and math.isfinite(offset)):
+        raise DataError(f"{name}: need a valid medsynth.rescale, got {slope}, {offset!r} and {kind!r}")
     dtype = np.dtype(kind)
-    if not (math.isfinite(slope) and slope > 0 and math.isfinite(offset)):
-        raise DataError(
-            f"{name}: need a finite medsynth.rescale, got slope {slope} and offset {offset}; try another copy"
-        )
-    check_size(name, (parts.height, parts.width), np.dtype(np.float64 if dtype.kind == "f" else dtype), reading)
-    return _Rescale(slope=slope, offset=offset, dtype=dtype)
-
-
-def _affine(parts: _Parts, name: str) -> np.ndarray:
-    """Return the affine that we wrote, else that of a picture with pixels of 1 mm (resolutions of others are guesses)."""
-    if "medsynth.affine" not in parts.text:
-        return PICTURE_AFFINE.copy()
-    return check_affine(name, np.array(json.loads(parts.text["medsynth.affine"]), dtype=np.float64))
-
-
-def _chunk_head(stream: IO[bytes], name: str, end: int) -> tuple[bytes, int]:
-    head = stream.read(8)
-    length = int.from_bytes(head[:4], "big")
-    if len(head) < 8 or stream.tell() + length + 4 > end:
-        raise DataError(f"{name}: need a whole PNG, got one that is cut off; try another copy")
-    return head[4:], length
-
-
-def _chunk_body(stream: IO[bytes], kind: bytes, length: int, name: str) -> bytes:
-    content = stream.read(length)
-    if zlib.crc32(kind + content) != int.from_bytes(stream.read(4), "big"):
-        raise DataError(f"{name}: need a sound PNG, got a wrong checksum in {kind!r}; try another copy")
-    return content
-
-
-def _chunk(kind: bytes, content: bytes) -> bytes:
-    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+    check_size(name, image.size, np.dtype(np.float64 if dtype.kind == "f" else dtype), loading)
+    return _Rescale(slope=slope, offset=offset, dtype=dtype), affine, provenance

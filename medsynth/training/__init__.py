@@ -1,18 +1,15 @@
-"""Training: the Lightning module, its batches and callbacks, and the run that comes out."""
+"""Training: the Lightning modules, their batches and callbacks, and the run that comes out."""
 
 from medsynth.training.augmentation import Augmentation
-from medsynth.training.autoencoder import AutoencoderModule
-from medsynth.training.autoencoder_run import AutoencoderRun
+from medsynth.training.autoencoder import AutoencoderRun, train_autoencoder
 from medsynth.training.batches import StepSampler, class_shares
+from medsynth.training.distill import distill_run
 from medsynth.training.module import DiffusionModule
 from medsynth.training.preflight import Memory, Preflight
-from medsynth.training.spec import measure_bands
 from medsynth.training.train import advice, preflight_run, train_run
-from medsynth.training.train_autoencoder import train_autoencoder
 
 __all__ = [
     "Augmentation",
-    "AutoencoderModule",
     "AutoencoderRun",
     "DiffusionModule",
     "Memory",
@@ -20,7 +17,7 @@ __all__ = [
     "StepSampler",
     "advice",
     "class_shares",
-    "measure_bands",
+    "distill_run",
     "preflight_run",
     "train_autoencoder",
     "train_run",

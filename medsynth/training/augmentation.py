@@ -1,9 +1,9 @@
-"""Conditioned augmentation: random changes of scans whose parameters the network is told (Karras et al. 2022, section 5).
+"""Random changes of training scans on which the network is conditioned (Karras et al. 2022, section 5).
 
 Parameters are drawn first and applied deterministically; zero parameters leave a scan bit for bit as it was. Interpolation
-must not blur: the network cannot tell a scan shifted by a hundredth of a voxel from an untouched one by its parameters, so what
-resampling does to a scan leaks into the samples. Scans are therefore upsampled by their spectrum first, and a parameter of its
-own says that a scan was resampled.
+must not blur: from its parameters the network cannot distinguish a scan shifted by a hundredth of a voxel from an untouched one,
+so the traces of resampling would appear in samples. Scans are therefore upsampled by their spectrum first, and one more parameter
+says whether a scan was resampled.
 """
 
 from __future__ import annotations
@@ -14,21 +14,21 @@ import torch
 from torch import Tensor
 from torch.nn.functional import affine_grid, grid_sample
 
-from medsynth.config import AugmentOptions
+from medsynth.config import AugmentationOptions
 from medsynth.errors import ConfigError
 
 _CUT = 2.0  # standard deviations at which the normal draws are cut off
 
 
 class Augmentation:
-    """Changes for scans with `rank` spatial axes, whose last channel may be a `mask` of -1 and 1: it stays one.
+    """Changes of scans with `rank` spatial axes; a last channel that is a `mask` of -1 and 1 stays one.
 
-    Columns of the parameters, all zero without a change: one flip for each axis (0 or 1), rotation angles (one in 2D,
-    about each axis in 3D), ln(zoom), one shift for each axis, ln(contrast), and 1 where rotation, zoom or shift resampled the
-    scan; all but the flips and the last in standard deviations.
+    Columns of the parameters, all zero without a change: one flip for each axis (0 or 1), rotation angles (one in 2D, one about
+    each axis in 3D), ln(zoom), one shift for each axis, ln(contrast), and 1 if rotation, zoom or shift resampled the scan. All
+    but the flips and the last are in standard deviations.
     """
 
-    def __init__(self, options: AugmentOptions, rank: int, *, mask: bool = False) -> None:
+    def __init__(self, options: AugmentationOptions, rank: int, *, mask: bool = False) -> None:
         if wrong := [axis for axis in options.flip_axes if not 0 <= axis < rank]:
             raise ConfigError(f"augment.flip_axes: need axes from 0 to {rank - 1} for {rank}D scans, got {wrong[0]}")
         self._options = options
@@ -61,9 +61,9 @@ class Augmentation:
         return torch.cat([*groups, resampled], dim=1)
 
     def apply(self, scans: Tensor, parameters: Tensor) -> Tensor:
-        """Return `(N, C, *spatial)` scans in [-1, 1] changed by their parameters, in float32 also where networks are in bfloat16.
+        """Return scans `(N, C, *spatial)` in [-1, 1] changed by their parameters, always in float32.
 
-        In bfloat16 a rotation would be off by up to a tenth of a voxel from what the network is told.
+        In bfloat16 a rotation would be off by up to a tenth of a voxel from its parameters.
         """
         with torch.autocast(scans.device.type, enabled=False):
             return self._apply(scans, parameters)
@@ -80,7 +80,7 @@ class Augmentation:
         # affine_grid counts axes from the last to the first.
         moved = torch.cat([moved[:, :, :rank].flip(1, 2), moved[:, :, rank:].flip(1)], dim=2)
         grid = affine_grid(moved, list(scans.shape), align_corners=False)
-        # On the upsampled scan a voxel's place lies half a voxel of that scan further to the front.
+        # Voxel centres of the upsampled scan lie half of its voxels further to the front.
         grid = grid - 0.5 / size.flip(0)
         # torch has no cubic interpolation of volumes.
         mode = "bicubic" if rank == 2 else "bilinear"
@@ -98,10 +98,10 @@ class Augmentation:
 
 
 def _upsample(scans: Tensor) -> Tensor:
-    """Scans of twice the size whose voxels 0, 2, 4, ... are those of `scans`, with the same spectrum.
+    """Return scans of twice the size whose voxels 0, 2, 4, ... are those of `scans`, with the same spectrum.
 
-    Along each axis in turn the scan is mirrored, which leaves no jump at its ends, and its Fourier series evaluated at twice as
-    many places.
+    Along each axis in turn, the scan is mirrored, so that it has no jump at its ends, and its Fourier series evaluated at twice
+    as many places.
     """
     for axis in range(2, scans.ndim):
         length = scans.shape[axis]
@@ -112,7 +112,7 @@ def _upsample(scans: Tensor) -> Tensor:
 
 
 def _rotation(angles: Tensor, rank: int) -> Tensor:
-    """Rotation matrices `(N, rank, rank)`: in the plane (2D), or about the three axes in turn (3D)."""
+    """Return rotation matrices `(N, rank, rank)`: in the plane (2D), or about the three axes in turn (3D)."""
     planes = [(0, 1)] if rank == 2 else [(1, 2), (0, 2), (0, 1)]
     result = torch.eye(rank, dtype=angles.dtype, device=angles.device).expand(len(angles), rank, rank)
     for number, (first, second) in enumerate(planes):

@@ -1,202 +1,355 @@
-"""The Lightning module of the autoencoder behind the latent stem, and its previews."""
+"""`medsynth train --stage autoencoder`, and how a training on latents uses the result.
+
+The run folder of an autoencoder is like any other; its weights are those of the autoencoder, and `reconstruction.json` holds the
+figures of the reconstruction check.
+"""
 
 from __future__ import annotations
 
+import json
+import sys
 from collections.abc import Sequence
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any
 
 import lightning.pytorch as pl
 import numpy as np
 import torch
-from lightning.pytorch.callbacks import Callback
-from monai.losses import PatchAdversarialLoss
-from monai.networks.nets import AutoencoderKL
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor
-from torch.func import functional_call
+from torch.nn.functional import interpolate, normalize
 
-from medsynth.cohorts import PreparedCohort
-from medsynth.config import AugmentOptions, AutoencoderOptions, MonitorOptions, OptimiserOptions
-from medsynth.networks import LatentCodec
-from medsynth.networks.autoencoder import PatchCritic, divergence
-from medsynth.scans.picture import captioned_rows, write_picture
-from medsynth.seeds import torch_generator
+from medsynth.cohorts import Cohort, PreparedCohort
+from medsynth.config import (
+    AutoencoderOptions,
+    ConditionOptions,
+    NetworkOptions,
+    TrainOptions,
+    changed_options,
+)
+from medsynth.errors import ConfigError, DataError, GateError
+from medsynth.files import hash_file, write_json
+from medsynth.measures.features import lite0_network
+from medsynth.networks import Denoiser, LatentCodec, build_autoencoder
+from medsynth.networks.autoencoder import divergence, least_bytes
+from medsynth.runs import WEIGHTS_FILE, Run, load_run
+from medsynth.seeds import numpy_generator, torch_generator
 from medsynth.training.augmentation import Augmentation
-from medsynth.training.average import MovingAverage
-from medsynth.training.draws import make_optimiser, place_noise
-from medsynth.training.parts import PartwiseModule, part_slices
-from medsynth.training.perceptual import PerceptualDistance
-from medsynth.training.reconstruction import peak_ratio
+from medsynth.training.batches import scan_data
+from medsynth.training.callbacks import PREVIEW_SCANS, Previews
+from medsynth.training.fitting import Training, check_options, plain_options
+from medsynth.training.module import TrainingModule, batch_parts, place_noise
+from medsynth.training.preflight import planned_device
+from medsynth.training.reconstruction import Reconstruction, measure_reconstruction, peak_ratio
+from medsynth.training.spec import make_spec, scan_shape, trained_cohort
+
+RECONSTRUCTION_FILE = "reconstruction.json"
+_BATCH = 16
+_LEAST_SIDE = 64
+# The last blocks before each halving: features at a half, a quarter, an eighth and a sixteenth of the width.
+_BLOCKS = (0, 2, 4, 10)
 
 
-class AutoencoderModule(PartwiseModule):
-    """Trains an autoencoder; batches are those of `DiffusionModule`, and draws depend on seed, step and place alike.
+@dataclass(frozen=True, kw_only=True)
+class AutoencoderRun(Run):
+    """The run folder of an autoencoder; `reconstruction` is None until it is trained and checked."""
 
-    The loss is the mean absolute error plus, each with its weight, the divergence of the posterior a voxel, the perceptual
-    distance and the discriminator's opinion. The discriminator learns in the same step, from scans and reconstructions that
-    give no gradient to the autoencoder; nor does its opinion of them give one to the discriminator. `ema` holds the averaged
-    weights, `averaged` the autoencoder to use.
+    reconstruction: Reconstruction | None = None
+
+    @classmethod
+    def of(cls, run: Run) -> AutoencoderRun:
+        """Return the run as that of an autoencoder; `DataError` for another stage or damaged figures."""
+        if run.options.get("stage") != "autoencoder":
+            raise DataError(
+                f"{run.folder}: need an autoencoder, got a diffusion run; try the --out of medsynth train --stage autoencoder"
+            )
+        path, found = run.folder / RECONSTRUCTION_FILE, None
+        try:
+            content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+            if content.get("fingerprint") == run.fingerprint:  # figures of earlier weights do not count
+                found = Reconstruction.from_dict(content)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise DataError(f"{path}: need the figures of the reconstruction check, got {error}; delete it") from error
+        return cls(**vars(run), reconstruction=found)
+
+    def load_codec(self, device: torch.device | str = "cpu") -> LatentCodec:
+        """Return the autoencoder on `device`, its latents not yet scaled; `DataError` if the weights do not fit or changed."""
+        path, options = self.folder / WEIGHTS_FILE, self.spec.autoencoder
+        assert options is not None
+        try:
+            if hash_file(path) != self.fingerprint:
+                raise ValueError("other bytes")
+            # Before memory is allocated for the network that run.json describes.
+            if path.stat().st_size < least_bytes(options, len(self.spec.shape) - 1):
+                raise ValueError("too few bytes")
+            codec = build_codec(options, self.spec.shape)
+            codec.load_state_dict(load_file(path))
+        except (SafetensorError, RuntimeError, OSError, ValueError, ConfigError) as error:
+            reason = str(error).splitlines()[0]
+            raise DataError(
+                f"{path}: need the weights of this autoencoder, got {reason}; try training again"
+            ) from error
+        return codec.to(device).eval()
+
+    def summary(self) -> str:
+        """Return the outcome of the training and of the check, and the next command."""
+        head = f"{self.folder}: autoencoder, trained {self.steps} steps\nfingerprint {self.fingerprint[:16]}"
+        if self.reconstruction is None:
+            return f"{head}\nreconstruction check: not done yet; run the same command again"
+        if self.reconstruction.failures():
+            return f"{head}\n{self.reconstruction.table()}\nreconstruction check: failed"
+        return (
+            f"{head}\n{self.reconstruction.table()}\nreconstruction check: passed\n"
+            f"next: medsynth train --network.stem latent --autoencoder.run {self.folder} --cohort COHORT --out RUN"
+        )
+
+    def check(self) -> None:
+        """Raise `GateError` that names the figures outside their limits, and the ways out."""
+        if self.reconstruction is not None and (failures := self.reconstruction.failures()):
+            raise GateError(
+                f"{self.folder}: the autoencoder loses too much of the scans ({'; '.join(failures)}); train another with more "
+                "--max_steps, more --autoencoder.latent_channels or fewer --autoencoder.channels"
+            )
+
+
+def train_autoencoder(cohort: Cohort, options: TrainOptions) -> AutoencoderRun:
+    """Train an autoencoder on the training split of `cohort`, check it, and return its run; continue what `options.out` holds.
+
+    Raises `GateError` for one that fails the reconstruction check (its run stays), else as `train_run` does.
+    """
+    check_options(options)
+    for name, value in (("autoencoder.run", options.autoencoder.run), ("start", options.start)):
+        if value:
+            raise ConfigError(f"{name}: an autoencoder cannot begin from {value}; try --stage diffusion")
+    cohort, classes = trained_cohort(cohort, options)
+    shape = scan_shape(cohort, options.grid, mask=False, loading=options)
+    torch.manual_seed(options.seed)
+    codec = build_codec(options.autoencoder, shape)
+    # What its run says of itself: the stem `latent` without a denoiser, and no conditions.
+    options = replace(options, network=NetworkOptions(stem="latent"), condition=ConditionOptions())
+    training = Training(options=options, cohort=cohort, classes=classes, grid=options.grid, intensity=options.intensity)
+    training.check_needs(codec, shape)
+    prepared, out = training.prepare(), training.out
+    trainer = None
+    if not training.finished:
+        codec.autoencoder.use_checkpoint = options.activation_checkpointing
+        scans, latents = (" x ".join(map(str, each)) for each in (shape, codec.shape(shape)))
+        parameters = sum(parameter.numel() for parameter in codec.parameters())
+        line = f"autoencoder: scans of {scans}, latents of {latents}; {parameters / 1e6:.1f} million parameters"
+        trainer = training.fit(
+            AutoencoderModule(codec, options, classes=classes, rank=len(shape) - 1),
+            make_spec(cohort, prepared, options),
+            scan_data(prepared, options),
+            ReconstructionPreviews(prepared, options),
+            lines=[f"{line}; {options.max_steps} steps of {options.batch_size} scans"],
+        )
+    if trainer is None or trainer.is_global_zero:
+        _measure(AutoencoderRun.of(load_run(out)), cohort, prepared, options)
+    if trainer is not None:
+        trainer.strategy.barrier()
+    run = AutoencoderRun.of(load_run(out))
+    if run.reconstruction is not None and run.reconstruction.failures() and options.progress:
+        print(run.reconstruction.table(), file=sys.stderr, flush=True)
+    run.check()
+    return run
+
+
+def build_codec(options: AutoencoderOptions, shape: tuple[int, ...]) -> LatentCodec:
+    """Return an untrained autoencoder, frozen, for scans of `shape` `(C, *spatial)`."""
+    return LatentCodec(build_autoencoder(options, channels=shape[0], size=shape[1:]), options)
+
+
+def open_autoencoder(cohort: Cohort, options: TrainOptions) -> tuple[TrainOptions, AutoencoderRun | None]:
+    """Return the options with those of the autoencoder that they name, and its run; None for other stems.
+
+    The options then name the run by its weights, not by its path. Raises `GateError` for an autoencoder that failed its check,
+    and `ConfigError` for one that is not finished, for other scans, grid or intensities, or if stem and options contradict each
+    other.
+    """
+    folder = options.autoencoder.run
+    if options.network.stem != "latent":
+        if folder:
+            raise ConfigError(
+                f"autoencoder.run: only network.stem latent uses it, got {options.network.stem}; try --network.stem latent"
+            )
+        return options, None
+    if not folder:
+        raise ConfigError(
+            "autoencoder.run: network.stem latent needs the run folder of an autoencoder; try medsynth train --stage autoencoder "
+            "first"
+        )
+    if options.condition.mask:
+        raise ConfigError("condition.mask: need network.stem haar or pixel, got latent; try condition.mask false")
+    run = AutoencoderRun.of(load_run(folder))
+    if run.reconstruction is None:
+        raise ConfigError(
+            f"{folder}: this autoencoder is not finished ({run.steps} steps); run the command that trains it again"
+        )
+    run.check()
+    shape = scan_shape(cohort, options.grid, mask=False, loading=options)
+    config = plain_options(options)
+    wanted = {"grid": config["grid"] | {"size": list(shape[1:])}, "intensity": config["intensity"]}
+    used = {"grid": run.options["grid"] | {"size": list(run.spec.shape[1:])}, "intensity": run.options["intensity"]}
+    changed = changed_options(used, wanted)
+    if shape[0] != run.spec.shape[0]:
+        changed.append(f"channels {run.spec.shape[0]} -> {shape[0]}")
+    if changed:
+        raise ConfigError(
+            f"autoencoder.run: need the grid and intensities of the autoencoder, got {'; '.join(changed)}; try its config.yaml"
+        )
+    assert run.spec.autoencoder is not None
+    return replace(options, autoencoder=replace(run.spec.autoencoder, run=run.fingerprint[:16])), run
+
+
+def put_autoencoder(denoiser: Denoiser, run: AutoencoderRun, prepared: PreparedCohort, options: TrainOptions) -> None:
+    """Give a denoiser the weights of the autoencoder, and scale its latents over the training split, without augmentation."""
+    assert denoiser.codec is not None
+    codec = run.load_codec(_device(options))
+    train = prepared.indices(split="train")
+    blocks = (train[start : start + _BATCH] for start in range(0, len(train), _BATCH))
+    codec.measure(
+        torch.from_numpy(np.asarray(prepared.scans[block], dtype=np.float32)).to(codec.mean.device) for block in blocks
+    )
+    denoiser.codec.load_state_dict(codec.state_dict())
+
+
+def _device(options: TrainOptions) -> torch.device:
+    """Return the GPU of this process, or the CPU; scaling needs float64, which MPS lacks."""
+    device = planned_device(options)
+    return device if device.type == "cuda" else torch.device("cpu")
+
+
+def _measure(run: AutoencoderRun, cohort: Cohort, prepared: PreparedCohort, options: TrainOptions) -> None:
+    """Write what the autoencoder loses of the scans, unless that is known."""
+    if run.reconstruction is None:
+        codec = run.load_codec(_device(options))
+        found = measure_reconstruction(codec, prepared, cohort, options.grid, loading=options)
+        write_json(run.folder / RECONSTRUCTION_FILE, {"fingerprint": run.fingerprint} | found.as_dict())
+
+
+class AutoencoderModule(TrainingModule[LatentCodec]):
+    """Trains an autoencoder; batches and draws are those of `DiffusionModule`.
+
+    The loss is the mean absolute error plus, each with its weight, the divergence of the posterior per voxel and the perceptual
+    distance. The latents of `averaged` are not scaled.
     """
 
-    _sums: Tensor
-
-    def __init__(
-        self,
-        codec: LatentCodec,
-        options: AutoencoderOptions,
-        *,
-        shape: Sequence[int],
-        classes: Sequence[str],
-        total_steps: int,
-        optimiser: OptimiserOptions = OptimiserOptions(),
-        augment: AugmentOptions = AugmentOptions(),
-        accumulate: int = 1,
-        seed: int = 0,
-    ) -> None:
-        super().__init__()
-        self.autoencoder: AutoencoderKL = codec.autoencoder.requires_grad_(True)
-        self.ema = MovingAverage(self.autoencoder, optimiser.ema_decay)
-        adversarial = options.adversarial_weight > 0
-        self.critic = PatchCritic(channels=shape[0], size=shape[1:]) if adversarial else None
-        self.classes = tuple(classes)
-        self.augmentation = Augmentation(augment, len(shape) - 1)
-        self._opinion = PatchAdversarialLoss(criterion="least_squares", no_activation_leastsq=True)
+    def __init__(self, codec: LatentCodec, options: TrainOptions, *, classes: Sequence[str], rank: int) -> None:
+        super().__init__(
+            codec.requires_grad_(True),
+            classes=classes,
+            validated=("error", "psnr"),
+            total_steps=options.max_steps,
+            optimiser=options.optimiser,
+            accumulate_grad_batches=options.accumulate_grad_batches,
+            seed=options.seed,
+        )
+        self.augmentation = Augmentation(options.augment, rank)
+        self._weights = options.autoencoder
         self._perceptual: PerceptualDistance | None = None
-        self._options, self._optimiser = options, optimiser
-        self._total_steps, self._accumulate, self._seed = total_steps, accumulate, seed
-        # Of each class: scans, absolute error, peak ratio.
-        self.register_buffer("_sums", torch.zeros(len(self.classes), 3, dtype=torch.float64), persistent=False)
-
-    @property
-    def averaged(self) -> LatentCodec:
-        """The autoencoder with averaged weights, its latents not scaled."""
-        averaged = self.ema.module
-        assert isinstance(averaged, AutoencoderKL)
-        return LatentCodec(averaged, self._options).to(self.device)
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """Return the loss of a batch."""
         scans = batch["scan"]
-        total = len(scans) * self.trainer.world_size
-        keys = (self.global_step, batch_idx % self.trainer.accumulate_grad_batches)
-        places, positions = self.places(batch, "position", range(self.global_rank, total, self.trainer.world_size))
-        generator = torch_generator(self._seed, "step", *keys, device=scans.device)
-        parameters = self.augmentation.draw(total, generator)[positions]
-        means: dict[str, Tensor] = {}
-        for part in part_slices(len(scans), self._accumulate):
+        places = self.places(batch, batch_idx)
+        generator = torch_generator(self._seed, "step", *places.keys, device=scans.device)
+        parameters = self.augmentation.draw(places.total, generator)[places.device]
+        sums: dict[str, Tensor] = {}
+        for part in batch_parts(len(scans), self._accumulate):
             clean = self.augmentation.apply(scans[part], parameters[part])
-            terms = self._terms(clean, places[part], keys)
-            for name, value in terms.items():
-                means[name] = means.get(name, torch.zeros((), device=scans.device)) + value.detach().sum() / len(scans)
-            loss = self._weigh(terms) / len(scans)
+            terms = self._terms(clean, places.host[part], places.keys)
+            loss = torch.stack([weight * values.sum() for weight, values in terms.values()]).sum() / len(scans)
+            for name, (_, values) in terms.items():
+                sums[name] = sums.get(name, 0.0) + values.detach().sum() / len(scans)
+            sums["loss"] = sums.get("loss", 0.0) + loss.detach()
             if part.stop < len(scans):
                 self.add_gradient(loss)
-        self.log("train_loss", self._weigh(means), prog_bar=True, batch_size=len(scans))
-        for name, value in means.items():
-            self.log(f"train_{name}", value, batch_size=len(scans))
+        for name, value in sums.items():
+            self.log(f"train_{name}", value, prog_bar=name == "loss", batch_size=len(scans))
         return loss  # of the last part, for the trainer's own backward pass
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
-        """Add up what the averaged autoencoder loses of each class."""
-        scans, labels = batch["scan"], batch["label"]
-        codec = self.averaged
+        """Add the errors of the averaged autoencoder for each class."""
+        scans, codec = batch["scan"], self.averaged
         rebuilt = codec.decode(codec.encode(scans)).clamp(-1, 1)
-        error = (rebuilt - scans).abs().flatten(1).mean(1)
-        found = torch.stack([torch.ones_like(error), error, peak_ratio(scans, rebuilt)], dim=1)
-        self._sums.index_add_(0, labels, found.double())
+        self.count_losses(batch["label"], 0, (rebuilt - scans).abs().flatten(1).mean(1))
+        self.count_losses(batch["label"], 1, peak_ratio(scans, rebuilt))
 
-    def on_validation_epoch_end(self) -> None:
-        """Log the mean absolute error and the peak ratio: mean over classes, and the ratio of each of them."""
-        sums = self.over_ranks(self._sums)
-        self._sums.zero_()
-        seen = sums[:, 0] > 0
-        means = (sums / sums[:, :1].clamp(min=1)).float()
-        self.log("val_loss", means[seen, 1].mean(), prog_bar=True, rank_zero_only=True)
-        self.log("val_psnr", means[seen, 2].mean(), rank_zero_only=True)
-        for row in torch.nonzero(seen).flatten().tolist():
-            self.log(f"val_psnr/{self.classes[row]}", means[row, 2], rank_zero_only=True)
+    def log_validation(self, losses: Tensor, seen: Tensor) -> None:
+        """Log the mean absolute error and the peak signal-to-noise ratio over classes, and the ratio of each class."""
+        self.log("val_loss", losses[seen, 0].mean().float(), prog_bar=True, rank_zero_only=True)
+        self.log("val_psnr", losses[seen, 1].mean().float(), rank_zero_only=True)
+        for row in seen.tolist():
+            self.log(f"val_psnr/{self.classes[row]}", losses[row, 1].float(), rank_zero_only=True)
 
-    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        """Step the optimiser, then move the average; here, so that a checkpoint of this step holds both."""
-        super().optimizer_step(*args, **kwargs)
-        self.ema.update_parameters(self.autoencoder)
-
-    def configure_gradient_clipping(self, *args: Any, **kwargs: Any) -> None:
-        """Clip the norms of both gradients, each by itself."""
-        limit = self._optimiser.gradient_clip or float("inf")
-        self.log("gradient_norm", torch.nn.utils.clip_grad_norm_(self.autoencoder.parameters(), limit))
-        if self.critic is not None:
-            torch.nn.utils.clip_grad_norm_(self.critic.parameters(), limit)
-
-    def configure_optimizers(self) -> Any:
-        """Return AdamW for both networks and the learning-rate schedule."""
-        critic = [] if self.critic is None else list(self.critic.parameters())
-        return make_optimiser([*self.autoencoder.parameters(), *critic], self._optimiser, self._total_steps)
-
-    def _terms(self, clean: Tensor, places: Sequence[int], keys: tuple[int, int]) -> dict[str, Tensor]:
-        """What the loss is made of, each without its weight, `(N,)`."""
-        mean, deviation = (each.float() for each in self.autoencoder.encode(clean))
+    def _terms(self, clean: Tensor, places: Sequence[int], keys: tuple[int, int]) -> dict[str, tuple[float, Tensor]]:
+        """Return weight and values `(N,)` of each term of the loss."""
+        mean, deviation = (each.float() for each in self.network.autoencoder.encode(clean))
         latents = mean + deviation * place_noise(mean, places, self._seed, *keys)
-        rebuilt = self.autoencoder.decode(latents).float()
+        rebuilt = self.network.autoencoder.decode(latents).float()
         terms = {
-            "error": (rebuilt - clean).abs().flatten(1).mean(1),
-            "divergence": divergence(mean, deviation) / clean[0].numel(),
+            "error": (1.0, (rebuilt - clean).abs().flatten(1).mean(1)),
+            "divergence": (self._weights.kl_weight, divergence(mean, deviation) / clean[0].numel()),
         }
-        if self._options.perceptual_weight:
+        if self._weights.perceptual_weight:
             if self._perceptual is None:
                 self._perceptual = PerceptualDistance(clean.device)
-            terms["perceptual"] = self._perceptual(clean, rebuilt, *keys)
-        if self.critic is not None:
-            still = {name: parameter.detach() for name, parameter in self.critic.named_parameters()}
-            fooled = functional_call(self.critic, still, (rebuilt,))
-            terms["adversarial"] = self._judge(fooled, real=True, learning=False)
-            scores = self.critic(torch.cat([clean, rebuilt.detach()])).chunk(2)
-            real, made = (self._judge(each, real=not number, learning=True) for number, each in enumerate(scores))
-            terms["critic"] = (real + made) / 2
+            terms["perceptual"] = (self._weights.perceptual_weight, self._perceptual(clean, rebuilt, *keys))
         return terms
 
-    def _judge(self, scores: Tensor, *, real: bool, learning: bool) -> Tensor:
-        """MONAI's loss of each scan's patches, `(N,)`."""
-        losses = [
-            self._opinion(each, target_is_real=real, for_discriminator=learning) for each in scores.float().split(1)
-        ]
-        return torch.stack(losses)
 
-    def _weigh(self, terms: dict[str, Tensor]) -> Tensor:
-        """The sum of all terms with their weights."""
-        options = self._options
-        begun = self.global_step >= options.adversarial_start
-        weights = {
-            "error": 1.0,
-            "divergence": options.kl_weight,
-            "perceptual": options.perceptual_weight,
-            "adversarial": options.adversarial_weight * begun,
-            "critic": 1.0,
-        }
-        return torch.stack([weights[name] * value.sum() for name, value in terms.items()]).sum()
+class PerceptualDistance:
+    """Mean squared distance of unit feature vectors at four depths (Zhang et al. 2018, equation 1, all channels alike).
+
+    The features are those of EfficientNet-Lite0, whose weights are an installed package; MONAI's perceptual loss would download
+    some. Of a volume, one plane across each axis is compared, chosen by `keys`. Pictures smaller than 64 x 64 are enlarged.
+    """
+
+    def __init__(self, device: torch.device | str) -> None:
+        self._network = lite0_network().eval().requires_grad_(False).to(device, memory_format=torch.channels_last)
+
+    def __call__(self, scans: Tensor, others: Tensor, *keys: int | str) -> Tensor:
+        """Return the distance of each scan to its counterpart, `(N,)`, for batches `(N, C, *spatial)` in [-1, 1]."""
+        both = torch.cat([scans, others]).float()
+        planes = [both]
+        if both.ndim == 5:
+            random = numpy_generator(0, "planes", *keys)
+            planes = [both.select(axis, int(random.integers(both.shape[axis]))) for axis in (2, 3, 4)]
+        total = torch.zeros(len(scans), device=scans.device)
+        for plane in planes:
+            maps = self._maps(plane.flatten(0, 1).unsqueeze(1))
+            for each in maps:
+                first, second = normalize(each.float(), dim=1).chunk(2)
+                distances = (first - second).square().sum(1).mean((1, 2))
+                total = total + distances.reshape(len(scans), -1).mean(1) / (len(maps) * len(planes))
+        return total
+
+    def _maps(self, pictures: Tensor) -> list[Tensor]:
+        """Return features `(P, D, h, w)` at the depths of `_BLOCKS` of pictures `(P, 1, height, width)` in [-1, 1]."""
+        if (side := min(pictures.shape[2:])) < _LEAST_SIDE:
+            pictures = interpolate(pictures, scale_factor=_LEAST_SIDE / side, mode="bilinear", align_corners=False)
+        network, found = self._network, []
+        features = (((pictures + 1) * 127.5 - 127) / 128).expand(-1, 3, -1, -1)
+        features = network._swish(network._bn0(network._conv_stem(features)))
+        for number, block in enumerate(network._blocks[: _BLOCKS[-1] + 1]):
+            features = block(features)
+            if number in _BLOCKS:
+                found.append(features)
+        return found
 
 
-class ReconstructionPreviews(Callback):
-    """Pictures of real scans of every class beside what the autoencoder makes of them: they stay where the scans may be."""
+class ReconstructionPreviews(Previews):
+    """Real scans of every class above their reconstructions; these pictures are patient data."""
 
-    def __init__(self, prepared: PreparedCohort, options: MonitorOptions, folder: Path, *, last_step: int) -> None:
-        self._prepared, self._every, self._folder, self._last_step = prepared, options.preview_every, folder, last_step
-        self._rows = []
-        for number, label in enumerate(prepared.classes):
-            rows = [prepared.indices(split=split, label=number)[: options.preview_scans] for split in ("val", "train")]
-            if len(chosen := rows[0] if len(rows[0]) else rows[1]):
-                self._rows.append((label, chosen))
-
-    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
-        """Draw when it is time."""
-        step = trainer.global_step
-        if not trainer.is_global_zero or (step % self._every and step != self._last_step):
-            return
-        assert isinstance(pl_module, AutoencoderModule)
-        codec, shown = pl_module.averaged, []
-        for label, rows in self._rows:
-            scans = torch.from_numpy(np.asarray(self._prepared.scans[rows], dtype=np.float32))
-            rebuilt = codec.decode(codec.encode(scans.to(pl_module.device))).clamp(-1, 1)
-            shown += [(f"{label}: scans", scans.numpy()), (f"{label}: reconstructed", rebuilt.cpu().numpy())]
-        spacing = np.linalg.norm(self._prepared.affine[:3, : self._prepared.scans.ndim - 2], axis=0)
-        write_picture(self._folder / f"step_{step:07d}.png", captioned_rows(shown, spacing=spacing.tolist()))
+    def show(self, trainer: pl.Trainer, module: TrainingModule) -> list[tuple[str, np.ndarray]]:
+        """Return validation scans of each class (training scans if it has none) and their reconstructions."""
+        codec, rows = module.averaged, []
+        assert isinstance(codec, LatentCodec)
+        for number, label in enumerate(self.prepared.classes):
+            val, train = (self.prepared.indices(split=split, label=number) for split in ("val", "train"))
+            chosen = (val if len(val) else train)[: PREVIEW_SCANS[self.rank]]
+            scans = torch.from_numpy(np.asarray(self.prepared.scans[chosen], dtype=np.float32))
+            rebuilt = codec.decode(codec.encode(scans.to(module.device))).clamp(-1, 1).cpu()
+            rows += [(f"{label}: scans", scans.numpy()), (f"{label}: reconstructed", rebuilt.numpy())]
+        return rows

@@ -1,17 +1,26 @@
-"""Which scans are in which batch: a pure function of (seed, step), so that a resumed run sees what it would have seen."""
+"""Which scans are in which batch: a function of (seed, step), so that a resumed training sees the same batches."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import lightning.pytorch as pl
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, Subset
 
-from medsynth.config import BalanceOptions
+from medsynth.cohorts import PreparedCohort, ScanDataset
+from medsynth.config import DistillOptions, TrainOptions
 from medsynth.errors import ConfigError
 from medsynth.seeds import numpy_generator
+
+Options = TrainOptions | DistillOptions
+
+# Validation scans at most, by the number of spatial axes.
+VALIDATION_SCANS = {2: 256, 3: 48}
 
 
 class Draw(NamedTuple):
@@ -21,18 +30,18 @@ class Draw(NamedTuple):
     position: int
 
 
-def class_shares(counts: np.ndarray, options: BalanceOptions) -> np.ndarray:
-    """Return the share of the draws of each class: proportional to counts ** exponent, 0 for empty classes."""
-    tempered = np.where(counts > 0, np.asarray(counts, dtype=np.float64) ** options.exponent, 0.0)
+def class_shares(counts: np.ndarray, balance: float) -> np.ndarray:
+    """Return the share of the draws of each class: proportional to counts ** balance, 0 for empty classes."""
+    tempered = np.where(counts > 0, np.asarray(counts, dtype=np.float64) ** balance, 0.0)
     return tempered / tempered.sum()
 
 
 class StepSampler(Sampler[list[Draw]]):
-    """Batches of `Draw`s, one batch an optimiser step, from the current step to `total_steps`.
+    """Batches of `Draw`s, one batch for each optimiser step, from the current step to `total_steps`.
 
-    A global batch is a stratified sample: its places divide the tempered class distribution evenly, so the number of
-    scans of a class differs by less than two from its expectation. Rank r takes the places r, r + world, ...
-    `first_step` is asked when iteration begins; the length is always `total_steps`, as Lightning's resume expects.
+    A global batch is a stratified sample: its places divide the class shares evenly, so the number of scans of a class differs by
+    less than two from its expectation. Rank r takes the places r, r + world, ... `first_step` is called when iteration begins;
+    the length is always `total_steps`, as Lightning's resume expects.
     """
 
     def __init__(
@@ -86,7 +95,7 @@ class DrawnScans(Dataset[dict[str, Any]]):
 
 
 class ResumableLoader(DataLoader[dict[str, Any]]):
-    """A loader whose sampler already knows where to begin; the two methods tell Lightning that it may resume mid-epoch."""
+    """A loader whose sampler knows where to begin; the two methods show Lightning that it can resume within an epoch."""
 
     def state_dict(self) -> dict[str, Any]:
         """Return nothing: the step is the state."""
@@ -97,7 +106,7 @@ class ResumableLoader(DataLoader[dict[str, Any]]):
 
 
 def make_loader(scans: Dataset[dict[str, Any]], sampler: StepSampler, *, num_workers: int) -> ResumableLoader:
-    """Return the training loader: pinned memory where there is a GPU, workers that stay alive."""
+    """Return the training loader, with pinned memory if there is a GPU and workers that stay alive."""
     return ResumableLoader(
         DrawnScans(scans),
         batch_sampler=sampler,
@@ -105,3 +114,65 @@ def make_loader(scans: Dataset[dict[str, Any]], sampler: StepSampler, *, num_wor
         persistent_workers=num_workers > 0,
         pin_memory=torch.cuda.is_available(),
     )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TrainingData:
+    """The items of a training: which of `scans` are for training and validation, and how often each class is drawn.
+
+    `labels` are the class numbers of the training items, `shares` the shares of the classes in the draws.
+    """
+
+    scans: Dataset[dict[str, Any]]
+    training: np.ndarray
+    validation: np.ndarray
+    labels: np.ndarray
+    shares: np.ndarray
+
+    def loaders(self, trainer: pl.Trainer, options: Options) -> tuple[Any, Any]:
+        """Return this rank's loaders of training batches and of validation scans (None without any)."""
+        sampler = StepSampler(
+            self.labels,
+            shares=self.shares,
+            batch_size=options.batch_size,
+            total_steps=options.max_steps,
+            seed=options.seed,
+            first_step=lambda: trainer.global_step,
+            rank=trainer.global_rank,
+            world=trainer.world_size,
+        )
+        loader = make_loader(Subset(self.scans, self.training.tolist()), sampler, num_workers=options.num_workers)
+        # The same number for every rank: one without scans would miss the collective calls of validation.
+        whole = len(self.validation) // trainer.world_size * trainer.world_size
+        own = self.validation[:whole][trainer.global_rank :: trainer.world_size]
+        together = scans_at_a_time(options)
+        return loader, DataLoader(Subset(self.scans, own.tolist()), batch_size=together) if len(own) else None
+
+
+def scan_data(prepared: PreparedCohort, options: TrainOptions) -> TrainingData:
+    """Return the training scans of a cohort, drawn as `balance` says, and its validation scans."""
+    train = prepared.indices(split="train")
+    labels = prepared.labels[train]
+    return TrainingData(
+        scans=ScanDataset(prepared),
+        training=train,
+        validation=_validation_scans(prepared, options.seed),
+        labels=labels,
+        shares=class_shares(np.bincount(labels, minlength=len(prepared.classes)), options.balance),
+    )
+
+
+def scans_at_a_time(options: Options) -> int:
+    """Return how many scans of a step a process has in memory at once."""
+    return max(1, options.batch_size // (options.devices * options.num_nodes) // options.accumulate_grad_batches)
+
+
+def _validation_scans(prepared: PreparedCohort, seed: int) -> np.ndarray:
+    """Return the rows of validation scans, as evenly over the classes as possible, the same in every call."""
+    groups = [prepared.indices(split="val", label=number) for number in range(len(prepared.classes))]
+    most = VALIDATION_SCANS[prepared.scans.ndim - 2]
+    share = math.ceil(most / max(1, sum(len(group) > 0 for group in groups)))
+    chosen = [
+        numpy_generator(seed, "validation", number).permutation(group)[:share] for number, group in enumerate(groups)
+    ]
+    return np.sort(np.concatenate(chosen))

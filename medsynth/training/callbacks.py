@@ -1,13 +1,9 @@
-"""What happens around the steps: progress bar, previews, memorisation curve, the run folder kept usable, signals."""
+"""What is shown during training: the progress bar, the rate, and preview pictures with the memorisation curve."""
 
 from __future__ import annotations
 
-import signal
-import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import lightning.pytorch as pl
@@ -17,18 +13,21 @@ from lightning.pytorch.callbacks import Callback
 from tqdm import tqdm
 
 from medsynth.cohorts import PreparedCohort
-from medsynth.config import GuidanceOptions, MonitorOptions, SolverOptions
+from medsynth.config import GuidanceOptions
+from medsynth.diffusion import Solver
 from medsynth.measures.neighbours import nearest_distances
-from medsynth.networks import Condition, sample_scans
-from medsynth.runs import EARLY_FILE, save_early
+from medsynth.networks import Condition, Denoiser, sample_scans
 from medsynth.scans.picture import captioned_rows, write_picture
 from medsynth.seeds import derive_seed
-from medsynth.training.checkpoints import MetricsLog
-from medsynth.training.module import DiffusionModule
+from medsynth.training.batches import Options
+from medsynth.training.module import TrainingModule
+
+# Scans of each class in a preview, and samples of the rarest class for the memorisation curve, by the number of spatial axes.
+PREVIEW_SCANS, MEMORISATION_SCANS = {2: 8, 3: 4}, {2: 32, 3: 12}
 
 
 class Progress(Callback):
-    """One bar for the whole training: steps, rate, time to go, and the last logged figures.
+    """One bar for the whole training: steps, rate, remaining time, and the last logged figures.
 
     Lightning's own bar loses its total when a training resumes within its only epoch.
     """
@@ -36,7 +35,7 @@ class Progress(Callback):
     _FIGURES = ("train_loss", "val_loss", "scans_per_s")
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Open the bar at the step where training begins or continues."""
+        """Open the bar at the current step."""
         self._bar = tqdm(
             total=trainer.max_steps,
             initial=trainer.global_step,
@@ -48,7 +47,7 @@ class Progress(Callback):
         self._shown = 0.0
 
     def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
-        """Count the step; reading figures waits for the device, so they change once in two seconds at most."""
+        """Count the step; reading figures waits for the device, so they change at most every two seconds."""
         if time.perf_counter() - self._shown > 2:
             self._shown = time.perf_counter()
             figures = {
@@ -64,13 +63,13 @@ class Progress(Callback):
         self._bar.close()
 
     def on_exception(self, *_: Any) -> None:
-        """Leave the bar where it is and free the line."""
+        """Close the bar where it is."""
         if hasattr(self, "_bar"):
             self._bar.close()
 
 
 class Throughput(Callback):
-    """Logs scans per second and the share of the time spent waiting for data, over the logging interval."""
+    """Logs scans per second and the share of time spent waiting for data, over the logging interval."""
 
     def __init__(self, every: int, batch_size: int) -> None:
         self._every, self._batch_size = every, batch_size
@@ -93,196 +92,105 @@ class Throughput(Callback):
             self._waited, self._steps = 0.0, 0
 
     def on_validation_start(self, *_: Any) -> None:
-        """Begin a new interval, so that validations do not count as waiting."""
+        """Begin a new interval, so that validation does not count as waiting."""
         self._waited, self._steps = 0.0, 0
 
 
 class Previews(Callback):
-    """Pictures of every class, and the memorisation curve of the rarest class.
+    """Writes a picture of what `show` returns, every `monitor.preview_every` steps and at the end."""
+
+    def __init__(self, prepared: PreparedCohort, options: Options) -> None:
+        self.prepared, self.options = prepared, options
+        self.rank = prepared.scans.ndim - 2
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
+        """Write the picture when it is due, on the first rank."""
+        step, options = trainer.global_step, self.options
+        due = step % options.monitor.preview_every == 0 or step == options.max_steps
+        if not due or not trainer.is_global_zero:
+            return
+        assert isinstance(pl_module, TrainingModule)
+        spacing = np.linalg.norm(self.prepared.affine[:3, : self.rank], axis=0).tolist()
+        path = Path(options.out) / "previews" / f"step_{step:07d}.png"
+        write_picture(path, captioned_rows(self.show(trainer, pl_module), spacing=spacing))
+
+    def show(self, trainer: pl.Trainer, module: TrainingModule) -> list[tuple[str, np.ndarray]]:
+        """Return the rows of the picture: captions and scans `(N, C, *spatial)` in [-1, 1]."""
+        raise NotImplementedError
+
+
+class SamplePreviews(Previews):
+    """Samples of every class, and the memorisation curve of the rarest class.
 
     The curve follows the distance of samples to the nearest training scan of the class (median and 5th percentile of the
-    root mean square difference in [-1, 1]) beside that of held-out real scans: samples that come much closer than other
-    patients' scans are copies.
+    root mean square difference in [-1, 1]) and that of held-out real scans: samples that are much closer than other patients'
+    scans are copies.
     """
 
-    def __init__(
-        self,
-        prepared: PreparedCohort,
-        options: MonitorOptions,
-        folder: Path,
-        *,
-        seed: int,
-        last_step: int,
-        solver: SolverOptions = SolverOptions(),
-    ) -> None:
+    def __init__(self, prepared: PreparedCohort, options: Options, solver: Solver) -> None:
+        super().__init__(prepared, options)
         counts = [len(prepared.indices(split="train", label=number)) for number in range(len(prepared.classes))]
         self._rarest = int(np.argmin([count or np.inf for count in counts]))
         self._classes = [number for number, count in enumerate(counts) if count]
-        self._prepared, self._options, self._folder = prepared, options, folder
-        self._seed, self._last_step, self._solver = seed, last_step, solver
+        self._solver = solver
 
-    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
-        """Draw samples when it is time."""
-        step = trainer.global_step
-        due = step % self._options.preview_every == 0 or step == self._last_step
-        if not due or not trainer.is_global_zero:
-            return
-        assert isinstance(pl_module, DiffusionModule)
-        samples = self._sample(pl_module)
-        shown = [
-            (title, samples[number][: self._options.preview_scans, channel:])
-            for number in self._classes
-            for channel, title in self._rows(self._prepared.classes[number])
-        ]
-        spacing = np.linalg.norm(self._prepared.affine[:3, : self._prepared.scans.ndim - 2], axis=0)
-        write_picture(self._folder / f"step_{step:07d}.png", captioned_rows(shown, spacing=spacing.tolist()))
+    def show(self, trainer: pl.Trainer, module: TrainingModule) -> list[tuple[str, np.ndarray]]:
+        """Draw samples, log how near they are to training scans, and return some of each class and channel."""
+        denoiser = module.averaged
+        assert isinstance(denoiser, Denoiser)
+        samples = {number: self._sample(denoiser.eval(), number) for number in self._classes}
         for logger in trainer.loggers:
-            logger.log_metrics(self._memorisation(samples[self._rarest][: self._options.memorisation_scans]), step - 1)
-
-    def _rows(self, label: str) -> list[tuple[int, str]]:
-        """The channels that are shown of a class, each with the first of its file, and their captions."""
-        names = self._prepared.channels
+            logger.log_metrics(self._memorisation(samples[self._rarest]), trainer.global_step - 1)
+        names = self.prepared.channels
         return [
-            (names.index(name), f"{label}: {name}" if number else label)
-            for number, name in enumerate(dict.fromkeys(names))
+            (
+                f"{self.prepared.classes[number]}: {name}" if place else self.prepared.classes[number],
+                samples[number][: PREVIEW_SCANS[self.rank], names.index(name) :],
+            )
+            for number in self._classes
+            for place, name in enumerate(dict.fromkeys(names))
         ]
 
-    def _sample(self, module: DiffusionModule) -> dict[int, np.ndarray]:
-        options = self._options
-        result = {}
-        for number in self._classes:
-            count = max(options.preview_scans, options.memorisation_scans if number == self._rarest else 0)
-            parts = []
-            for start in range(0, count, options.preview_scans):
-                places = range(start, min(count, start + options.preview_scans))
-                scans = sample_scans(
-                    module.averaged.eval(),
-                    self._wanted(module, number, places),
-                    [derive_seed(self._seed, "preview", number, place) for place in places],
-                    shape=self._prepared.scans.shape[1:],
-                    solver=self._solver,
-                    guidance=GuidanceOptions(),
-                )
-                parts.append(scans.float().cpu().numpy())
-            result[number] = np.concatenate(parts)
-        return result
+    def _sample(self, denoiser: Denoiser, number: int) -> np.ndarray:
+        """Return the samples of a class, those of the memorisation curve for the rarest."""
+        together = PREVIEW_SCANS[self.rank]
+        count = MEMORISATION_SCANS[self.rank] if number == self._rarest else together
+        parts = []
+        for start in range(0, count, together):
+            places = range(start, min(count, start + together))
+            scans = sample_scans(
+                denoiser,
+                self._wanted(denoiser, number, places),
+                [derive_seed(self.options.seed, "preview", number, place) for place in places],
+                shape=self.prepared.scans.shape[1:],
+                solver=self._solver,
+                guidance=GuidanceOptions(),
+            )
+            parts.append(scans.float().cpu().numpy())
+        return np.concatenate(parts)
 
-    def _wanted(self, module: DiffusionModule, number: int, places: range) -> Condition:
-        """The condition of some preview scans of a class, with the attributes of training scans."""
-        attributes = None
-        if self._prepared.attributes is not None:
-            train = self._prepared.indices(split="train", label=number)
-            rows = [
-                train[derive_seed(self._seed, "preview attributes", number, place) % len(train)] for place in places
-            ]
-            attributes = torch.from_numpy(self._prepared.attributes[rows])
-        return module.averaged.embedding.make(torch.full((len(places),), number), attributes)
+    def _wanted(self, denoiser: Denoiser, number: int, places: range) -> Condition:
+        """Return the condition of preview scans of a class, with attributes and texts of training scans."""
+        prepared = self.prepared
+        train, seed = prepared.indices(split="train", label=number), self.options.seed
+        rows = [train[derive_seed(seed, "preview attributes", number, place) % len(train)] for place in places]
+        attributes, text = (
+            None if known is None else torch.from_numpy(known[rows]) for known in (prepared.attributes, prepared.text)
+        )
+        return denoiser.embedding.make(torch.full((len(places),), number), attributes, text=text)
 
     def _memorisation(self, samples: np.ndarray) -> dict[str, float]:
-        prepared = self._prepared
+        prepared = self.prepared
         name = f"memorisation/{prepared.classes[self._rarest]}"
-        images = len(prepared.channels) - prepared.channels.count(
-            "mask"
-        )  # masks are alike for other reasons than copying
+        # Without masks, which resemble each other in any case.
+        images = len(prepared.channels) - prepared.channels.count("mask")
         train = prepared.scans[prepared.indices(split="train", label=self._rarest), :images].astype(np.float32)
+        held_out = prepared.scans[prepared.indices(split="val", label=self._rarest)]
         metrics = {}
-        sources = {"sample": samples, "held_out": prepared.scans[prepared.indices(split="val", label=self._rarest)]}
-        for source, scans in sources.items():
+        for source, scans in {"sample": samples, "held_out": held_out}.items():
             if len(scans):
                 distances, _ = nearest_distances(scans[:, :images].astype(np.float32), train)
                 distances = distances / np.sqrt(train[0].size)
                 metrics[f"{name}/{source}_median"] = float(np.median(distances))
                 metrics[f"{name}/{source}_p5"] = float(np.percentile(distances, 5))
         return metrics
-
-
-class RunKeeper(Callback):
-    """Calls `save(module, step)` whenever a checkpoint is due and at the end, so the run folder is usable while training."""
-
-    def __init__(self, save: Callable[[Any, int], None], every: int) -> None:
-        self._save, self._every = save, every
-
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Forget what was logged after the checkpoint."""
-        for logger in trainer.loggers:
-            if isinstance(logger, MetricsLog):
-                logger.rewind(trainer.global_step)
-
-    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
-        """Save when due."""
-        if trainer.global_step % self._every == 0:
-            self.write(trainer, pl_module)
-
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Save at the end."""
-        self.write(trainer, pl_module)
-
-    def write(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Save now, on the first rank."""
-        if trainer.is_global_zero:
-            self._save(pl_module, trainer.global_step)
-
-
-class EarlyWeights(Callback):
-    """Keeps in `folder` the averaged weights of one step, the `share` of all; with a share of 0, none.
-
-    A training that goes on from before that step comes there again and writes the same file.
-    """
-
-    def __init__(self, folder: Path, share: float) -> None:
-        self._folder, self._share = folder, share
-
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Remove what a training left here that was killed before its first checkpoint, or after the last."""
-        if trainer.is_global_zero and trainer.global_step < max(1, self._step(trainer)):
-            (self._folder / EARLY_FILE).unlink(missing_ok=True)
-
-    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
-        """Write the file when it is time, on the first rank."""
-        if trainer.is_global_zero and trainer.global_step == self._step(trainer):
-            assert isinstance(pl_module, DiffusionModule)
-            save_early(self._folder, pl_module.averaged)
-
-    def _step(self, trainer: pl.Trainer) -> int:
-        return max(1, round(self._share * trainer.max_steps)) if self._share else 0
-
-
-class StopOnSignal(Callback):
-    """Ctrl-C and SIGTERM end the training after the current step, with a checkpoint; a second Ctrl-C at once."""
-
-    def __init__(self, checkpoint: Path, keeper: RunKeeper) -> None:
-        self._checkpoint, self._keeper = checkpoint, keeper
-        self._received: int | None = None
-        # Those from before the training: Lightning puts them back when it ends, ahead of `restore_signals`.
-        self._previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-        self._taken = False
-        self.stopped = False
-
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Take over the signals, where this is the main thread; here, because Lightning sets its own before."""
-        if threading.current_thread() is threading.main_thread():
-            self._taken = True
-            for number in self._previous:
-                signal.signal(number, self._receive)
-
-    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
-        """Stop all ranks if a signal came to any; several ranks ask each other at every tenth step only."""
-        if self.stopped or (trainer.world_size > 1 and trainer.global_step % 10):
-            return
-        if trainer.strategy.reduce_boolean_decision(self._received is not None, all=False):
-            self.stopped = trainer.should_stop = True
-            trainer.limit_val_batches = 0  # leave at once, without a last validation
-            self._keeper.write(trainer, pl_module)  # a checkpoint never stands without the run that it belongs to
-            trainer.save_checkpoint(self._checkpoint)
-
-    def restore_signals(self) -> None:
-        """Give the signals back to whom they belonged before the training."""
-        if self._taken:
-            self._taken = False
-            for number, handler in self._previous.items():
-                signal.signal(number, signal.SIG_DFL if handler is None else handler)
-
-    def _receive(self, number: int, frame: FrameType | None) -> None:
-        if self._received is not None:
-            raise KeyboardInterrupt
-        self._received = number

@@ -1,401 +1,373 @@
-"""`medsynth distill`: from a trained run to one that needs 1 to 4 network evaluations a scan, by either of two methods."""
+"""`medsynth distill`: from a trained run to one that makes a scan in 1 to 4 network evaluations.
+
+The teacher draws trajectories from noise to scans once; they stay on the disk while a student of few steps learns to follow them.
+"""
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
-import json
+import math
 import shutil
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any
 
 import lightning.pytorch as pl
 import numpy as np
 import torch
-import yaml
 from lightning.pytorch.callbacks import Callback
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+from tqdm.auto import tqdm
 
-from medsynth import processes
-from medsynth.cohorts import Cohort, PreparedCohort, prepare_cohort
-from medsynth.cohorts.attributes import AttributeTable, read_attributes
-from medsynth.config import (
-    AugmentOptions,
-    AutoencoderOptions,
-    BalanceOptions,
-    ConditionOptions,
-    ConsistencyOptions,
-    IntensityOptions,
-    MonitorOptions,
-    NoiseOptions,
-    OptimiserOptions,
-    RareOptions,
-    ReadingOptions,
-    ReconstructionOptions,
-    SolverOptions,
-    StartOptions,
-    TrainingPlan,
-    TrajectoryOptions,
+from medsynth.cohorts import Cohort, PreparedCohort
+from medsynth.config import ConditionOptions, DistillOptions, GuidanceOptions, build_options
+from medsynth.diffusion import (
+    Solver,
+    autoguide,
+    noise_levels,
+    student_solver,
+    trace_trajectory,
+    trajectory_levels,
+    trajectory_losses,
 )
-from medsynth.diffusion import check_consistency, student_solver
 from medsynth.errors import ConfigError, DataError
-from medsynth.files import remove_partial, write_text
-from medsynth.networks import Denoiser, checkpoint_activations
-from medsynth.runs import RUN_FILE, Run, RunSpec, load_run, save_run, write_attributes, write_patients
-from medsynth.runs.values import as_tuples
-from medsynth.training.callbacks import Previews, StopOnSignal
-from medsynth.training.distillation import DistillationModule
-from medsynth.training.fitting import (
-    CHECKPOINT,
-    check_folder,
-    clear_partial,
-    fit,
-    make_loaders,
-    make_trainer,
-    plain_options,
-)
-from medsynth.training.module import DiffusionModule
-from medsynth.training.preflight import check_memory
-from medsynth.training.space import check_training_space
-from medsynth.training.train import check_plan, check_world
-from medsynth.training.trajectories import (
-    FOLDER,
-    DrawTrajectories,
-    TrajectoryModule,
-    plan_trajectories,
-    trajectory_loaders,
-)
+from medsynth.files import atomic_path, check_space
+from medsynth.networks import Condition, Denoiser, checkpoint_activations, draw_noise
+from medsynth.runs import RUN_FILE, Run, load_run
+from medsynth.seeds import derive_seed, numpy_generator
+from medsynth.training.batches import VALIDATION_SCANS, TrainingData, scans_at_a_time
+from medsynth.training.callbacks import SamplePreviews
+from medsynth.training.fitting import Training, check_options
+from medsynth.training.module import TrainingModule, batch_parts
+from medsynth.training.spec import Conditions, count_training, read_conditions
 
-_Group = TypeVar("_Group")
+_FOLDER = "trajectories"
+# At most so many trajectories and bytes in a file, and so many files open.
+_PART, _PART_BYTES, _OPEN = 256, 64 << 20, 64
 
 
-@dataclass(frozen=True, kw_only=True)
-class DistillationPlan:
-    """All options of one distillation; `medsynth distill` has them flat. See `medsynth.distill` for what each means."""
+def distill_run(teacher: Run, cohort: Cohort, options: DistillOptions) -> Run:
+    """Train a student that follows the solver of `teacher` in few steps, and return its run; continue what `options.out` holds.
 
-    method: Literal["trajectories", "consistency"]
-    max_steps: int
-    batch_size: int
-    accumulate: int
-    activation_checkpointing: bool
-    accelerator: str
-    devices: int
-    num_nodes: int
-    num_workers: int
-    deterministic: bool
-    seed: int
-    trajectories: TrajectoryOptions
-    consistency: ConsistencyOptions
-    optimiser: OptimiserOptions
-    monitor: MonitorOptions
-    reading: ReadingOptions
+    The student begins with the weights of the teacher. Trajectories are drawn for its classes, with attributes and texts of the
+    training split of `cohort`. The run knows the patients of teacher and cohort.
 
-
-def distill_run(
-    teacher: Run,
-    cohort: Cohort,
-    out: Path,
-    wanted: DistillationPlan,
-    *,
-    cache_dir: Path | None = None,
-    progress: bool = True,
-) -> Run:
-    """Tune the weights of `teacher` to a model of few steps, and return its run.
-
-    A student that follows trajectories sees what the teacher draws for the classes and attributes of the training split of
-    `cohort`, a consistency model its scans. Either is told of them what the teacher was told, on the same grid; a distillation
-    that `out` holds is continued. The run knows the patients of teacher and cohort.
-
-    Raises `ConfigError` for a teacher that is distilled itself, `DataError` for a cohort that lacks training scans of one of its
-    classes, and what `check_method` and `train_run` do.
+    Raises `ConfigError` for a teacher that is distilled itself, generates observed channels or has no early weights for guidance,
+    `DataError` for a cohort without training scans of one of its classes, and else as `train_run` does.
     """
-    plan = training_plan(teacher, wanted)
-    solver = check_method(teacher, wanted)
-    check_world(plan)
-    check_plan(plan)
-    cohort = _select(cohort, teacher.spec)
-    table = read_attributes(cohort, plan.condition, reading=plan.reading)
-    _check_attributes(table, teacher.spec)
-    check_training_space(cohort, out, plan, teacher.spec.classes)
-    previous = load_run(out) if (out / RUN_FILE).is_file() else None
-    if processes.is_first_process() and (previous is None or previous.steps < plan.max_steps):
-        # The gradient passes through all evaluations of a scan.
-        passes = solver.steps or 1
-        line = check_memory(cohort, replace(plan, batch_size=plan.batch_size * passes), teacher.spec.classes)
-        if progress:
-            print(line, file=sys.stderr, flush=True)
-    prepared = prepare_cohort(
-        cohort,
-        grid=plan.grid,
+    check_options(options)
+    solver = _check_teacher(teacher, options)
+    cohort, conditions = _read_cohort(teacher, cohort, options)
+    student = teacher.load_denoiser().train().requires_grad_(True)
+    if student.codec is not None:
+        student.codec.requires_grad_(False)
+    ends = {"steps": solver.steps, "sigma_min": solver.sigma_min, "sigma_max": solver.sigma_max}
+    origin = {"run": teacher.fingerprint[:16], "steps": teacher.steps, "solver": ends}
+    training = Training(
+        options=options,
+        cohort=cohort,
+        classes=teacher.classes,
+        grid=teacher.grid,
         intensity=teacher.spec.intensity,
-        reading=plan.reading,
-        classes=teacher.spec.classes,
         mask=teacher.spec.mask,
-        cache_dir=cache_dir,
-        progress=progress,
+        conditions=conditions,
+        before=teacher,
+        # Guidance is part of the trajectories, and a student cannot be guided.
+        inherited=dict(teacher.options) | {"label_dropout": 0.0, "distilled": origin},
     )
+    # The gradient passes through all evaluations of a scan.
+    training.check_needs(student, teacher.spec.shape, passes=solver.steps)
+    prepared = training.prepare()
     if prepared.scans.shape[1:] != teacher.spec.shape:
         raise ConfigError(
-            f"cohort: need scans of {teacher.spec.shape[0]} channels as the run was trained with, got {prepared.scans.shape[1]}; "
+            f"cohort: need scans of shape {teacher.spec.shape} as in the training of the run, got {prepared.scans.shape[1:]}; "
             "try the cohort that it was trained on"
         )
-    options = _options(plan, teacher, wanted, solver) | {"cohort": prepared.key}
-    if table is not None:
-        prepared = replace(prepared, attributes=table.encode())
-        options |= {"attributes": hashlib.sha256(json.dumps(table.as_dict()).encode()).hexdigest()}
-    resumed = check_folder(out, options, previous)
-    if previous is not None and previous.steps >= plan.max_steps:
-        remove_partial(out)
-        return previous
-    spec = _spec(teacher.spec, prepared)
-    assemble = _assemble_trajectories if wanted.method == "trajectories" else _assemble_consistency
-    trainer, module, loaders, stop = assemble(
-        _Parts(prepared, spec, out, plan, wanted, options, teacher, solver, progress)
+    if training.finished:
+        return load_run(training.out)
+
+    counts, patients = count_training(prepared)
+    spec = replace(teacher.spec, class_counts=counts, class_patients=patients)
+    planned = plan_trajectories(prepared, options, solver, student.noise_shape(spec.shape))
+    planned.check_space()
+    if options.activation_checkpointing:
+        checkpoint_activations(student)
+    line = (
+        f"run {teacher.fingerprint[:16]} of {teacher.steps} steps to a student of {solver.steps} network evaluations; "
+        f"{options.trajectories} trajectories of {options.teacher_steps} evaluations; {options.max_steps} steps of "
+        f"{options.batch_size} scans"
     )
-    clear_partial(out, trainer)
+    trainer = training.fit(
+        TrajectoryModule(student, options, solver, classes=spec.classes),
+        spec,
+        planned.data(),
+        SamplePreviews(prepared, options, solver),
+        callbacks=[DrawTrajectories(planned, teacher)],
+        lines=[line],
+    )
     if trainer.is_global_zero:
-        described = json.loads(json.dumps(dataclasses.asdict(wanted)))
-        write_text(out / "config.yaml", yaml.safe_dump(described, sort_keys=False))
-        if not resumed:
-            patients = {
-                split: [row.patient_id for row in cohort.select(split=split).rows] for split in ("train", "val")
-            }
-            write_patients(out, patients, start=teacher)
-            if table is not None:
-                write_attributes(out, table.select(prepared.indices(split="train")))
-        if progress:
-            print(_describe(spec, teacher, plan, wanted), file=sys.stderr, flush=True)
-    fit(trainer, module, loaders, stop, out / CHECKPOINT if resumed else None)
-    if trainer.is_global_zero:
-        shutil.rmtree(out / FOLDER, ignore_errors=True)
-    return load_run(out)
+        shutil.rmtree(planned.folder, ignore_errors=True)
+    return load_run(training.out)
 
 
-def check_method(teacher: Run, wanted: DistillationPlan) -> SolverOptions:
-    """Return the solver of the result, steps and noise levels open for a consistency model.
+def _check_teacher(teacher: Run, options: DistillOptions) -> Solver:
+    """Return the solver of the student; `ConfigError` for options that cannot work, or not with this teacher."""
+    if teacher.distilled or teacher.options.get("stage") == "autoencoder":
+        raise ConfigError(
+            f"{teacher.folder}: need a diffusion run of medsynth train to distill, got another one; try the run it came from"
+        )
+    if teacher.spec.observed:
+        raise ConfigError(
+            f"{teacher.folder}: runs with observed channels cannot be distilled; try a run trained with condition.observed 0"
+        )
+    if options.teacher_guidance != 1 and teacher.early is None:
+        raise ConfigError(
+            "teacher_guidance: the run kept no early weights (monitor.early_share) to guide it; try --teacher_guidance 1"
+        )
+    return student_solver(options, voxels=teacher.spec.voxels)
 
-    Raises `ConfigError` for options of the method that cannot work, or that this teacher cannot take.
+
+def _read_cohort(teacher: Run, cohort: Cohort, options: DistillOptions) -> tuple[Cohort, Conditions]:
+    """Return the scans of the teacher's classes, and their attributes and texts, encoded as for the teacher.
+
+    Raises `DataError` if a class has no scan to train on, and `ConfigError` for other attributes.
     """
-    if wanted.method == "consistency":
-        check_consistency(wanted.consistency)
-        return SolverOptions(name="consistency")
-    solver = student_solver(wanted.trajectories, voxels=teacher.spec.voxels)
-    if teacher.spec.given:
-        raise ConfigError(
-            f"method: need consistency for a run that can be given channels, got {wanted.method}; try --method consistency"
-        )
-    if wanted.trajectories.guidance != 1 and teacher.early is None:
-        raise ConfigError(
-            "trajectories.guidance: need a run that kept the weights it had early on (monitor.early_share), got none; try 1"
-        )
-    return solver
-
-
-def training_plan(teacher: Run, wanted: DistillationPlan) -> TrainingPlan:
-    """Return the training that this distillation is: grid, network, condition and balance of the teacher, the rest as wanted.
-
-    Raises `ConfigError` for a distilled teacher and `DataError` for one whose options cannot be read.
-    """
-    if teacher.distilled:
-        raise ConfigError(
-            f"{teacher.folder}: need a run of medsynth train to distill, got one that is distilled; try the run it came from"
-        )
-    options, spec = teacher.options, teacher.spec
-    follows = wanted.method == "trajectories"
-    try:
-        return TrainingPlan(
-            max_steps=wanted.max_steps,
-            batch_size=wanted.batch_size,
-            accumulate=wanted.accumulate,
-            # Guidance is in the trajectories, and the student of none is no denoiser that could be guided.
-            label_dropout=0.0 if follows else float(options["label_dropout"]),
-            leave_out="",
-            # Student and target of a consistency model differ by less than bfloat16 resolves.
-            precision=options["precision"] if follows else "32-true",
-            activation_checkpointing=wanted.activation_checkpointing,
-            accelerator=wanted.accelerator,
-            devices=wanted.devices,
-            num_nodes=wanted.num_nodes,
-            num_workers=wanted.num_workers,
-            deterministic=wanted.deterministic,
-            seed=wanted.seed,
-            grid=teacher.grid,
-            intensity=_group(IntensityOptions, options),
-            network=spec.network,
-            autoencoder=spec.autoencoder or AutoencoderOptions(),
-            reconstruction=ReconstructionOptions(),
-            noise=NoiseOptions(mean=wanted.consistency.mean, std=wanted.consistency.std),
-            balance=_group(BalanceOptions, options),
-            condition=_group(ConditionOptions, options),
-            rare=_group(RareOptions, options),
-            start=StartOptions(),
-            augment=_group(AugmentOptions, options),
-            optimiser=wanted.optimiser,
-            monitor=wanted.monitor,
-            reading=wanted.reading,
-        )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise DataError(
-            f"{teacher.folder / RUN_FILE}: need the options of its training, got damaged content ({error}); try training again"
-        ) from error
-
-
-def _group(kind: type[_Group], options: Mapping[str, Any]) -> _Group:
-    """Options of one kind as the teacher had them; those that came later have their defaults."""
-    name = kind.__name__.removesuffix("Options").lower()
-    return kind(**{key: as_tuples(value) for key, value in options.get(name, {}).items()})
-
-
-def _select(cohort: Cohort, spec: RunSpec) -> Cohort:
-    """The scans of the teacher's classes; `DataError` where one of them has none to train on."""
     known = cohort.select(split="train").classes
-    if missing := [label for label in spec.classes if label not in known]:
+    if missing := [label for label in teacher.classes if label not in known]:
         raise DataError(
             f"cohort: need training scans of all classes of the run, got none of {', '.join(missing)}; try the cohort that it "
             "was trained on"
         )
-    return replace(cohort, rows=tuple(row for row in cohort.rows if row.label in spec.classes))
-
-
-def _check_attributes(table: AttributeTable | None, spec: RunSpec) -> None:
-    if (() if table is None else table.attributes) != spec.attributes:
+    cohort = replace(cohort, rows=tuple(row for row in cohort.rows if row.label in teacher.classes))
+    try:
+        condition = build_options(ConditionOptions, teacher.options["condition"])
+    except (KeyError, TypeError) as error:
+        raise DataError(
+            f"{teacher.folder / RUN_FILE}: need the options of its training, got damaged content ({error}); try training again"
+        ) from error
+    encoding = teacher.text_encoding() if teacher.spec.text else None
+    conditions = read_conditions(cohort, condition, loading=options, encoding=encoding)
+    if (conditions.attributes, conditions.text) != (teacher.spec.attributes, teacher.spec.text):
         raise ConfigError(
             "cohort: need the attributes that the run was trained with, got other values or ranges; try the cohort that it was "
             "trained on"
         )
+    return cohort, conditions
 
 
-def _spec(spec: RunSpec, prepared: PreparedCohort) -> RunSpec:
-    """What the teacher says of itself, with the scans and patients that the student sees."""
-    groups = [prepared.indices(split="train", label=number) for number in range(len(prepared.classes))]
-    return replace(
-        spec,
-        class_counts=tuple(len(group) for group in groups),
-        class_patients=tuple(len(np.unique(prepared.patients[group])) for group in groups),
-    )
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TrajectorySet:
+    """The trajectories of a distillation, and the files that hold them.
+
+    `labels` `(N,)`, `attributes` `(N, attributes)` and `text` `(N, dimensions)` are their conditions, `shape` is that of a point,
+    `(C, *spatial)`. Those after the first `options.trajectories` are held out for validation. Files are float16
+    `(trajectories, points * C, *spatial)`; the initial noise of a trajectory is drawn again from its seed.
+    """
+
+    options: DistillOptions
+    solver: Solver
+    shape: tuple[int, ...]
+    labels: np.ndarray
+    attributes: np.ndarray | None = None
+    text: np.ndarray | None = None
+
+    @property
+    def folder(self) -> Path:
+        """Folder of the files."""
+        return Path(self.options.out) / _FOLDER
+
+    @property
+    def bytes_each(self) -> int:
+        """Bytes of a trajectory on the disk."""
+        return 2 * self.solver.steps * math.prod(self.shape)
+
+    @property
+    def part_size(self) -> int:
+        """Trajectories in each file except the last."""
+        return min(_PART, max(1, _PART_BYTES // self.bytes_each))
+
+    @property
+    def parts(self) -> int:
+        """Number of files."""
+        return -(-len(self.labels) // self.part_size)
+
+    def rows(self, part: int) -> range:
+        """Return the trajectories in a file."""
+        return range(part * self.part_size, min(len(self.labels), (part + 1) * self.part_size))
+
+    def file(self, part: int) -> Path:
+        """Return the path of a file; the last one of a longer set has another name."""
+        rows = self.rows(part)
+        return self.folder / f"part_{rows.start:08d}_{rows.stop:08d}.npy"
+
+    def noise(self, rows: range | list[int]) -> Tensor:
+        """Return the standard normal noise at the beginning of trajectories, `(N, C, *spatial)` on the CPU."""
+        return draw_noise([derive_seed(self.options.seed, "trajectory", row) for row in rows], self.shape)
+
+    def condition(self, denoiser: Denoiser, rows: range) -> Condition:
+        """Return the condition of some trajectories for a denoiser, on its device."""
+        chosen = slice(rows.start, rows.stop)
+        label, attributes, text = (
+            None if values is None else torch.from_numpy(values[chosen]).to(denoiser.device)
+            for values in (self.labels, self.attributes, self.text)
+        )
+        assert label is not None
+        return denoiser.embedding.make(label, attributes, text=text)
+
+    def check_space(self) -> None:
+        """Raise `ConfigError` if the disk has no room for what is missing."""
+        missing = sum(len(self.rows(part)) for part in range(self.parts) if not self.file(part).exists())
+        check_space(self.folder, missing * self.bytes_each, purpose="trajectories", option="--out or --trajectories")
+
+    def data(self) -> TrainingData:
+        """Return the trajectories as training data, every class equally often."""
+        training, held_out = np.split(np.arange(len(self.labels)), [self.options.trajectories])
+        classes = int(self.labels.max()) + 1
+        return TrainingData(
+            scans=TrajectoryDataset(self),
+            training=training,
+            validation=held_out,
+            labels=self.labels[training],
+            shares=np.full(classes, 1 / classes),
+        )
 
 
-def _options(plan: TrainingPlan, teacher: Run, wanted: DistillationPlan, solver: SolverOptions) -> dict[str, Any]:
-    """Options as plain values, as a run of `medsynth train` has them, and from what and how it was distilled."""
-    options = plain_options(plan)
-    del options["reconstruction"]
-    if plan.network.stem != "latent":
-        del options["autoencoder"]
-    told = {"run": teacher.fingerprint[:16], "steps": teacher.steps}
-    if wanted.method == "consistency":
-        return options | {"distilled": told | {"consistency": dataclasses.asdict(wanted.consistency)}}
-    ends = {"steps": solver.steps, "sigma_min": solver.sigma_min, "sigma_max": solver.sigma_max}
-    return options | {"distilled": told | {"trajectories": dataclasses.asdict(wanted.trajectories), "solver": ends}}
+def plan_trajectories(
+    prepared: PreparedCohort, options: DistillOptions, solver: Solver, shape: tuple[int, ...]
+) -> TrajectorySet:
+    """Return a set with equal shares of the classes, and attributes and texts of training scans if there are any."""
+    total = options.trajectories + VALIDATION_SCANS[len(shape) - 1]
+    labels = np.arange(total) % len(prepared.classes)
+    attributes, text = prepared.attributes, prepared.text
+    if attributes is not None or text is not None:
+        random = numpy_generator(options.seed, "trajectory attributes")
+        groups = [prepared.indices(split="train", label=number) for number in range(len(prepared.classes))]
+        rows = [groups[label][random.integers(len(groups[label]))] for label in labels]
+        attributes, text = (None if known is None else known[rows] for known in (attributes, text))
+    return TrajectorySet(options=options, solver=solver, shape=shape, labels=labels, attributes=attributes, text=text)
 
 
-@dataclass(frozen=True, eq=False)
-class _Parts:
-    """What a distillation is assembled from."""
+class DrawTrajectories(Callback):
+    """Draws the missing files of a set before training, divided among the processes."""
 
-    prepared: PreparedCohort
-    spec: RunSpec
-    out: Path
-    plan: TrainingPlan
-    wanted: DistillationPlan
-    options: dict[str, Any]
-    teacher: Run
-    solver: SolverOptions
-    progress: bool
+    def __init__(self, planned: TrajectorySet, teacher: Run) -> None:
+        self._planned, self._teacher = planned, teacher
 
-    def student(self) -> Denoiser:
-        """Return the student as it begins, with the teacher's weights."""
-        torch.manual_seed(self.plan.seed)
-        student = self.spec.build()
-        student.load_state_dict(self.teacher.load_denoiser().state_dict())
-        if self.plan.activation_checkpointing:
-            checkpoint_activations(student)
-        return student
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Draw, and wait for the other processes."""
+        planned, options = self._planned, self._planned.options
+        mine = range(trainer.global_rank, planned.parts, trainer.world_size)
+        missing = [part for part in mine if not planned.file(part).exists()]
+        if missing:
+            planned.folder.mkdir(parents=True, exist_ok=True)
+            device = trainer.strategy.root_device
+            denoiser = self._teacher.load_denoiser(device)
+            weak = self._teacher.load_early(device) if options.teacher_guidance != 1 else None
+            # Without gradients, this needs less memory than a part of a training step.
+            size = scans_at_a_time(options)
+            total = sum(len(planned.rows(part)) for part in missing)
+            hidden = not options.progress or not trainer.is_global_zero
+            with tqdm(total=total, desc="drawing trajectories", unit="scan", disable=hidden) as bar:
+                for part in missing:
+                    rows, points = planned.rows(part), []
+                    for first in range(0, len(rows), size):
+                        points.append(self._draw(rows[first : first + size], denoiser, weak))
+                        bar.update(len(points[-1]))
+                    with atomic_path(planned.file(part)) as temporary, temporary.open("wb") as stream:
+                        np.save(stream, np.concatenate(points))
+        trainer.strategy.barrier()
 
-    def shared(self) -> dict[str, Any]:
-        """What the modules of both methods are told."""
-        plan = self.plan
-        return {
-            "classes": self.spec.classes,
-            "total_steps": plan.max_steps,
-            "optimiser": plan.optimiser,
-            "accumulate": plan.accumulate,
-            "seed": plan.seed,
+    @torch.inference_mode()
+    def _draw(self, rows: range, denoiser: Denoiser, weak: Denoiser | None) -> np.ndarray:
+        planned, options, device = self._planned, self._planned.options, denoiser.device
+        levels, stops = trajectory_levels(planned.solver, options.teacher_steps)
+        denoise: Any = partial(denoiser, condition=planned.condition(denoiser, rows))
+        if weak is not None:
+            guidance = GuidanceOptions(scale=options.teacher_guidance, weak="early")
+            denoise = autoguide(denoise, partial(weak, condition=planned.condition(weak, rows)), guidance)
+        noise = denoiser.initial_noise(planned.noise(rows), float(levels[0])).to(device)
+        with torch.autocast(device.type, torch.bfloat16, enabled=options.precision == "bf16-mixed"):
+            points = trace_trajectory(denoise, noise, levels, stops)
+        return torch.cat(points, dim=1).float().cpu().numpy().astype(np.float16)
+
+
+class TrajectoryDataset(Dataset[dict[str, Any]]):
+    """Items: `"scan"` float32 `(points * C, *spatial)`, `"noise"` `(C, *spatial)`, the condition, and `"index"`."""
+
+    def __init__(self, planned: TrajectorySet) -> None:
+        self._planned = planned
+        self._files: dict[int, np.ndarray] = {}
+
+    def __len__(self) -> int:
+        return len(self._planned.labels)
+
+    def __getitem__(self, row: int) -> dict[str, Any]:
+        planned = self._planned
+        part, place = divmod(row, planned.part_size)
+        if part not in self._files:
+            if len(self._files) >= _OPEN:
+                self._files.clear()
+            self._files[part] = np.load(planned.file(part), mmap_mode="r")
+        item = {
+            "scan": torch.from_numpy(np.array(self._files[part][place], dtype=np.float32)),
+            "noise": planned.noise([row])[0],
+            "label": int(planned.labels[row]),
+            "index": row,
         }
+        for name, values in (("attributes", planned.attributes), ("text", planned.text)):
+            if values is not None:
+                item[name] = torch.from_numpy(values[row])
+        return item
 
-    def trainer(self, *, validate: bool, before: Sequence[Callback] = ()) -> tuple[pl.Trainer, StopOnSignal]:
-        """Return what `make_trainer` does, with previews by the student's own solver."""
-        monitor = self.plan.monitor
-        previews = Previews(
-            self.prepared,
-            monitor,
-            self.out / "previews",
-            seed=self.plan.seed,
-            last_step=self.plan.max_steps,
-            solver=self.solver,
+
+class TrajectoryModule(TrainingModule[Denoiser]):
+    """Trains a denoiser to follow trajectories in few steps; batches are those of `TrajectoryDataset`.
+
+    The loss is that of `trajectory_losses`, in validation that of the averaged student at each of its noise levels. There is no
+    dropout: a trajectory leads to one scan.
+    """
+
+    def __init__(
+        self, denoiser: Denoiser, options: DistillOptions, solver: Solver, *, classes: tuple[str, ...]
+    ) -> None:
+        levels = noise_levels(solver)
+        super().__init__(
+            denoiser,
+            classes=classes,
+            validated=[*(f"sigma_{float(level):g}" for level in levels[1:-1]), "end"],
+            total_steps=options.max_steps,
+            optimiser=options.optimiser,
+            accumulate_grad_batches=options.accumulate_grad_batches,
+            seed=options.seed,
         )
+        self._levels = levels
+        for module in denoiser.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = 0.0
 
-        def keep(trained: DiffusionModule, step: int) -> None:
-            save_run(self.out, self.spec, trained.averaged, options=self.options, steps=step)
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+        """Return the loss of a batch."""
+        count = len(batch["label"])
+        mean = torch.zeros((), device=self.device)
+        for part in batch_parts(count, self._accumulate):
+            loss = self._follow(self.network, batch, part).sum() / count
+            mean += loss.detach()
+            if part.stop < count:
+                self.add_gradient(loss)
+        self.log("train_loss", mean, prog_bar=True, batch_size=count)
+        return loss  # of the last part, for the trainer's own backward pass
 
-        return make_trainer(
-            self.out,
-            self.plan,
-            keep,
-            previews=previews if monitor.preview_every > 0 else None,
-            validate=monitor.validate_every > 0 and validate,
-            progress=self.progress,
-            before=before,
-        )
+    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        """Add the averaged student's differences from held-out trajectories for each class and noise level."""
+        losses = self._follow(self.averaged, batch, slice(0, len(batch["label"])))
+        for column in range(len(self._levels) - 1):
+            self.count_losses(batch["label"], column, losses[:, column])
 
-
-_Assembled = tuple[pl.Trainer, DiffusionModule, tuple[Any, Any], StopOnSignal]
-
-
-def _assemble_trajectories(parts: _Parts) -> _Assembled:
-    plan, held = parts.plan, parts.plan.monitor.validation_scans
-    student = parts.student()
-    planned = plan_trajectories(
-        parts.out,
-        parts.prepared,
-        parts.wanted.trajectories,
-        parts.solver,
-        shape=student.noise_shape(parts.spec.shape),
-        held=held,
-        seed=plan.seed,
-    )
-    planned.check_space()
-    drawing = DrawTrajectories(planned, parts.teacher, plan, progress=parts.progress)
-    module = TrajectoryModule(student, solver=parts.solver, **parts.shared())
-    trainer, stop = parts.trainer(validate=held > 0, before=[drawing])
-    return trainer, module, trajectory_loaders(planned, trainer, plan), stop
-
-
-def _assemble_consistency(parts: _Parts) -> _Assembled:
-    plan, consistency = parts.plan, parts.wanted.consistency
-    module = DistillationModule(
-        parts.student(),
-        consistency=consistency,
-        teacher=parts.teacher.load_denoiser() if consistency.teacher else None,
-        augment=plan.augment,
-        condition=plan.condition,
-        label_dropout=plan.label_dropout,
-        **parts.shared(),
-    )
-    trainer, stop = parts.trainer(validate=len(parts.prepared.indices(split="val")) > 0)
-    return trainer, module, make_loaders(parts.prepared, trainer, plan), stop
-
-
-def _describe(spec: RunSpec, teacher: Run, plan: TrainingPlan, wanted: DistillationPlan) -> str:
-    """One line on what is about to be distilled."""
-    origin = f"run {teacher.fingerprint[:16]} of {teacher.steps} steps to a"
-    if wanted.method == "trajectories":
-        options = wanted.trajectories
-        return (
-            f"{origin} student of {options.evaluations} network evaluations; {options.count} trajectories of {options.steps} "
-            f"evaluations, {plan.max_steps} steps of {plan.batch_size}"
-        )
-    classes = ", ".join(f"{label} {count} scans" for label, count in zip(spec.classes, spec.class_counts, strict=True))
-    stages = f"{wanted.consistency.stages} stages, {plan.max_steps} steps of {plan.batch_size} scans"
-    return f"{origin} consistency model; {classes}; {stages}"
+    def _follow(self, student: Denoiser, batch: Mapping[str, Any], part: slice) -> Tensor:
+        """Return the differences of some rows of a batch after each of the student's steps, `(N, steps)`."""
+        condition = student.embedding.make(batch["label"], batch.get("attributes"), text=batch.get("text")).rows(part)
+        noise = student.initial_noise(batch["noise"][part], float(self._levels[0]))
+        points = batch["scan"][part].chunk(len(self._levels) - 1, dim=1)
+        return trajectory_losses(partial(student, condition=condition), noise, list(points), self._levels)

@@ -1,4 +1,4 @@
-"""What every training shares, whatever it fits: the folder that it owns, its batches, Lightning's trainer, and how it ends."""
+"""What every training does, whatever it trains: check its run folder, write what belongs in it, and fit with Lightning."""
 
 from __future__ import annotations
 
@@ -9,119 +9,261 @@ import logging
 import math
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
+from dataclasses import dataclass, field
+from operator import attrgetter
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import lightning.pytorch as pl
-import numpy as np
+import yaml
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from torch.utils.data import DataLoader, Dataset
+from torch import nn
 
-from medsynth.cohorts import PreparedCohort, ScanDataset
-from medsynth.config import TrainingPlan, changed_options
+from medsynth.cohorts import Cohort, PreparedCohort, prepare_cohort
+from medsynth.config import GridOptions, IntensityOptions, changed_options
 from medsynth.errors import ConfigError
-from medsynth.files import remove_partial
-from medsynth.processes import cluster_environment, is_loss, leave_group_at_exit, lost_process
-from medsynth.runs import ATTRIBUTES_FILE, EARLY_FILE, METRICS_FILE, PATIENTS_FILE, RUN_FILE, WEIGHTS_FILE
-from medsynth.seeds import numpy_generator
-from medsynth.training.batches import StepSampler, class_shares, make_loader
-from medsynth.training.callbacks import Progress, RunKeeper, StopOnSignal, Throughput
-from medsynth.training.checkpoints import AtomicCheckpointIO, MetricsLog, check_checkpoint
-
-CHECKPOINT = Path("checkpoints") / "last.ckpt"
-# Files of a run that was killed before its first run.json.
-_OWN = (
-    WEIGHTS_FILE,
-    EARLY_FILE,
-    PATIENTS_FILE,
-    ATTRIBUTES_FILE,
-    METRICS_FILE,
-    "config.yaml",
-    "previews",
-    "checkpoints",
-    "tensorboard",
-    "trajectories",
+from medsynth.files import remove_partial, write_text
+from medsynth.networks import Denoiser
+from medsynth.processes import (
+    check_world,
+    cluster_environment,
+    is_first_process,
+    is_loss,
+    leave_group_at_exit,
+    lost_process,
 )
-# What may change between two calls of the same training. The numbers of processes and of parts of a batch change which dropout
-# masks are drawn (and a GPU draws other noise than a CPU), so weights are the same to the last bit only where these stay.
-_FREE = (
-    "accelerator", "devices", "num_nodes", "num_workers", "accumulate", "activation_checkpointing", "monitor", "reading",
+from medsynth.runs import METRICS_FILE, RUN_FILE, Run, RunSpec, load_run, write_patients
+from medsynth.scans import Intensity
+from medsynth.training.batches import Options, TrainingData
+from medsynth.training.callbacks import Previews, Progress, Throughput
+from medsynth.training.checkpoints import (
+    CHECKPOINT,
+    AtomicCheckpointIO,
+    MetricsLog,
+    RunKeeper,
+    StopOnSignal,
+    check_checkpoint,
+)
+from medsynth.training.module import TrainingModule
+from medsynth.training.preflight import check_disk, check_memory, check_precision
+from medsynth.training.spec import Conditions
+
+_COUNTS = (
+    "max_steps", "batch_size", "accumulate_grad_batches", "monitor.log_every", "monitor.checkpoint_every",
+    "network.residual_blocks",
 )  # fmt: skip
-# malloc.h of glibc, and the largest threshold that it takes.
+_NOT_NEGATIVE = ("num_workers", "monitor.validate_every", "monitor.preview_every", "optimiser.learning_rate")
+_SHARES = (
+    "optimiser.ema_decay", "monitor.early_share", "label_dropout", "condition.dropout", "condition.observed", "network.dropout",
+    "augment.probability",
+)  # fmt: skip
+_BOUNDS = (
+    (_COUNTS, "a number above 0", 1, math.inf),
+    (("noise.std",), "a number above 0", sys.float_info.min, math.inf),
+    (_NOT_NEGATIVE, "0 or more", 0, math.inf),
+    (_SHARES, "a number from 0 to 1", 0, 1),
+)
+# Files that a training killed before its first run.json may have left.
+_OWN = {
+    "model.safetensors", "early.safetensors", "patients.json", "attributes.json", "text.npz", "metrics.csv", "config.yaml",
+    "previews", "checkpoints", "tensorboard", "trajectories",
+}  # fmt: skip
+# Options that say where things are and what is shown. They are not stored.
+_PLACES = ("run", "cohort", "out", "cache_dir", "progress", "preflight")
+# Options that may change when a training is continued. The numbers of processes and of smaller batches change which dropout masks
+# are drawn (and a GPU draws other noise than a CPU), so weights are bit-for-bit the same only if these stay.
+_FREE = (
+    "accelerator", "devices", "num_nodes", "num_workers", "accumulate_grad_batches", "activation_checkpointing", "monitor",
+    "max_mib", "nan", "tilt",
+)  # fmt: skip
+# Warnings of Lightning without consequence here.
+_NOISE = (".*does not have many workers.*", ".*tensorboard.*", ".*Checkpoint directory.*", ".*LeafSpec.*")
+# malloc.h of glibc, and the largest threshold that it accepts.
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _LARGEST_ON_HEAP = -1, -3, 32 << 20
-# What trainings from before these were options did.
-_ADDED = {"network": {"shrinkage": False, "centring": False}, "distilled": {"consistency": {"teacher": False}}}
 
 
-class Trained(Protocol):
-    """What a run folder says of the training that it holds."""
-
-    @property
-    def options(self) -> Mapping[str, Any]: ...
-
-    @property
-    def steps(self) -> int: ...
-
-
-def plain_options(plan: TrainingPlan) -> dict[str, Any]:
-    """Return the options as plain JSON and YAML values."""
-    options: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(plan)))
-    return options
-
-
-def check_folder(out: Path, options: Mapping[str, Any], previous: Trained | None, *, free: Sequence[str] = ()) -> bool:
-    """Return whether `out` holds a checkpoint from which the training with these options goes on.
-
-    `previous` is what `run.json` there describes, `free` names options that may differ besides those that always may. Raises
-    `ConfigError` for a folder with other files, or with a training with other options (it names them), and as
-    `check_checkpoint` does.
-    """
-    checkpoint = out / CHECKPOINT
-    resumed = checkpoint.is_file()
-    if previous is not None:
-        if changed := changed_options(previous.options, options, free=(*_FREE, *free), added=_ADDED):
-            raise ConfigError(
-                f"{out}: need the options that this run was started with, got {'; '.join(changed)}; try another --out"
-            )
-    elif resumed:
-        raise ConfigError(f"{out}: need {RUN_FILE} beside the checkpoint, got none; try another --out")
-    elif out.is_dir() and not all(_is_own(path.name) for path in out.iterdir()):
+def check_options(options: Options) -> None:
+    """Raise `ConfigError` for a number with which no training works, or a launcher with another number of processes."""
+    check_world(devices=options.devices, num_nodes=options.num_nodes)
+    for names, words, low, high in _BOUNDS:
+        for name in names:
+            if hasattr(options, name.split(".")[0]) and not low <= (value := attrgetter(name)(options)) <= high:
+                raise ConfigError(f"{name}: need {words}, got {value}")
+    scans, rest = divmod(options.batch_size, options.devices * options.num_nodes)
+    parts = options.accumulate_grad_batches
+    if not rest and scans % parts:
+        better = max(number for number in range(1, parts) if scans % number == 0)
         raise ConfigError(
-            f"{out}: need a new folder or a run to continue, got a folder with other files; try another --out"
+            f"accumulate_grad_batches: need a divisor of the {scans} scans per step and process, got {parts}; try {better}"
         )
-    if resumed and (previous is None or previous.steps < options["max_steps"]):
-        check_checkpoint(checkpoint, checkpoint.parent)
-    return resumed
 
 
-def make_trainer(
-    out: Path,
-    plan: TrainingPlan,
-    save: Callable[[Any, int], None],
-    *,
-    previews: Callback | None,
-    validate: bool,
-    progress: bool,
-    before: Sequence[Callback] = (),
-) -> tuple[pl.Trainer, StopOnSignal]:
-    """Return the trainer and the callback that knows whether a signal stopped it; `save(module, step)` writes the run.
+def plain_options(options: Options) -> dict[str, Any]:
+    """Return the options as JSON values, without those that say where things are and what is shown."""
+    values = {name: value for name, value in dataclasses.asdict(options).items() if name not in _PLACES}
+    plain: dict[str, Any] = json.loads(json.dumps(values, default=str))
+    return plain
 
-    `before` are callbacks that act before the run is written.
-    Raises `ConfigError` for devices that are not there.
+
+@dataclass(kw_only=True)
+class Training:
+    """A training and its run folder, `options.out`: the checks before it, its prepared scans, and the fit.
+
+    `classes`, `grid`, `intensity`, `mask` and `conditions` are those of its scans. `options` name other runs by the beginning of
+    their fingerprints. `before` is the run whose weights it builds on; its patients are added to those of this run. `inherited`
+    are further options for run.json.
     """
-    monitor = plan.monitor
-    keeper = RunKeeper(save, monitor.checkpoint_every)
-    stop = StopOnSignal(out / CHECKPOINT, keeper)
-    callbacks: list[Callback] = [*before, stop, keeper]
-    if progress:
+
+    options: Options
+    cohort: Cohort
+    classes: tuple[str, ...]
+    grid: GridOptions
+    intensity: IntensityOptions | Intensity
+    mask: bool = False
+    conditions: Conditions = Conditions()
+    before: Run | None = None
+    inherited: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.out = Path(self.options.out)
+        self.previous = load_run(self.out) if (self.out / RUN_FILE).is_file() else None
+        self._lines: list[str] = []
+
+    @property
+    def finished(self) -> bool:
+        """Whether the folder holds a run with all steps."""
+        return self.previous is not None and self.previous.steps >= self.options.max_steps
+
+    def check_needs(self, network: nn.Module, shape: tuple[int, ...], *, passes: int = 0) -> None:
+        """Raise `ConfigError` if disk or memory are too small for the training of `network` on scans of `shape`.
+
+        Memory is checked for a denoiser through which a scan goes `passes` times; 0 skips it.
+        """
+        check_disk(self.out, network)
+        if isinstance(network, Denoiser):
+            check_precision(network, shape, self.options)
+            if passes and not self.finished and is_first_process():
+                self._lines.append(check_memory(network, shape, self.options, passes=passes))
+
+    def prepare(self) -> PreparedCohort:
+        """Prepare the scans, and check that the folder is free or holds the same training.
+
+        Raises `ConfigError` for a folder with other files or a training with other options or data (it names them), and as
+        `check_checkpoint` does.
+        """
+        prepared = prepare_cohort(
+            self.cohort,
+            grid=self.grid,
+            intensity=self.intensity,
+            loading=self.options,
+            classes=self.classes,
+            mask=self.mask,
+        )
+        self.prepared = self.conditions.add_to(prepared)
+        hashes = {"cohort": prepared.key} | self.conditions.hashes()
+        self.stored = dict(self.inherited) | plain_options(self.options) | hashes
+        self.resumed = self._check_folder()
+        if self.finished:
+            remove_partial(self.out)
+        return self.prepared
+
+    def fit(
+        self,
+        module: TrainingModule,
+        spec: RunSpec,
+        data: TrainingData,
+        previews: Previews,
+        *,
+        callbacks: Sequence[Callback] = (),
+        lines: Sequence[str] = (),
+    ) -> pl.Trainer:
+        """Train `module` to the last step and return the trainer; `callbacks` act before the run is written.
+
+        `lines` are printed before the first step. Raises `ConfigError` for devices that do not exist or when another process
+        died, and `KeyboardInterrupt` when a signal stopped the training, after a checkpoint was written.
+        """
+        options, out = self.options, self.out
+        keeper = RunKeeper(out, spec, self.stored, options.monitor.checkpoint_every)
+        stop = StopOnSignal(out / CHECKPOINT, keeper)
+        trainer = _make_trainer(
+            options,
+            [*callbacks, stop, keeper],
+            previews if options.monitor.preview_every > 0 else None,
+            validate=options.monitor.validate_every > 0 and len(data.validation) > 0,
+        )
+        if trainer.is_global_zero:
+            self._begin_folder()
+            if options.progress:
+                print(*self._lines, *lines, sep="\n", file=sys.stderr, flush=True)
+        with warnings.catch_warnings(), _freed_memory_kept(trainer):
+            for text in _NOISE:
+                warnings.filterwarnings("ignore", text)
+            try:
+                # A run's own checkpoint is plain tensors and numbers; nothing else is loaded.
+                trainer.fit(
+                    module,
+                    *data.loaders(trainer, options),
+                    ckpt_path=out / CHECKPOINT if self.resumed else None,
+                    weights_only=True,
+                )
+            except SystemExit as error:  # Lightning's answer to a second Ctrl-C
+                raise KeyboardInterrupt("at once; the same command continues from the last checkpoint") from error
+            except RuntimeError as error:
+                if trainer.world_size == 1 or not is_loss(error):
+                    raise
+                raise lost_process(trainer.world_size) from error
+            finally:
+                stop.restore_signals()
+        trainer.strategy.barrier()  # the first rank has written the run
+        if stop.stopped:
+            raise KeyboardInterrupt(f"stopped at step {trainer.global_step}; the same command continues from there")
+        return trainer
+
+    def _check_folder(self) -> bool:
+        """Return whether the folder holds a checkpoint from which this training continues."""
+        out, checkpoint = self.out, self.out / CHECKPOINT
+        resumed = checkpoint.is_file()
+        if self.previous is not None:
+            if changed := changed_options(self.previous.options, self.stored, free=_FREE):
+                raise ConfigError(
+                    f"{out}: holds a run with other options or data ({'; '.join(changed)}); try the same ones, or another --out"
+                )
+        elif resumed:
+            raise ConfigError(f"{out}: need {RUN_FILE} beside the checkpoint, got none; try another --out")
+        elif out.is_dir() and not all(path.name in _OWN or path.name.startswith(".partial-") for path in out.iterdir()):
+            raise ConfigError(
+                f"{out}: need a new folder or a run to continue, got a folder with other files; try another --out"
+            )
+        if resumed and not self.finished:
+            check_checkpoint(checkpoint, checkpoint.parent)
+        return resumed
+
+    def _begin_folder(self) -> None:
+        """Write what a run folder holds before its first weights, and remove what a killed process left."""
+        self.out.mkdir(parents=True, exist_ok=True)
+        remove_partial(self.out)
+        write_text(self.out / "config.yaml", yaml.safe_dump(plain_options(self.options), sort_keys=False))
+        if not self.resumed:
+            rows = {split: self.cohort.select(split=split).rows for split in ("train", "val")}
+            patients = {split: [row.patient_id for row in found] for split, found in rows.items()}
+            write_patients(self.out, patients, start=self.before)
+            self.conditions.write(self.out, self.prepared.indices(split="train"))
+
+
+def _make_trainer(
+    options: Options, callbacks: list[Callback], previews: Previews | None, *, validate: bool
+) -> pl.Trainer:
+    monitor, out = options.monitor, Path(options.out)
+    if options.progress:
         callbacks.append(Progress())
     if previews is not None:
         callbacks.append(previews)
-    callbacks.append(Throughput(monitor.log_every, plan.batch_size))  # last, so that previews do not count as waiting
+    callbacks.append(
+        Throughput(monitor.log_every, options.batch_size)
+    )  # last, so that previews do not count as waiting
     callbacks.append(
         ModelCheckpoint(
             dirpath=out / CHECKPOINT.parent,
@@ -134,138 +276,43 @@ def make_trainer(
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     leave_group_at_exit()
     try:
-        trainer = pl.Trainer(
-            accelerator=plan.accelerator,
-            devices=plan.devices,
-            num_nodes=plan.num_nodes,
-            precision=plan.precision,
-            max_steps=plan.max_steps,
+        return pl.Trainer(
+            accelerator=options.accelerator,
+            devices=options.devices,
+            num_nodes=options.num_nodes,
+            precision=options.precision,
+            max_steps=options.max_steps,
             max_epochs=-1,
-            deterministic=plan.deterministic,
-            val_check_interval=min(monitor.validate_every, plan.max_steps) if validate else None,
+            deterministic=options.deterministic,
+            val_check_interval=min(monitor.validate_every, options.max_steps) if validate else None,
             check_val_every_n_epoch=None,
             limit_val_batches=None if validate else 0,
             num_sanity_val_steps=0,
-            log_every_n_steps=min(monitor.log_every, plan.max_steps),
+            log_every_n_steps=min(monitor.log_every, options.max_steps),
             enable_progress_bar=False,
             enable_model_summary=False,
             use_distributed_sampler=False,
             plugins=[AtomicCheckpointIO(out / CHECKPOINT.parent), cluster_environment()],
             callbacks=callbacks,
-            logger=[MetricsLog(out / METRICS_FILE), *_tensorboard(out, plan)],
+            logger=[MetricsLog(out / METRICS_FILE), *_tensorboard(out, wanted=monitor.tensorboard)],
             default_root_dir=out,
         )
     except MisconfigurationException as error:
         reason = str(error).splitlines()[0]
         raise ConfigError(
-            f"accelerator: need devices that are there, got {plan.accelerator!r}: {reason}; try auto"
+            f"accelerator: need devices that exist, got {options.accelerator!r}: {reason}; try auto"
         ) from error
-    return trainer, stop
-
-
-def make_loaders(prepared: PreparedCohort, trainer: pl.Trainer, plan: TrainingPlan) -> tuple[Any, Any]:
-    """Return the loaders of this rank: its part of every training batch, and of the validation scans (None without any)."""
-    train = prepared.indices(split="train")
-    labels = prepared.labels[train]
-    shares = class_shares(np.bincount(labels, minlength=len(prepared.classes)), plan.balance)
-    return rank_loaders(
-        partial(ScanDataset, prepared), train, validation_scans(prepared, plan), labels, shares, trainer, plan
-    )
-
-
-def rank_loaders(
-    make: Callable[[np.ndarray], Dataset[dict[str, Any]]],
-    training: np.ndarray,
-    validation: np.ndarray,
-    labels: np.ndarray,
-    shares: np.ndarray,
-    trainer: pl.Trainer,
-    plan: TrainingPlan,
-) -> tuple[Any, Any]:
-    """Return the loaders of this rank: its part of every batch of `training` rows, and of the `validation` rows (None without).
-
-    `make` makes a dataset of rows; `labels` are those of the training rows, `shares` those of the classes in the draws.
-    """
-    sampler = StepSampler(
-        labels,
-        shares=shares,
-        batch_size=plan.batch_size,
-        total_steps=plan.max_steps,
-        seed=plan.seed,
-        first_step=lambda: trainer.global_step,
-        rank=trainer.global_rank,
-        world=trainer.world_size,
-    )
-    loader = make_loader(make(training), sampler, num_workers=plan.num_workers)
-    # As many for every rank: a rank without any would miss the collective calls of validation.
-    whole = len(validation) // trainer.world_size * trainer.world_size
-    chosen = validation[:whole][trainer.global_rank :: trainer.world_size]
-    return loader, DataLoader(make(chosen), batch_size=scans_together(trainer, plan)) if len(chosen) else None
-
-
-def scans_together(trainer: pl.Trainer, plan: TrainingPlan) -> int:
-    """Return how many scans of a step a process has in memory at once."""
-    return max(1, plan.batch_size // trainer.world_size // plan.accumulate)
-
-
-def validation_scans(prepared: PreparedCohort, plan: TrainingPlan) -> np.ndarray:
-    """Return the rows of validation scans, as evenly over the classes as they allow, the same in every call."""
-    groups = [prepared.indices(split="val", label=number) for number in range(len(prepared.classes))]
-    share = math.ceil(plan.monitor.validation_scans / max(1, sum(len(group) > 0 for group in groups)))
-    chosen = [
-        numpy_generator(plan.seed, "validation", number).permutation(group)[:share]
-        for number, group in enumerate(groups)
-    ]
-    return np.sort(np.concatenate(chosen))
-
-
-def clear_partial(out: Path, trainer: pl.Trainer) -> None:
-    """Make the folder and remove what a kill left there, on the first rank."""
-    if trainer.is_global_zero:
-        out.mkdir(parents=True, exist_ok=True)
-        remove_partial(out)
-
-
-def fit(
-    trainer: pl.Trainer,
-    module: pl.LightningModule,
-    loaders: tuple[Any, Any],
-    stop: StopOnSignal,
-    checkpoint: Path | None,
-) -> None:
-    """Train to the last step, from `checkpoint` where there is one.
-
-    `KeyboardInterrupt` after a signal stopped the training and a checkpoint was written; `ConfigError` when another process of
-    the training died.
-    """
-    with warnings.catch_warnings(), _freed_memory_kept(trainer):
-        for text in (".*does not have many workers.*", ".*tensorboard.*", ".*Checkpoint directory.*", ".*LeafSpec.*"):
-            warnings.filterwarnings("ignore", text)
-        # Everything in a run's own checkpoint is plain tensors and numbers; nothing else is loaded.
-        try:
-            trainer.fit(module, *loaders, ckpt_path=checkpoint, weights_only=True)
-        except SystemExit as error:  # Lightning's answer to a second Ctrl-C
-            raise KeyboardInterrupt("at once; the same command continues from the last checkpoint") from error
-        except RuntimeError as error:
-            if trainer.world_size == 1 or not is_loss(error):
-                raise
-            raise lost_process(trainer.world_size) from error
-        finally:
-            stop.restore_signals()
-    trainer.strategy.barrier()  # the first rank has written the run
-    if stop.stopped:
-        raise KeyboardInterrupt(f"stopped at step {trainer.global_step}; the same command continues from there")
 
 
 @contextmanager
 def _freed_memory_kept(trainer: pl.Trainer) -> Iterator[None]:
-    """On a processor under Linux, do not give memory back to the system after each step, but all of it at the end.
+    """On a CPU under Linux, keep freed memory for the next step instead of returning it to the system; return it at the end.
 
-    A step frees all that it computed, and glibc would return it: tens of thousands of page faults a step to have it again, an
-    eighth of a processor's time at 64 x 64.
+    A step frees all of its activations, and glibc would return them: tens of thousands of page faults a step to get them back, an
+    eighth of the computing time at 64 x 64.
     """
-    on_processor = trainer.strategy.root_device.type == "cpu"
-    system = ctypes.CDLL(None) if sys.platform == "linux" and on_processor else None
+    on_cpu = trainer.strategy.root_device.type == "cpu"
+    system = ctypes.CDLL(None) if sys.platform == "linux" and on_cpu else None
     if not hasattr(system, "mallopt"):  # another library than glibc
         yield
         return
@@ -279,12 +326,8 @@ def _freed_memory_kept(trainer: pl.Trainer) -> Iterator[None]:
         system.malloc_trim(0)
 
 
-def _is_own(name: str) -> bool:
-    return name in _OWN or name.startswith(".partial-")
-
-
-def _tensorboard(out: Path, plan: TrainingPlan) -> list[Any]:
-    if not plan.monitor.tensorboard:
+def _tensorboard(out: Path, *, wanted: bool) -> list[Any]:
+    if not wanted:
         return []
     try:
         from lightning.pytorch.loggers import TensorBoardLogger

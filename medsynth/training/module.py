@@ -1,43 +1,229 @@
-"""The Lightning module: one diffusion training, usable under any `lightning.Trainer`."""
+"""The Lightning modules: what all trainings share within a step, and the training of a denoiser under any `lightning.Trainer`."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Generic, NamedTuple, TypeVar, cast
 
+import lightning.pytorch as pl
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
-from medsynth.config import AugmentOptions, ConditionOptions, NoiseOptions, OptimiserOptions
+from medsynth.config import AugmentationOptions, ConditionOptions, NoiseOptions, OptimiserOptions
 from medsynth.diffusion import draw_sigma, loss_weight, match_rank
-from medsynth.networks import Condition, Denoiser, draw_given, give_channels
-from medsynth.seeds import seed_layers, torch_generator
+from medsynth.networks import Condition, Denoiser, draw_observed, observe_channels
+from medsynth.seeds import derive_seed, seed_layers, torch_generator
 from medsynth.training.augmentation import Augmentation
-from medsynth.training.average import MovingAverage
-from medsynth.training.draws import make_optimiser, place_noise
-from medsynth.training.parts import PartwiseModule, part_slices
 
-# Noise levels at which the validation loss is followed: from fine texture to layout.
+Network = TypeVar("Network", bound=nn.Module)
+
+# AdamW without weight decay, and the largest norm of the gradient.
+_BETAS, _LARGEST_GRADIENT = (0.9, 0.99), 1.0
+# Noise levels of the validation loss: from fine texture to layout.
 VALIDATION_SIGMAS = (0.1, 0.3, 1.0, 3.0, 10.0)
-_VALIDATED = tuple(f"sigma_{level:g}" for level in VALIDATION_SIGMAS)
 
 
-class DiffusionModule(PartwiseModule):
-    """Trains a denoiser; batches are `{"scan": (N, C, *spatial) in [-1, 1], "label": (N,)}`.
+def average_share(decay: float, count: int) -> float:
+    """Return the share of the current weights in the average after `count` + 1 updates: 1 at first, 1 - `decay` in the end.
 
-    A network with attributes also needs `"attributes": (N, attributes)`. Batches of medsynth's own loader carry `position`,
-    the place of each scan in the global batch; without it, ranks take turns. Every random draw is a function of
-    (seed, step, position), so it is the same after a resume and for any
-    number of processes; only dropout masks differ between ranks. The loss is weighted by the scalar sigma_data of all
-    pixels, also where the stem's bands have their own: a band counts with the energy that it has in the scans. Augmentation
-    acts on scans, noise and loss on what the denoiser makes of them (`Denoiser.encode`). `validated` names the columns of the
-    validation loss. `ema` holds the averaged weights, `averaged` the denoiser to use. The module clips gradients itself, and
-    works a batch off in `accumulate` parts, which changes nothing but rounding and dropout masks.
+    The decay rises from 0.1 to `decay` as (1 + count) / (10 + count), so the average soon forgets the initial weights.
+    """
+    return 1.0 if count == 0 else 1 - min(decay, (1 + count) / (10 + count))
+
+
+class MovingAverage(AveragedModel):
+    """Exponential moving average of a module's weights; buffers are copied.
+
+    torch's own reads its counter from the device several times a step, and each time the host waits. This one counts on the
+    host and stores what torch's stores.
     """
 
-    denoiser: Denoiser
-    _validation_sum: Tensor
-    _validation_count: Tensor
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        super().__init__(model, use_buffers=False)
+        self.requires_grad_(False)
+        self._decay = decay
+        self._count: int | None = None  # unknown until the first update after weights were loaded
+
+    @torch.no_grad()
+    def update_parameters(self, model: nn.Module) -> None:
+        """Move the average towards the weights of `model`; the first update copies them."""
+        if self._count is None:
+            self._count = int(self.n_averaged)
+        share = average_share(self._decay, self._count)
+        torch._foreach_lerp_(list(self.module.parameters()), list(model.parameters()), share)
+        for kept, current in zip(self.module.buffers(), model.buffers(), strict=True):
+            kept.copy_(current)
+        self._count += 1
+        self.n_averaged += 1
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self._count = None
+        super()._load_from_state_dict(*args, **kwargs)
+
+
+def place_noise(like: Tensor, places: Sequence[int], seed: int, *keys: int | str) -> Tensor:
+    """Return standard normal noise like `like`; each row depends on the seed, the keys and its place only."""
+    generator = torch.Generator(like.device)
+    noise = torch.empty_like(like)
+    for row, place in zip(noise, places, strict=True):
+        generator.manual_seed(derive_seed(seed, "noise", *keys, place))
+        row.normal_(generator=generator)
+    return noise
+
+
+def make_optimiser(parameters: Iterable[nn.Parameter], options: OptimiserOptions, total_steps: int) -> dict[str, Any]:
+    """Return AdamW and its learning-rate schedule (linear warm-up, cosine decay to 0), as Lightning expects them."""
+    trained = [parameter for parameter in parameters if parameter.requires_grad]
+    optimiser = torch.optim.AdamW(trained, lr=options.learning_rate, betas=_BETAS, weight_decay=0.0, fused=True)
+
+    def factor(step: int) -> float:
+        warm = min(1.0, (step + 1) / max(1, options.warmup_steps))
+        return warm * 0.5 * (1 + math.cos(math.pi * min(1.0, step / max(1, total_steps))))
+
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, factor)
+    return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def batch_parts(count: int, parts: int) -> Iterator[slice]:
+    """Yield slices that divide `count` rows into about `parts` parts of at least one row."""
+    size = math.ceil(count / parts)
+    return (slice(first, min(count, first + size)) for first in range(0, count, size))
+
+
+class Places(NamedTuple):
+    """Where the scans of a rank lie in the global batch of `total` scans, on the host and on the device, and the draws' keys."""
+
+    total: int
+    keys: tuple[int, int]
+    host: Sequence[int]
+    device: Tensor
+
+
+class TrainingModule(pl.LightningModule, Generic[Network]):
+    """Base of all trainings: parts of a batch, the optimiser, the moving average, and validation losses for each class.
+
+    A training step adds the gradients of all parts of a batch but the last, which is left to the trainer. Apart from rounding and
+    dropout masks, nothing depends on the number of parts. `network` is trained; `averaged` has its averaged weights.
+    """
+
+    _sums: Tensor
+    _counts: Tensor
+
+    def __init__(
+        self,
+        network: Network,
+        *,
+        classes: Sequence[str],
+        validated: Sequence[str],
+        total_steps: int,
+        optimiser: OptimiserOptions,
+        accumulate_grad_batches: int,
+        seed: int,
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.ema = MovingAverage(network, optimiser.ema_decay)
+        self.classes = tuple(classes)
+        self._validated, self._optimiser = tuple(validated), optimiser
+        self._total_steps, self._accumulate, self._seed = total_steps, accumulate_grad_batches, seed
+        for name in ("_sums", "_counts"):
+            zeros = torch.zeros(len(self.classes), len(self._validated), dtype=torch.float64)
+            self.register_buffer(name, zeros, persistent=False)
+
+    @property
+    def averaged(self) -> Network:
+        """The network with averaged weights."""
+        return cast(Network, self.ema.module)
+
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Keep a copy of the scans' places on the host: noise is drawn from them, and reading them from a GPU would stall it."""
+        if isinstance(batch, dict):
+            batch |= {f"{name} here": batch[name].tolist() for name in ("position", "index") if name in batch}
+        return batch
+
+    def places(self, batch: Mapping[str, Any], batch_idx: int) -> Places:
+        """Return the places of a training batch; ranks take turns where the loader did not store any."""
+        total = len(batch["label"]) * self.trainer.world_size
+        keys = (self.global_step, batch_idx % self.trainer.accumulate_grad_batches)
+        there = batch.get("position")
+        if there is None:
+            turns = range(self.global_rank, total, self.trainer.world_size)
+            return Places(total, keys, turns, torch.tensor(list(turns), device=self.device))
+        return Places(total, keys, batch.get("position here") or there.tolist(), there)
+
+    def on_train_start(self) -> None:
+        """Drop gradients left by a training that was stopped within a step."""
+        self.zero_grad()
+
+    def optimizer_zero_grad(self, *args: Any, **kwargs: Any) -> None:
+        """Keep the gradients: the trainer calls this after the training step has added those of the first parts."""
+
+    def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, *args: Any, **kwargs: Any) -> None:
+        """Step the optimiser, drop the gradients, and move the average, so that a checkpoint of this step holds both."""
+        super().optimizer_step(epoch, batch_idx, optimizer, *args, **kwargs)
+        optimizer.zero_grad()
+        self.ema.update_parameters(self.network)
+
+    def configure_gradient_clipping(self, *args: Any, **kwargs: Any) -> None:
+        """Clip the norm of the gradient; the trainer itself cannot clip for a fused optimiser."""
+        self.log("gradient_norm", nn.utils.clip_grad_norm_(self.network.parameters(), _LARGEST_GRADIENT))
+
+    def configure_optimizers(self) -> Any:
+        """Return AdamW and the learning-rate schedule."""
+        return make_optimiser(self.network.parameters(), self._optimiser, self._total_steps)
+
+    def add_gradient(self, loss: Tensor) -> None:
+        """Add the gradient of one part of the batch; processes exchange the sum once, with the last part."""
+        with torch.autocast(loss.device.type, enabled=False):  # as around the trainer's own backward pass
+            (loss / self.trainer.accumulate_grad_batches).backward()
+        torch.clear_autocast_cache()  # it holds weights of a graph that is used up
+
+    def count_losses(self, labels: Tensor, column: int, losses: Tensor) -> None:
+        """Add losses `(N,)` of validation scans of the classes `labels` to one column of the validation losses."""
+        self._sums[:, column].index_add_(0, labels, losses.double())
+        self._counts[:, column].index_add_(0, labels, torch.ones_like(losses, dtype=torch.float64))
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the validation losses of all ranks."""
+        sums, counts = self._over_ranks(self._sums), self._over_ranks(self._counts)
+        self._sums.zero_()
+        self._counts.zero_()
+        self.log_validation(sums / counts.clamp(min=1), torch.nonzero(counts[:, 0] > 0).flatten())
+
+    def log_validation(self, losses: Tensor, seen: Tensor) -> None:
+        """Log the mean of losses `(classes, columns)` float64, and each, of the classes with validation scans, `seen`."""
+        self.log("val_loss", losses[seen].mean().float(), prog_bar=True, rank_zero_only=True)
+        for row in seen.tolist():
+            for column, name in enumerate(self._validated):
+                self.log(f"val_loss/{self.classes[row]}/{name}", losses[row, column].float(), rank_zero_only=True)
+
+    def _over_ranks(self, values: Tensor) -> Tensor:
+        gathered = self.all_gather(values)  # alone, it adds no axis
+        assert isinstance(gathered, Tensor)
+        return gathered.reshape(-1, *values.shape).sum(0)
+
+
+class DiffusionModule(TrainingModule[Denoiser]):
+    """Trains a denoiser; batches are `{"scan": (N, C, *spatial) in [-1, 1], "label": (N,)}`.
+
+    ```python
+    denoiser = medsynth.build_denoiser(NetworkOptions(), channels=1, size=(64, 64), classes=2)
+    module = medsynth.DiffusionModule(denoiser, classes=("benign", "malignant"), total_steps=1000)
+    lightning.Trainer(max_steps=1000).fit(module, loader)
+    module.averaged  # the denoiser to use
+    ```
+
+    A network with attributes or text also needs `"attributes": (N, attributes)` or `"text": (N, dimensions)`, NaN where unknown.
+    Scans are augmented only for a network that is conditioned on it, else the changes would show in its samples
+    (`build_denoiser(..., augmentation_parameters=Augmentation(augment, rank).parameters)`).
+
+    The loss is that of Karras et al. 2022 (equation 2, table 1), weighted by the scalar sigma_data of all pixels, on scans or
+    latents. Every draw is a function of (seed, step, place in the global batch): it is the same after a resume and for any
+    number of processes. Only dropout masks differ between processes.
+    """
 
     def __init__(
         self,
@@ -47,66 +233,53 @@ class DiffusionModule(PartwiseModule):
         total_steps: int,
         noise: NoiseOptions = NoiseOptions(),
         optimiser: OptimiserOptions = OptimiserOptions(),
-        augment: AugmentOptions = AugmentOptions(),
+        augment: AugmentationOptions = AugmentationOptions(),
         condition: ConditionOptions = ConditionOptions(),
         label_dropout: float = 0.1,
-        accumulate: int = 1,
+        accumulate_grad_batches: int = 1,
         seed: int = 0,
-        validated: Sequence[str] = _VALIDATED,
     ) -> None:
-        super().__init__()
-        self.denoiser = denoiser
-        self.ema = MovingAverage(denoiser, optimiser.ema_decay)
-        self.classes = tuple(classes)
+        super().__init__(
+            denoiser,
+            classes=classes,
+            validated=[f"sigma_{level:g}" for level in VALIDATION_SIGMAS],
+            total_steps=total_steps,
+            optimiser=optimiser,
+            accumulate_grad_batches=accumulate_grad_batches,
+            seed=seed,
+        )
+        if denoiser.embedding.augmentation is None:
+            augment = replace(augment, probability=0.0)
         self.augmentation = Augmentation(augment, denoiser.rank, mask=condition.mask)
-        self._noise, self._optimiser, self._label_dropout = noise, optimiser, label_dropout
-        self._condition = condition
-        self._total_steps, self._accumulate, self._seed = total_steps, accumulate, seed
+        self._noise, self._condition, self._label_dropout = noise, condition, label_dropout
         # The stem is orthonormal, so the mean of the bands' variances is the variance of the pixels.
         self._sigma_data = float(denoiser.sigma_data.square().mean().sqrt())
-        self._validated = tuple(validated)
-        shape = (len(self.classes), len(self._validated))
-        self.register_buffer("_validation_sum", torch.zeros(shape, dtype=torch.float64), persistent=False)
-        self.register_buffer("_validation_count", torch.zeros(shape, dtype=torch.float64), persistent=False)
-
-    @property
-    def averaged(self) -> Denoiser:
-        """The denoiser with averaged weights."""
-        averaged = self.ema.module
-        assert isinstance(averaged, Denoiser)
-        return averaged
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
-        """Return the weighted denoising loss of a batch (Karras et al. 2022, equation 2 and table 1)."""
-        scans, labels = batch["scan"], batch["label"]
-        total = len(scans) * self.trainer.world_size
-        keys = (self.global_step, batch_idx % self.trainer.accumulate_grad_batches)
-        places, positions = self.places(batch, "position", range(self.global_rank, total, self.trainer.world_size))
-        seed_layers(self._seed, "dropout", *keys, self.global_rank, device=scans.device)
-        generator = torch_generator(self._seed, "step", *keys, device=scans.device)
-        # Every rank draws the small things for the whole global batch and keeps its places, and noise place by place: the
+        """Return the weighted denoising loss of a batch."""
+        scans = batch["scan"]
+        places = self.places(batch, batch_idx)
+        seed_layers(self._seed, "dropout", *places.keys, self.global_rank, device=scans.device)
+        generator = torch_generator(self._seed, "step", *places.keys, device=scans.device)
+        # Every rank makes the small draws for the whole global batch and keeps its places, and draws noise place by place: so
         # draws do not depend on the number of processes.
-        sigma = draw_sigma(total, mean=self._noise.mean, std=self._noise.std, generator=generator)[positions]
-        withheld = (torch.rand(total, generator=generator, device=scans.device) < self._label_dropout)[positions]
-        parameters = self.augmentation.draw(total, generator)[positions]
-        condition = Condition(labels, parameters, batch.get("attributes"))
-        if condition.attributes is not None:
-            unknown = torch.rand(total, condition.attributes.shape[1], generator=generator, device=scans.device)
-            hidden = (unknown < self._condition.dropout)[positions]
-            condition = condition._replace(attributes=condition.attributes.masked_fill(hidden, torch.nan))
-        condition = self.denoiser.embedding.withhold(condition, withheld)
-        known = None
-        if self.denoiser.given:
-            known = draw_given(total, scans.shape[1], self._condition.given, generator)[positions]
+        sigma = draw_sigma(places.total, mean=self._noise.mean, std=self._noise.std, generator=generator)[places.device]
+        withheld = self._hide(self._label_dropout, places, (), generator)
+        parameters = self.augmentation.draw(places.total, generator)[places.device]
+        condition = self._draw_condition(batch, parameters, withheld, places, generator)
+        observed = None
+        if self.network.observed:
+            drawn = draw_observed(places.total, scans.shape[1], self._condition.observed, generator)
+            observed = drawn[places.device]
 
         mean = torch.zeros((), device=scans.device)
-        for part in part_slices(len(scans), self._accumulate):
-            clean = self.denoiser.encode(self.augmentation.apply(scans[part], parameters[part]))
-            noise = self._draw_noise(clean, places[part], *keys)
-            told = condition.rows(part)
-            if known is not None:
-                told = told._replace(given=give_channels(clean, known[part]))
-            loss = self._losses(self.denoiser, clean, noise, sigma[part], told).sum() / len(scans)
+        for part in batch_parts(len(scans), self._accumulate):
+            clean = self.network.encode(self.augmentation.apply(scans[part], parameters[part]))
+            noise = place_noise(clean, places.host[part], self._seed, *places.keys)
+            seen = condition.rows(part)
+            if observed is not None:
+                seen = seen._replace(observed=observe_channels(clean, observed[part]))
+            loss = self._losses(self.network, clean, noise, sigma[part], seen).sum() / len(scans)
             mean += loss.detach()
             if part.stop < len(scans):
                 self.add_gradient(loss)
@@ -114,51 +287,33 @@ class DiffusionModule(PartwiseModule):
         return loss  # of the last part, for the trainer's own backward pass
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
-        """Add up the loss of the averaged denoiser for each class and noise level, with fixed noise for each scan."""
+        """Add the losses of the averaged denoiser for each class and noise level, with fixed noise for each scan."""
         scans, labels = self.averaged.encode(batch["scan"]), batch["label"]
-        condition = self.averaged.embedding.make(labels, batch.get("attributes"))
+        condition = self.averaged.embedding.make(labels, batch.get("attributes"), text=batch.get("text"))
         first = batch_idx * len(scans)
-        numbers, _ = self.places(batch, "index", range(first, first + len(scans)))
+        numbers = batch.get("index here", range(first, first + len(scans)))
         for column, level in enumerate(VALIDATION_SIGMAS):
-            noise = self._draw_noise(scans, numbers, "validation", column)
+            noise = place_noise(scans, numbers, self._seed, "validation", column)
             sigma = torch.full((len(scans),), level, device=scans.device)
-            self._count_losses(labels, column, self._losses(self.averaged, scans, noise, sigma, condition))
+            self.count_losses(labels, column, self._losses(self.averaged, scans, noise, sigma, condition))
 
-    def _count_losses(self, labels: Tensor, column: int, losses: Tensor) -> None:
-        """Add losses `(N,)` of validation scans of these classes to one column of what is validated."""
-        self._validation_sum[:, column].index_add_(0, labels, losses.double())
-        self._validation_count[:, column].index_add_(0, labels, torch.ones_like(losses, dtype=torch.float64))
+    def _draw_condition(
+        self, batch: Mapping[str, Any], parameters: Tensor, withheld: Tensor, places: Places, generator: torch.Generator
+    ) -> Condition:
+        """Return the condition of a batch, with attributes, texts and whole conditions hidden as options say."""
+        attributes, text, dropout = batch.get("attributes"), batch.get("text"), self._condition.dropout
+        if attributes is not None:
+            hidden = self._hide(dropout, places, (attributes.shape[1],), generator)
+            attributes = attributes.masked_fill(hidden, torch.nan)
+        if text is not None:
+            text = text.masked_fill(self._hide(dropout, places, (1,), generator), torch.nan)
+        condition = Condition(batch["label"], parameters, attributes, text=text)
+        return self.network.embedding.withhold(condition, withheld)
 
-    def on_validation_epoch_end(self) -> None:
-        """Log the validation loss: mean over classes and columns (noise levels), and each of them."""
-        total, count = self.over_ranks(self._validation_sum), self.over_ranks(self._validation_count)
-        self._validation_sum.zero_()
-        self._validation_count.zero_()
-        seen = count[:, 0] > 0
-        losses = total / count.clamp(min=1)
-        self.log("val_loss", losses[seen].mean().float(), prog_bar=True, rank_zero_only=True)
-        for row in torch.nonzero(seen).flatten().tolist():
-            for column, name in enumerate(self._validated):
-                self.log(f"val_loss/{self.classes[row]}/{name}", losses[row, column].float(), rank_zero_only=True)
-
-    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        """Step the optimiser, then move the average; here, so that a checkpoint of this step holds both."""
-        super().optimizer_step(*args, **kwargs)
-        self.ema.update_parameters(self.denoiser)
-
-    def configure_gradient_clipping(self, *args: Any, **kwargs: Any) -> None:
-        """Clip the gradient's norm; here and not by the trainer, which refuses to clip for a fused optimiser."""
-        limit = self._optimiser.gradient_clip or float("inf")
-        norm = torch.nn.utils.clip_grad_norm_(self.denoiser.parameters(), limit)
-        self.log("gradient_norm", norm)
-
-    def configure_optimizers(self) -> Any:
-        """Return AdamW and the learning-rate schedule."""
-        return make_optimiser(self.denoiser.parameters(), self._optimiser, self._total_steps)
-
-    def _draw_noise(self, scans: Tensor, places: Sequence[int], *keys: int | str) -> Tensor:
-        """Standard normal noise like `scans`; each scan's depends on the seed, the keys and its place."""
-        return place_noise(scans, places, self._seed, *keys)
+    def _hide(self, probability: float, places: Places, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+        """Return what is hidden of this rank's scans, bool `(N, *shape)`."""
+        drawn = torch.rand(places.total, *shape, generator=generator, device=generator.device)
+        return (drawn < probability)[places.device]
 
     def _losses(self, denoiser: Denoiser, clean: Tensor, noise: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
         """Loss of each scan, `(N,)` float32."""
@@ -166,10 +321,10 @@ class DiffusionModule(PartwiseModule):
 
 
 def denoising_errors(denoiser: Denoiser, clean: Tensor, noise: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
-    """Return the mean squared error of each denoised scan (or latent) over what is not given, `(N,)` float32."""
+    """Return the mean squared error of each denoised scan (or latent) over what is not observed, `(N,)` float32."""
     noisy = clean + match_rank(sigma, clean) * noise
     errors = (denoiser(noisy, sigma, condition) - clean).square()
-    if condition.given is None:
+    if condition.observed is None:
         return errors.flatten(1).mean(1)
-    free = 1 - condition.given.chunk(2, dim=1)[1]
+    free = 1 - condition.observed.chunk(2, dim=1)[1]
     return (errors * free).flatten(1).sum(1) / free.flatten(1).sum(1).clamp(min=1)

@@ -1,57 +1,67 @@
-"""What a training will take, known before it begins: memory of a step, the largest batch that fits, time."""
+"""What a training needs, known before it begins: memory of a step, the largest batch that fits, time, and room on the disk.
+
+Memory is counted by following the tensors of a forward and a backward pass; large passes are counted without computing them.
+"""
 
 from __future__ import annotations
 
+import copy
 import os
 import time
-from collections.abc import Sequence
+import weakref
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from math import prod
+from pathlib import Path
+from typing import Any
 
 import torch
+from torch import nn
+from torch._subclasses import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from medsynth.cohorts import Cohort
-from medsynth.config import TrainingPlan
-from medsynth.errors import ConfigError, MedsynthError
+from medsynth.config import TrainOptions
+from medsynth.errors import ConfigError
+from medsynth.files import check_space
 from medsynth.networks import Denoiser, checkpoint_activations
+from medsynth.runs import EARLY_FILE, WEIGHTS_FILE
 from medsynth.training.augmentation import Augmentation
-from medsynth.training.memory import PeakBytes, free_memory, without_computing
+from medsynth.training.batches import Options, scans_at_a_time
 from medsynth.training.module import denoising_errors
-from medsynth.training.space import plan_denoiser
-from medsynth.training.start import freeze
 
 _MIB, _GIB = 1 << 20, 1 << 30
-# How far real memory was from the estimate at the most, either way.
-_UNSURE = 1.3
-_WASTE = 1.15  # what the processor's allocator takes for what is asked of it, measured over some networks
-_SMALL = 2**23  # scans times voxels times channels, up to which a pass is computed
-_PATIENCE = 3.0  # seconds that a timed pass may take, where more than one scan goes in
+_CONVOLUTIONS = ("aten::convolution", "aten::convolution_backward")
+_UNSURE = 1.3  # the largest factor between estimated and real memory, either way
+_WASTE = 1.15  # allocated over requested memory on a CPU, measured for several networks
+_SMALL = 2**23  # scans times voxels times channels up to which a pass is computed
+_PATIENCE = 3.0  # seconds of a timed pass of more than one scan
+# Bytes of a parameter: in a checkpoint weights, their average and Adam's two moments; in a file of weights. And all other files.
+_CHECKPOINT_BYTES, _WEIGHT_BYTES, _OTHER_BYTES = 16, 4, 16 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
 class Memory:
-    """Estimated bytes of a training step: `fixed`, and `scan` for each scan that is worked off at a time."""
+    """Estimated bytes of a training step: `fixed`, and `scan` for each scan in memory at a time."""
 
     fixed: int
     scan: int
 
     def of(self, scans: int) -> int:
-        """Return the bytes of a step with so many scans at a time."""
+        """Return the bytes of a step with this many scans at a time."""
         return self.fixed + scans * self.scan
 
     def largest(self, free: int) -> int:
-        """Return how many scans at a time `free` bytes are enough for."""
+        """Return how many scans at a time fit into `free` bytes."""
         return max(0, (free - self.fixed) // max(1, self.scan))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Preflight:
-    """What each process of a training takes. All but the counts are estimates.
+    """What each process of a training needs; all but the counts are estimates.
 
-    `part` scans are worked off at a time, `free` is the memory of the device in bytes (None where nothing says), `frugal` the
-    memory with activation checkpointing, and `seconds` the time of an optimiser step; the last two are None where they were not
-    asked for.
+    `part` is the number of scans in memory at a time, `free` the free memory of the device in bytes (None if unknown), `frugal`
+    the memory with activation checkpointing, and `seconds` the time of a step; the last two are None in a quick preflight.
     """
 
     parameters: int
@@ -67,232 +77,323 @@ class Preflight:
 
     @property
     def largest(self) -> int | None:
-        """How many scans can be worked off at a time; None where the free memory is not known."""
+        """How many scans at a time fit into memory; None if the free memory is unknown."""
         return None if self.free is None else self.memory.largest(self.free)
 
     def check(self) -> None:
-        """Raise `ConfigError`, with the ways out, where a step surely takes more memory than there is."""
+        """Raise `ConfigError`, with the ways out, if a step certainly needs more memory than there is."""
         needed = self.memory.of(self.part)
         if self.free is None or needed <= self.free * _UNSURE:
             return
-        ways = f"--accumulate with parts of at most {self.largest} scans, " if self.largest else ""
+        ways = f"--accumulate_grad_batches with at most {self.largest} scans at a time, " if self.largest else ""
         raise ConfigError(
-            f"batch_size: need memory for {self.part} scans at a time, about {_gib(needed)}, got {_gib(self.free)} free on the "
-            f"{self.device}; try {ways}--activation_checkpointing true, --network.levels 2, a smaller grid.size, or "
-            "--preflight only for the figures"
+            f"batch_size: {self.part} scans at a time need about {_bytes(needed)} of memory, and {_bytes(self.free)} are free on "
+            f"the {self.device}; try {ways}--activation_checkpointing true, --network.levels 2 or a smaller grid.size "
+            "(--preflight only shows the figures)"
         )
 
     def line(self) -> str:
         """Return one line for the start of a training."""
-        text = (
-            f"memory: about {_gib(self.memory.of(self.part))} a step on the {self.device}, for {self.part} scans at a time "
-            f"({_mib(self.memory.scan)} each, {_mib(self.memory.fixed)} fixed)"
-        )
+        needed = self.memory.of(self.part)
+        text = f"memory: about {_bytes(needed)} on the {self.device} for {self.part} scans at a time ({_describe(self.memory)})"
         if self.free is None:
             return text
-        text += f"; {_gib(self.free)} free, enough for about {_rounded(self.largest or 0)} at a time"
-        if self.memory.of(self.part) * _UNSURE > self.free:
-            text += "; this is close, and it may not fit: --accumulate takes less memory"
-        return text
-
-    def summary(self) -> str:
-        """Return a table for reading."""
-        shape = " x ".join(map(str, self.shape[1:]))
-        rows = [
-            ("parameters", f"{self.parameters / 1e6:.1f} million"),
-            ("scans at a time", f"{self.part} of {shape} on each process, of {self.batch_size} in a step"),
-            ("memory, fixed", _mib(self.memory.fixed)),
-            ("memory, each scan", _mib(self.memory.scan)),
-            ("memory of a step", _gib(self.memory.of(self.part))),
-            ("memory free", "unknown" if self.free is None else f"{_gib(self.free)} on the {self.device}"),
-        ]
-        if self.free is not None:
-            rows.append(("largest part", f"about {_rounded(self.largest or 0)} scans at a time"))
-        if self.frugal is not None:
-            text = f"{_mib(self.frugal.scan)} each scan, {_mib(self.frugal.fixed)} fixed"
-            if self.free is not None:
-                text += f": about {_rounded(self.frugal.largest(self.free))} scans at a time"
-            rows.append(("checkpointing", text))
-        if self.seconds is not None:
-            total = self.seconds * self.max_steps
-            rows.append(("time of a step", f"{self.seconds:.3g} s, at the speed that this machine has now"))
-            rows.append(
-                ("time in all", f"{_duration(total)} for {self.max_steps} steps, without validation and previews")
-            )
-        table = "\n".join(f"{name:<18} {value}" for name, value in rows)
-        return f"{table}\nMemory is estimated to about 30 %, by counting what a step keeps; nothing was written."
-
-
-def preflight_training(cohort: Cohort, plan: TrainingPlan, classes: Sequence[str], *, whole: bool = True) -> Preflight:
-    """Return what the training takes, from the header of one scan; nothing is prepared or written.
-
-    The `whole` preflight also times a step on the device, where one fits, and looks at activation checkpointing. Raises as
-    `plan_denoiser` does.
-    """
-    device = planned_device(plan)
-    world = plan.devices * plan.num_nodes
-    part = plan.batch_size // world // plan.accumulate
-    free = free_memory(device)
-    if free is not None and device.type == "cpu":
-        free //= plan.devices  # processes of one machine share it
-    denoiser, shape = plan_denoiser(cohort, plan, classes)
-    check_precision(denoiser, shape, plan)
-    parameters = sum(parameter.numel() for parameter in denoiser.unet.parameters())
-    found = Preflight(
-        parameters=parameters,
-        shape=shape,
-        batch_size=plan.batch_size,
-        part=part,
-        max_steps=plan.max_steps,
-        device="processor" if device.type == "cpu" else f"GPU ({device})" if device.type == "cuda" else device.type,
-        free=free,
-        memory=estimate_memory(denoiser, shape, plan, device),
-    )
-    if not whole:
-        return found
-    frugal = replace(plan, activation_checkpointing=True)
-    denoiser, _ = plan_denoiser(cohort, plan, classes)
-    found = replace(found, frugal=estimate_memory(denoiser, shape, frugal, device))
-    if free is None or found.memory.of(1) * _UNSURE < free:
-        denoiser, _ = plan_denoiser(cohort, plan, classes)
-        most = part if free is None else min(part, max(1, found.memory.largest(int(free / _UNSURE))))
-        seconds = time_scans(denoiser, shape, plan, device, most=most)
-        found = replace(found, seconds=seconds * part * plan.accumulate)
-    return found
-
-
-def estimate_memory(denoiser: Denoiser, shape: tuple[int, ...], plan: TrainingPlan, device: torch.device) -> Memory:
-    """Return the memory of a training step for scans of `shape` (C, *spatial), counted over its forward and backward pass.
-
-    That is the most that is alive at a time, of activations, gradients and what comes and goes, beside weights, their average,
-    two moments of the optimiser and the batch. Passes that would take long are counted without being computed. The denoiser is
-    of no use afterwards.
-    """
-    world = plan.devices * plan.num_nodes
-    part = max(2, plan.batch_size // world // plan.accumulate)
-    _prepare(denoiser, plan)
-    weights = sum(each.nbytes for each in (*denoiser.parameters(), *denoiser.buffers()))
-    trained = sum(each.nbytes for each in denoiser.parameters() if each.requires_grad)
-    small = part * prod(shape) * plan.network.channels[0] <= _SMALL
-    peaks = []
-    with nullcontext() if small else without_computing(), _own_random_numbers(device):
-        denoiser.to(device) if small else denoiser.to_empty(device=device)
-        for count in (1, part):
-            with PeakBytes() as counted:
-                # The second part of a batch meets the gradients of the first.
-                for _ in range(min(2, plan.accumulate)):
-                    _pass(denoiser, shape, plan, device, count)
-            denoiser.zero_grad()
-            peaks.append(counted.peak)
-    scan = max(1, (peaks[1] - peaks[0]) // (part - 1))
-    if device.type == "cpu":
-        peaks, scan = [int(each * _WASTE) for each in peaks], int(scan * _WASTE)
-    # The loader has the next batch ready while this one is worked off.
-    batches = 2 * plan.batch_size // world * prod(shape) * 4
-    copies = trained if world > 1 else 0  # in which the processes exchange gradients
-    return Memory(fixed=2 * weights + 2 * trained + copies + batches + max(0, peaks[0] - scan), scan=scan)
-
-
-def time_scans(
-    denoiser: Denoiser, shape: tuple[int, ...], plan: TrainingPlan, device: torch.device, *, most: int
-) -> float:
-    """Return the seconds that a scan takes in training on this device, working off up to `most` at a time."""
-    _prepare(denoiser, plan)
-    denoiser.to(device)
-
-    def seconds(count: int) -> float:
-        began = time.perf_counter()
-        _pass(denoiser, shape, plan, device, count)
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        return time.perf_counter() - began
-
-    with _own_random_numbers(device):
-        seconds(1)  # the first pass finds algorithms and fills caches
-        single = seconds(1)
-        count = max(1, min(most, int(_PATIENCE / single)))
-        found = single if count == 1 else min(seconds(count), seconds(count)) / count
-    denoiser.to("cpu")
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-    return found
-
-
-def check_precision(denoiser: Denoiser, shape: tuple[int, ...], plan: TrainingPlan) -> None:
-    """Raise `ConfigError` for bfloat16 on a processor where the coarsest resolution of volumes is 2 voxels thick.
-
-    There oneDNN (of torch 2.13, on a processor with AVX512-BF16) takes gradients of weights from memory that nobody wrote.
-    """
-    if plan.precision != "bf16-mixed" or planned_device(plan).type != "cpu" or len(shape) != 4:
-        return
-    factor = denoiser.stem.factor() * 2 ** (len(plan.network.channels) - 1)
-    coarsest = [length // factor for length in denoiser.noise_shape(shape)[1:]]
-    if coarsest[0] == 2:
-        raise ConfigError(
-            f"precision: need 32-true on a processor for volumes 2 voxels thick at the coarsest of network.channels, got "
-            f"{plan.precision} with {' x '.join(map(str, coarsest))}; try --precision 32-true, or one resolution more or less"
+        text += f"; {_bytes(self.free)} free, enough for {_describe(self.memory, self.free)}"
+        return (
+            text if needed * _UNSURE <= self.free else f"{text}; this may not fit: --accumulate_grad_batches reduces it"
         )
 
+    def summary(self) -> str:
+        """Return a table, and the command that follows."""
+        shape = " x ".join(map(str, self.shape[1:]))
+        rows = {
+            "parameters": f"{self.parameters / 1e6:.1f} million",
+            "scans at a time": f"{self.part} of {shape} in each process, {self.batch_size} per step",
+            "memory of a step": f"{_bytes(self.memory.of(self.part))} ({_describe(self.memory)})",
+            "free memory": "unknown" if self.free is None else f"{_bytes(self.free)} on the {self.device}",
+        }
+        if self.free is not None:
+            rows["largest part"] = _describe(self.memory, self.free)
+        if self.frugal is not None:
+            rows["checkpointing"] = _describe(self.frugal, self.free)
+        if self.seconds is not None:
+            total = _duration(self.seconds * self.max_steps)
+            rows["time of a step"] = f"{self.seconds:.3g} s at the present load of this machine"
+            rows["total time"] = f"{total} for {self.max_steps} steps, without validation and previews"
+        table = "\n".join(f"{name:<18} {value}" for name, value in rows.items())
+        return f"{table}\nMemory is estimated to about 30 %. Nothing was written: train by the same command without --preflight."
 
-def check_memory(cohort: Cohort, plan: TrainingPlan, classes: Sequence[str]) -> str:
-    """Return a line on the memory of the training; `ConfigError` where a step surely takes more than there is."""
+
+def estimate_needs(
+    denoiser: Denoiser, shape: tuple[int, ...], options: Options, *, quick: bool, passes: int = 1
+) -> Preflight:
+    """Return what a training of `denoiser` on scans of `shape` `(C, *spatial)` needs; `denoiser` itself is not changed.
+
+    A scan goes through the network `passes` times before the gradient is computed. Unless `quick`, a step is also timed on the
+    device, if one fits, and estimated with activation checkpointing.
+    """
+    step = TrialStep(denoiser, shape, options)
+    device, part, free = step.device, scans_at_a_time(options), free_memory(step.device)
+    if free is not None and device.type == "cpu":
+        free //= options.devices  # shared by the processes of a machine
+    memory = step.memory()
+    found = Preflight(
+        parameters=sum(parameter.numel() for parameter in denoiser.unet.parameters()),
+        shape=shape,
+        batch_size=options.batch_size,
+        part=part,
+        max_steps=options.max_steps,
+        device={"cpu": "CPU", "cuda": f"GPU ({device})"}.get(device.type, device.type),
+        free=free,
+        memory=replace(memory, scan=passes * memory.scan),
+    )
+    if quick:
+        return found
+    frugal = TrialStep(denoiser, shape, replace(options, activation_checkpointing=True)).memory()
+    found = replace(found, frugal=frugal)
+    if free is None or found.memory.of(1) * _UNSURE < free:
+        most = part if free is None else min(part, max(1, found.memory.largest(int(free / _UNSURE))))
+        seconds = TrialStep(denoiser, shape, options).seconds(most)
+        found = replace(found, seconds=seconds * part * options.accumulate_grad_batches)
+    return found
+
+
+def check_memory(denoiser: Denoiser, shape: tuple[int, ...], options: Options, *, passes: int = 1) -> str:
+    """Return a line on the memory of the training; `ConfigError` if a step certainly needs more than there is."""
     try:
-        found = preflight_training(cohort, plan, classes, whole=False)
-    except MedsynthError:
-        raise
-    # The count leans on parts of torch that may change, and no training should fail for want of an estimate.
+        found = estimate_needs(denoiser, shape, options, quick=True, passes=passes)
+    # The count relies on parts of torch that may change, and no training should fail for lack of an estimate.
     except Exception as error:
         return f"memory: no estimate ({type(error).__name__}: {next(iter(str(error).splitlines()), '')})"
     found.check()
     return found.line()
 
 
-def _prepare(denoiser: Denoiser, plan: TrainingPlan) -> None:
-    freeze(denoiser, plan.start)
-    if plan.activation_checkpointing:
-        checkpoint_activations(denoiser)
-    denoiser.train()
+def check_precision(denoiser: Denoiser, shape: Sequence[int], options: Options) -> None:
+    """Raise `ConfigError` for bfloat16 on a CPU if volumes are 2 voxels thick at the coarsest resolution.
+
+    There, oneDNN (torch 2.13, CPU with AVX512-BF16) computes gradients of weights from uninitialised memory.
+    """
+    if options.precision != "bf16-mixed" or planned_device(options).type != "cpu" or len(shape) != 4:
+        return
+    factor = denoiser.stem.factor() * 2 ** (len(denoiser.unet.block_out_channels) - 1)
+    coarsest = [length // factor for length in denoiser.noise_shape(shape)[1:]]
+    if coarsest[0] == 2:
+        raise ConfigError(
+            f"precision: bf16-mixed is not reliable on a CPU for volumes of {' x '.join(map(str, coarsest))} at the coarsest of "
+            "network.channels; try --precision 32-true, or one resolution more or less"
+        )
 
 
-def _own_random_numbers(device: torch.device) -> AbstractContextManager[None]:
-    """A block whose draws change nothing for those that follow."""
-    return torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
+def check_disk(out: Path, network: nn.Module) -> None:
+    """Raise `ConfigError` if the disk of `out` has no room for what the training of `network` writes there.
+
+    What the run folder already holds of it is not counted again.
+    """
+    there = [*(out / "checkpoints").glob("*.ckpt"), out / WEIGHTS_FILE, out / EARLY_FILE]
+    held = sum(file.stat().st_size for file in there if file.is_file())
+    check_space(out, max(0, run_bytes(network) - held), purpose="checkpoints and weights", option="--out")
 
 
-def _pass(denoiser: Denoiser, shape: tuple[int, ...], plan: TrainingPlan, device: torch.device, count: int) -> None:
-    """The forward and backward pass of `count` scans, as `DiffusionModule` has it."""
-    augmentation = Augmentation(plan.augment, len(shape) - 1, mask=plan.condition.mask)
-    with torch.autocast(device.type, torch.bfloat16, enabled=plan.precision == "bf16-mixed"):
-        scans = torch.randn(count, *shape, device=device)
-        condition = denoiser.embedding.make(torch.zeros(count, dtype=torch.long, device=device))
-        parameters = torch.zeros(count, augmentation.parameters, device=device)
-        clean = denoiser.encode(augmentation.apply(scans, parameters))
-        noise, sigma = torch.randn_like(clean), torch.ones(count, device=device)
-        loss = denoising_errors(denoiser, clean, noise, sigma, condition).mean()
-    loss.backward()
+def run_bytes(network: nn.Module) -> int:
+    """Return about how many bytes a run folder grows to.
+
+    These are at most three checkpoints (the last, the previous and the one being written), the weights twice, and early weights.
+    """
+    parameters = sum(parameter.numel() for parameter in network.parameters())
+    return parameters * (3 * _CHECKPOINT_BYTES + 3 * _WEIGHT_BYTES) + _OTHER_BYTES
 
 
-def planned_device(plan: TrainingPlan) -> torch.device:
-    """Return the device that Lightning takes for this process."""
-    if plan.accelerator in ("gpu", "cuda", "auto") and torch.cuda.is_available():
+class TrialStep:
+    """The forward and backward pass of a training step on random scans, with a copy of the denoiser, to be measured once."""
+
+    def __init__(self, denoiser: Denoiser, shape: tuple[int, ...], options: Options) -> None:
+        self.device = planned_device(options)
+        self._shape, self._options = shape, options
+        self._network = copy.deepcopy(denoiser).train()
+        if options.activation_checkpointing:
+            checkpoint_activations(self._network)
+
+    def memory(self) -> Memory:
+        """Return the memory of a step: weights, their average, the optimiser's moments, batches, activations and gradients."""
+        network, shape, options = self._network, self._shape, self._options
+        world = options.devices * options.num_nodes
+        part = max(2, scans_at_a_time(options))
+        weights = sum(each.nbytes for each in (*network.parameters(), *network.buffers()))
+        trained = sum(each.nbytes for each in network.parameters() if each.requires_grad)
+        small = part * prod(shape) * network.unet.block_out_channels[0] <= _SMALL
+        peaks = []
+        with nullcontext() if small else FakeTensorMode(allow_non_fake_inputs=True), self._own_random_numbers():
+            network.to(self.device) if small else network.to_empty(device=self.device)
+            for count in (1, part):
+                with PeakBytes() as counted:
+                    # The second part of a batch meets the gradients of the first.
+                    for _ in range(min(2, options.accumulate_grad_batches)):
+                        self._pass(count)
+                network.zero_grad()
+                peaks.append(counted.peak)
+        scan = max(1, (peaks[1] - peaks[0]) // (part - 1))
+        if self.device.type == "cpu":
+            peaks, scan = [int(each * _WASTE) for each in peaks], int(scan * _WASTE)
+        # The loader prepares the next batch during a step.
+        batches = 2 * options.batch_size // world * prod(shape) * 4
+        exchanged = trained if world > 1 else 0  # buffers of the gradients that processes exchange
+        return Memory(fixed=2 * weights + 2 * trained + exchanged + batches + max(0, peaks[0] - scan), scan=scan)
+
+    def seconds(self, most: int) -> float:
+        """Return the seconds that a scan takes on this device, with up to `most` scans at a time."""
+        self._network.to(self.device)
+        with self._own_random_numbers():
+            self._timed(1)  # the first pass chooses algorithms and fills caches
+            single = self._timed(1)
+            count = max(1, min(most, int(_PATIENCE / single)))
+            return single if count == 1 else min(self._timed(count), self._timed(count)) / count
+
+    def _timed(self, count: int) -> float:
+        began = time.perf_counter()
+        self._pass(count)
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter() - began
+
+    def _pass(self, count: int) -> None:
+        """Run both passes of `count` scans, as `DiffusionModule` does."""
+        options, device, embedding = self._options, self.device, self._network.embedding
+        with torch.autocast(device.type, torch.bfloat16, enabled=options.precision == "bf16-mixed"):
+            scans = torch.randn(count, *self._shape, device=device)
+            condition = embedding.make(torch.zeros(count, dtype=torch.long, device=device))
+            if isinstance(options, TrainOptions):
+                augmentation = Augmentation(options.augment, len(self._shape) - 1, mask=options.condition.mask)
+                scans = augmentation.apply(scans, condition.augmentation)
+            clean = self._network.encode(scans)
+            noise, sigma = torch.randn_like(clean), torch.ones(count, device=device)
+            loss = denoising_errors(self._network, clean, noise, sigma, condition).mean()
+        loss.backward()
+
+    def _own_random_numbers(self) -> AbstractContextManager[None]:
+        """Return a block whose random draws do not change later ones."""
+        return torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else [])
+
+
+def planned_device(options: Options) -> torch.device:
+    """Return the device that Lightning will use for this process."""
+    if options.accelerator in ("gpu", "auto") and torch.cuda.is_available():
         return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-    if plan.accelerator in ("gpu", "mps", "auto") and torch.backends.mps.is_available():
+    if options.accelerator in ("gpu", "auto") and torch.backends.mps.is_available():
         return torch.device("mps")
     return torch.device("cpu")
 
 
-def _gib(size: int) -> str:
-    return f"{size / _GIB:.1f} GiB" if size > _GIB / 10 else _mib(size)
+def free_memory(device: torch.device, *, root: Path = Path("/")) -> int | None:
+    """Return the bytes that this process may still use on a device; None if the system does not say.
+
+    On a CPU this is the least of what the machine has and what control groups allow (containers, SLURM). `root` is the root of
+    the file system.
+    """
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    if device.type != "cpu":
+        return None
+    available = _read_table(root / "proc" / "meminfo").get("MemAvailable:", 0) * 1024
+    known = [*([available] if available else []), *_free_in_groups(root)]
+    return max(0, min(known)) if known else None
 
 
-def _mib(size: int) -> str:
+class PeakBytes(TorchDispatchMode):
+    """Follows the tensors that operations make; `peak` is the largest number of bytes alive at once.
+
+    Tensors from before do not count. On a CPU, convolutions work on copies in a layout of their own (oneDNN), which count while
+    they run.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.peak = 0
+        self._sizes: dict[int, int] = {}
+        self._alive = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        """Run an operation and count what it makes."""
+        results = func(*args, **(kwargs or {}))
+        made = _tensors(results if isinstance(results, tuple | list) else [results])
+        for each in made:
+            self._follow(each.untyped_storage())
+        copied = func._schema.name in _CONVOLUTIONS and made[0].device.type == "cpu"
+        copies = sum(each.nbytes for each in _tensors((*args[: len(made)], *made))) if copied else 0
+        self.peak = max(self.peak, self._alive + copies)
+        return results
+
+    def _follow(self, storage: torch.UntypedStorage) -> None:
+        key = storage._cdata
+        if key not in self._sizes:
+            self._sizes[key] = storage.nbytes()
+            self._alive += storage.nbytes()
+            weakref.finalize(storage, self._forget, key)
+
+    def _forget(self, key: int) -> None:
+        self._alive -= self._sizes.pop(key)
+
+
+def _tensors(values: Iterable[Any]) -> list[torch.Tensor]:
+    return [each for each in values if isinstance(each, torch.Tensor)]
+
+
+def _free_in_groups(root: Path) -> Iterator[int]:
+    """Yield the free memory of each control group of this process and those above it; cached files can be dropped."""
+    try:
+        lines = (root / "proc" / "self" / "cgroup").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return
+    for line in lines:
+        _, controllers, group = [*line.split(":", 2), "", ""][:3]
+        if controllers == "":
+            top, limit, used, caches = "", "memory.max", "memory.current", ("inactive_file", "active_file")
+        elif "memory" in controllers.split(","):
+            top, limit, used = "memory", "memory.limit_in_bytes", "memory.usage_in_bytes"
+            caches = ("total_inactive_file", "total_active_file")
+        else:
+            continue
+        base = root / "sys" / "fs" / "cgroup" / top
+        # In a container the group has the name that the host gives it, and may be absent; the top one always exists.
+        for folder in (base / group.strip("/"), *(base / group.strip("/")).parents):
+            most, taken = _read_number(folder / limit), _read_number(folder / used)
+            if most is not None and taken is not None:
+                table = _read_table(folder / "memory.stat")
+                yield most - taken + sum(table.get(name, 0) for name in caches)
+            if folder == base:
+                break
+
+
+def _read_number(path: Path) -> int | None:
+    try:
+        return int(path.read_text(encoding="ascii"))
+    except (OSError, ValueError):  # "max" means no limit
+        return None
+
+
+def _read_table(path: Path) -> dict[str, int]:
+    try:
+        rows = [line.split() for line in path.read_text(encoding="ascii").splitlines()]
+        return {row[0]: int(row[1]) for row in rows if len(row) > 1}
+    except (OSError, ValueError):
+        return {}
+
+
+def _bytes(size: int) -> str:
+    if size > _GIB / 10:
+        return f"{size / _GIB:.1f} GiB"
     return f"{size / _MIB:.0f} MiB" if size > 10 * _MIB else f"{size / _MIB:.1f} MiB"
 
 
-def _rounded(count: int) -> int:
-    """Two figures, rounded down, of what is no better known."""
+def _describe(memory: Memory, free: int | None = None) -> str:
+    """Return how many scans at a time fit into the free memory, in two digits; what they need, if it is not known."""
+    if free is None:
+        return f"{_bytes(memory.scan)} per scan, {_bytes(memory.fixed)} fixed"
+    count = memory.largest(free)
     step = 10 ** max(0, len(str(count)) - 2)
-    return count // step * step
+    return f"about {count // step * step} scans at a time"
 
 
 def _duration(seconds: float) -> str:

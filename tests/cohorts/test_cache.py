@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from medsynth.cohorts import Cohort, Row, ScanDataset, cache, channels, prepare_cohort
-from medsynth.config import GridOptions, IntensityOptions, ReadingOptions
+from medsynth.config import GridOptions, IntensityOptions, Loading
 from medsynth.errors import ConfigError, DataError
 from medsynth.scans import Intensity, Scan, read_scan, write_scan
 
@@ -23,7 +23,11 @@ def random_images(count: int, shape: tuple[int, int] = (16, 16)) -> list[np.ndar
 
 
 def prepare(cohort: Cohort, **options):
-    return prepare_cohort(cohort, **{"grid": GRID, "intensity": RANGE, "progress": False, **options})
+    """Prepare; options of `Loading` may stand beside the others."""
+    loading = Loading(
+        progress=False, **{name: options.pop(name) for name in ("cache_dir", "max_mib") if name in options}
+    )
+    return prepare_cohort(cohort, **{"grid": GRID, "intensity": RANGE, "loading": loading, **options})
 
 
 @pytest.fixture
@@ -86,7 +90,7 @@ def test_the_key_follows_content_and_options(png_cohort, tmp_path):
     cohort = png_cohort(random_images(5))
     key = prepare(cohort).key
     assert prepare(cohort, cache_dir=tmp_path / "elsewhere").key == key
-    assert prepare(cohort, reading=ReadingOptions(max_mib=3)).key == key
+    assert prepare(cohort, max_mib=3).key == key
     others = [
         prepare(cohort, grid=GridOptions(size=8, fit="crop")).key,
         prepare(cohort, intensity=IntensityOptions(method="minmax")).key,
@@ -317,10 +321,22 @@ def test_dataset_items(png_cohort):
     dataset = ScanDataset(prepared, prepared.indices("train", 1))
     assert len(dataset) == 3
     item = dataset[2]
-    assert (item["label"], item["index"]) == (1, 5)
+    assert (item["label"], item["index"], item["synthetic"]) == (1, 5, False)
+    assert item.keys() == {"scan", "label", "index", "synthetic"}
     assert item["scan"].dtype.is_floating_point
     assert np.array_equal(item["scan"].numpy(), prepared.scans[5].astype(np.float32))
     assert len(ScanDataset(prepared)) == 6
+
+
+def test_dataset_items_hold_attributes_text_and_whether_they_are_synthetic(png_cohort):
+    cohort = png_cohort(random_images(2))
+    rows = (cohort.rows[0], replace(cohort.rows[1], attributes={"synthetic": "1"}))
+    values = np.arange(4, dtype=np.float32).reshape(2, 2)
+    prepared = replace(prepare(replace(cohort, rows=rows)), attributes=values, text=values + 10)
+    items = list(ScanDataset(prepared))
+    assert [item["synthetic"] for item in items] == [False, True]
+    assert [item["attributes"].tolist() for item in items] == [[0, 1], [2, 3]]
+    assert [item["text"].tolist() for item in items] == [[10, 11], [12, 13]]
 
 
 def test_facts_beside_the_cache_are_json(png_cohort, tmp_path):

@@ -9,12 +9,15 @@ import numpy as np
 import pytest
 
 from medsynth.cohorts import index, index_scans
+from medsynth.config import IndexOptions
 from medsynth.errors import DataError
 from tests.cohorts.conftest import noise_image, write_png
 
 
 def run(scans: Path, **options):
-    return index_scans(**{"scans": scans, "out": scans.parent / "cohort.csv", "progress": False, **options})
+    return index_scans(
+        IndexOptions(**{"scans": scans, "out": scans.parent / "cohort.csv", "progress": False, **options})
+    )
 
 
 def write_folders(scans: Path, counts: dict[str, int]) -> Path:
@@ -46,12 +49,12 @@ def test_split_folders_give_the_split_and_the_folders_in_them_the_class(tmp_path
         ("a", "test"): 1,
         ("b", "test"): 2,
     }
-    assert any("TEST, Train, valid are taken as splits" in note for note in result.notes)
+    assert any("the folders TEST, Train, valid are splits" in note for note in result.notes)
 
 
 def test_split_folders_without_classes_are_refused(tmp_path, unread):
     scans = write_folders(tmp_path / "scans", {"train": 3, "test/a": 3})
-    with pytest.raises(DataError, match=r"train/s0\.png: need a label, got no folder of a class in 'train'"):
+    with pytest.raises(DataError, match=r"train/s0\.png: need a label, got no class folder in 'train'"):
         run(scans)
 
 
@@ -103,7 +106,7 @@ def test_files_of_other_formats_are_counted(tmp_path):
     scans = write_folders(tmp_path / "scans", {"a": 6})
     for name in ("x.jpg", "y.JPG", "z.tif", "IM0001", ".hidden.jpg", "notes.txt", "labels.csv"):
         (scans / "a" / name).touch()
-    note = "4 files of no format that medsynth reads: .jpg (2), without suffix (1), .tif (1)"
+    note = "4 files in formats that medsynth does not read: .jpg (2), without suffix (1), .tif (1)"
     assert note in run(scans).notes
     for file in scans.rglob("*.png"):
         file.unlink()

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from medsynth.cohorts import index, index_scans, quality, read_cohort
-from medsynth.cohorts.quality import measure_quality
-from medsynth.config import ColumnOptions, ReadingOptions
+from medsynth.cohorts import index, index_scans, read_cohort
+from medsynth.cohorts.index import measure_quality
+from medsynth.config import ColumnOptions, IndexOptions
 from medsynth.errors import ConfigError, DataError
 from medsynth.scans import Scan
 
@@ -18,7 +18,9 @@ COUNTS = {"normal": 20, "flu": 6, "rare": 4}
 
 
 def run(scans: Path, **options):
-    return index_scans(**{"scans": scans, "out": scans.parent / "cohort.csv", "progress": False, **options})
+    return index_scans(
+        IndexOptions(**{"scans": scans, "out": scans.parent / "cohort.csv", "progress": False, **options})
+    )
 
 
 def write_labels(scans: Path, lines: list[str], header: str = "path,label,patient_id,split") -> Path:
@@ -50,7 +52,7 @@ def test_folders_are_labels_and_the_split_is_by_patient(image_folder):
         splits[row.patient_id].add(row.split)
     assert len(splits) == sum(COUNTS.values())
     assert all(len(found) == 1 for found in splits.values())
-    assert result.counts == {
+    assert result.cohort.counts() == {
         "flu": {"train": (8, 4), "val": (2, 1), "test": (2, 1)},
         "normal": {"train": (28, 14), "val": (6, 3), "test": (6, 3)},
         "rare": {"train": (4, 2), "val": (2, 1), "test": (2, 1)},
@@ -119,8 +121,8 @@ def test_paths_may_be_relative_to_the_scans_folder_and_splits_given(image_folder
 def test_keep_through_the_index(image_folder):
     scans = image_folder({"normal": 20, "rare": 20}, scans=2)
     pattern = r"/([a-z]+\d+)_"
-    full = run(scans, patient_pattern=pattern).counts
-    kept = run(scans, patient_pattern=pattern, keep=["rare=5/2"]).counts
+    full = run(scans, patient_pattern=pattern).cohort.counts()
+    kept = run(scans, patient_pattern=pattern, keep=["rare=5/2"]).cohort.counts()
     assert kept["normal"] == full["normal"]
     assert kept["rare"] == {"train": (10, 5), "val": (4, 2), "test": full["rare"]["test"]}
 
@@ -128,8 +130,8 @@ def test_keep_through_the_index(image_folder):
 def test_merged_labels_are_one_class_and_stay_known(image_folder):
     scans = image_folder({"solid": 12, "part_solid": 6, "ground_glass": 6})
     result = run(scans, merge=["subsolid = part_solid+ground_glass"], keep=["subsolid=5/1"])
-    assert set(result.counts) == {"solid", "subsolid"}
-    assert result.counts["subsolid"]["train"][1] == 5
+    assert set(result.cohort.counts()) == {"solid", "subsolid"}
+    assert result.cohort.counts()["subsolid"]["train"][1] == 5
     sublabels = {(row.label, row.attributes.get("sublabel")) for row in result.cohort.rows}
     assert sublabels == {("solid", None), ("subsolid", "part_solid"), ("subsolid", "ground_glass")}
 
@@ -176,10 +178,8 @@ def test_medmnist_items_bring_labels_and_splits(tmp_path):
 def test_every_scan_is_read_once(image_folder, monkeypatch):
     scans = image_folder(COUNTS)
     read: list[str] = []
-    original = quality.read_scan
-    monkeypatch.setattr(
-        quality, "read_scan", lambda path, **options: read.append(str(path)) or original(path, **options)
-    )
+    original = index.read_scan
+    monkeypatch.setattr(index, "read_scan", lambda path, **options: read.append(str(path)) or original(path, **options))
     run(scans)
     assert len(read) == len(set(read)) == 30
 
@@ -215,7 +215,9 @@ def test_unreadable_scans_are_refused_or_left_out(image_folder):
     scans = image_folder(COUNTS)
     for name in ("normal/normal3_0.png", "normal/normal7_0.png"):
         (scans / name).write_bytes((scans / name).read_bytes()[:50])
-    with pytest.raises(DataError, match=r"normal3_0\.png.*2 of 30 scans cannot be read; `--skip_bad true`") as caught:
+    with pytest.raises(
+        DataError, match=r"normal3_0\.png.*2 of 30 scans cannot be read; `medsynth index --skip_bad true`"
+    ) as caught:
         run(scans)
     assert "\n" not in str(caught.value)
     assert written(scans.parent) == set()
@@ -229,7 +231,7 @@ def test_unreadable_scans_are_refused_or_left_out(image_folder):
 def test_over_budget_scans_are_refused(image_folder):
     scans = image_folder({"a": 3}, shape=(1100, 1100))
     with pytest.raises(DataError, match=r"\(3 of 3 scans cannot be read\)$"):
-        run(scans, reading=ReadingOptions(max_mib=1))
+        run(scans, max_mib=1)
 
 
 def test_scans_that_the_labels_name_in_vain(image_folder):
@@ -329,7 +331,7 @@ def test_fault_23_classes_with_no_or_one_training_scan(image_folder):
         ({"patient_pattern": "(a"}, "regular expression"),
         ({"patient_pattern": "a"}, "one group"),
         ({"split": (0.5, 0.5, 0.5)}, "sum to 1"),
-        ({"keep": ["x"]}, "got no '='"),
+        ({"keep": ["x"]}, "need LABEL=TRAIN/VAL"),
         ({"keep": ["y=1/1"]}, "'y'"),
         ({"out": Path("/tmp")}, "csv"),
     ],
@@ -376,9 +378,10 @@ def test_summary_ends_with_what_was_written(image_folder):
     result = run(scans, out=scans.parent / "mine.csv")
     assert result.quality_path.is_file()
     folder = result.path.parent
-    assert result.summary().splitlines()[-2:] == [
+    assert result.summary().splitlines()[-3:] == [
         f"cohort: {folder / 'mine.csv'}",
         f"quality table: {folder / 'mine_quality.csv'}",
+        f"next: medsynth train --cohort {folder / 'mine.csv'} --out run",
     ]
 
 
@@ -425,7 +428,7 @@ def test_mixed_axes_or_channels_are_refused(image_folder, shape, words):
     np.savez(scans / "a/other.npz", image=array, **({"channels": 3} if len(array) == 3 else {}))
     for skip_bad in (False, True):
         with pytest.raises(
-            DataError, match=rf"a/other.*6 in 2D with 1 channel and 1 in {words} try indexing them apart"
+            DataError, match=rf"a/other.*6 in 2D with 1 channel and 1 in {words} try indexing them separately"
         ):
             run(scans, skip_bad=skip_bad)
     assert written(scans.parent) == set()

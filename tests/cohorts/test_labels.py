@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from medsynth.cohorts import index, index_scans
-from medsynth.config import ColumnOptions
+from medsynth.config import ColumnOptions, IndexOptions
 from medsynth.errors import DataError
 from tests.cohorts.conftest import noise_image, write_png
 
@@ -20,7 +20,7 @@ def run(folder: Path, table: str, **options):
         "out": folder / "cohort.csv",
         "progress": False,
     }
-    return index_scans(**{**known, "allow_tiny": True, **options})
+    return index_scans(IndexOptions(**{**known, "allow_tiny": True, **options}))
 
 
 @pytest.fixture
@@ -62,7 +62,7 @@ def test_bare_names_that_find_each_scan_once(folder):
     bare = [path.split("/")[1] for path in PATHS]
     result = run(folder, rows_of(bare))
     assert names(result) == PATHS
-    assert any("4 rows of the labels CSV hold bare file names" in note for note in result.notes)
+    assert any("4 rows of the labels CSV hold only file names" in note for note in result.notes)
     assert names(run(folder, rows_of([PATHS[0], *bare[1:]]))) == PATHS
     with pytest.raises(DataError, match=r"'0\.png' twice"):
         run(folder, rows_of([PATHS[0], *bare]))
@@ -83,7 +83,9 @@ def test_skip_bad_is_advised_only_where_it_helps(folder):
     with pytest.raises(DataError, match=r"none for all 2 rows, such as 'p/8\.png'; try another --scans") as caught:
         run(folder, rows_of(["p/8.png", "p/9.png"]))
     assert "--skip_bad" not in str(caught.value)
-    with pytest.raises(DataError, match=r"got '17'; try --columns\.path with the column of paths ending in \.png"):
+    with pytest.raises(
+        DataError, match=r"such as '17'; try another --scans or --columns\.path: a column of .* in \.png"
+    ):
         run(folder, rows_of(["17", "18"]))
 
 

@@ -7,9 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from medsynth.cohorts import Cohort, Row, manifest, read_cohort, write_cohort
+from medsynth.cohorts import Cohort, Row, read_cohort, write_cohort
 from medsynth.cohorts.manifest import read_columns
-from medsynth.cohorts.sequences import sequences_of
 from medsynth.errors import ConfigError, DataError
 
 HEADER = "path,label,patient_id,split\n"
@@ -46,7 +45,8 @@ def test_a_written_cohort_is_read_back(tmp_path_factory, labels, attributes, spl
 def test_writing_does_not_look_at_every_row_for_every_row(tmp_path, monkeypatch):
     """A hundred thousand scans would take hours."""
     looks = []
-    monkeypatch.setattr(manifest, "sequences_of", lambda rows: looks.append(1) or sequences_of(rows))
+    found = Cohort.sequences.fget
+    monkeypatch.setattr(Cohort, "sequences", property(lambda cohort: looks.append(1) or found(cohort)))
     rows = tuple(Row(path=f"{number}.png", label="a", patient_id=f"p{number}", split="train") for number in range(50))
     write_cohort(Cohort(folder=tmp_path, rows=rows), tmp_path / "cohort.csv")
     assert 1 <= len(looks) <= 2

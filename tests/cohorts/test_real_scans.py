@@ -9,21 +9,23 @@ import pytest
 
 from medsynth.cohorts import index_scans
 from medsynth.cohorts.splitting import kept_scans, parse_keep
+from medsynth.config import IndexOptions
 
 DATA = Path(__file__).parents[2].parent / "shared" / "data" / "chest_xray"
 pytestmark = pytest.mark.skipif(not DATA.is_dir(), reason="the real chest X-rays are not beside the repository")
 
 
 def test_chest_xray_counts_and_rarity(tmp_path):
-    result = index_scans(scans=DATA / "images", labels=DATA / "labels.csv", out=tmp_path / "cohort.csv", progress=False)
-    assert {label: [count for count, _ in by_split.values()] for label, by_split in result.counts.items()} == {
+    result = index_scans(
+        IndexOptions(scans=DATA / "images", labels=DATA / "labels.csv", out=tmp_path / "cohort.csv", progress=False)
+    )
+    assert {label: [count for count, _ in by_split.values()] for label, by_split in result.cohort.counts().items()} == {
         "normal": [781, 133, 426],
         "bacterial_pneumonia": [1510, 311, 696],
         "viral_pneumonia": [796, 155, 392],
     }
     rows = result.cohort.rows
-    columns = [row.label for row in rows], [row.patient_id for row in rows], [row.split for row in rows]
-    stays = kept_scans(*columns, parse_keep(["viral_pneumonia=40/10"]), seed=0)
+    stays = kept_scans(rows, parse_keep(["viral_pneumonia=40/10"]), seed=0)
     viral = {
         (row.patient_id, row.split) for row, stay in zip(rows, stays, strict=True) if stay and "viral" in row.label
     }

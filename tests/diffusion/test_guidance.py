@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from medsynth.config import GuidanceOptions, SolverOptions
-from medsynth.diffusion import autoguide, check_guidance, guide, heun, noise_levels
+from medsynth.config import GuidanceOptions
+from medsynth.diffusion import Solver, autoguide, check_guidance, guide, heun, noise_levels
 from medsynth.errors import ConfigError
 from medsynth.networks import Condition
 
@@ -50,7 +50,7 @@ def gaussian(mean, std):
 
 def solved(denoise, count=2000):
     noise = torch.randn(count, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    return heun(denoise, noise, noise_levels(SolverOptions(steps=60, sigma_max=40.0)).double())
+    return heun(denoise, noise, noise_levels(Solver(name="heun", steps=60, sigma_max=40.0, sigma_min=0.02)))
 
 
 EVERYWHERE = {"sigma_low": 0.0, "sigma_high": 1000.0, "weak": "early"}

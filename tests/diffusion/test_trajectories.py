@@ -1,14 +1,16 @@
-"""Trajectories: where the student stops, that the teacher's are those of its solver, and what the loss sees."""
+"""Trajectories: where the student stops, the teacher's path, and what the loss measures."""
+
+from dataclasses import replace
 
 import pytest
 import torch
 
-from medsynth.config import SolverOptions, TrajectoryOptions
+from medsynth.config import DistillOptions, SolverOptions
 from medsynth.diffusion import (
     dpmpp_2m,
     euler,
     noise_levels,
-    settle_solver,
+    resolve_solver,
     student_solver,
     trace_trajectory,
     trajectory_levels,
@@ -25,13 +27,17 @@ def gaussian(noisy, sigma):
     return noisy * (SPREAD**2 / (SPREAD**2 + sigma.reshape(-1, 1, 1, 1) ** 2)).to(noisy.dtype)
 
 
+def solver_of_student(**options):
+    return student_solver(DistillOptions(run="", cohort="", out="", **options), voxels=VOXELS)
+
+
 def noise(count=4):
     return torch.randn(count, 1, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 
 
 @pytest.mark.parametrize("evaluations", [1, 2, 3, 4])
 def test_the_student_stops_on_levels_of_its_teacher(evaluations):
-    student = student_solver(TrajectoryOptions(evaluations=evaluations), voxels=VOXELS)
+    student = solver_of_student(evaluations=evaluations)
     assert (student.name, student.steps) == ("euler", evaluations)
     levels, stops = trajectory_levels(student, 12)
     assert torch.equal(levels[stops], noise_levels(student)[1:])
@@ -44,16 +50,16 @@ def test_the_student_stops_on_levels_of_its_teacher(evaluations):
 
 
 def test_with_two_evaluations_the_teacher_is_its_solver():
-    student = student_solver(TrajectoryOptions(), voxels=VOXELS)
+    student = solver_of_student()
     levels, stops = trajectory_levels(student, 12)
-    teacher = SolverOptions(name="dpmpp_2m", steps=12, sigma_max=student.sigma_max, sigma_min=student.sigma_min)
+    teacher = replace(student, name="dpmpp_2m", steps=12)
     assert levels.tolist() == pytest.approx(noise_levels(teacher).tolist(), rel=1e-9)
     assert stops == [11, 12]
 
 
 def test_a_trace_is_where_the_solver_passes_and_the_equation_leads():
     """Of normal data the trajectory is known: it shrinks as the standard deviation does."""
-    levels, stops = trajectory_levels(student_solver(TrajectoryOptions(evaluations=3), voxels=VOXELS), 200)
+    levels, stops = trajectory_levels(solver_of_student(evaluations=3), 200)
     start = noise()
     points = trace_trajectory(gaussian, start, levels, stops)
     assert torch.equal(points[-1], dpmpp_2m(gaussian, start, levels))
@@ -64,7 +70,7 @@ def test_a_trace_is_where_the_solver_passes_and_the_equation_leads():
 
 
 def test_no_loss_on_the_trajectory_and_the_difference_beside_it():
-    levels = noise_levels(student_solver(TrajectoryOptions(), voxels=VOXELS))
+    levels = noise_levels(solver_of_student())
     start = noise()
     middle = gaussian(start * levels[0], torch.full((4,), float(levels[0])))
     middle = middle + levels[1] / levels[0] * (start * levels[0] - middle)
@@ -78,7 +84,7 @@ def test_no_loss_on_the_trajectory_and_the_difference_beside_it():
 
 
 def test_the_last_stop_teaches_the_first_step():
-    levels = noise_levels(student_solver(TrajectoryOptions(), voxels=VOXELS))
+    levels = noise_levels(solver_of_student())
     shift = torch.zeros((), dtype=torch.float64, requires_grad=True)
     start = noise()
 
@@ -93,34 +99,29 @@ def test_the_last_stop_teaches_the_first_step():
 
 
 def test_a_student_has_one_solver():
-    own = student_solver(TrajectoryOptions(), voxels=VOXELS)
-    assert settle_solver(SolverOptions(), own=own) == own
-    fast = settle_solver(SolverOptions(precision="bf16-mixed", steps=2), own=own)
-    assert (fast.precision, fast.steps) == ("bf16-mixed", 2)
-    with pytest.raises(
-        ConfigError, match=r"solver\.steps: need 2, for which this run was distilled, got 4; try leaving"
+    own = solver_of_student()
+    assert resolve_solver(SolverOptions(), own=own) == own
+    fast = resolve_solver(SolverOptions(steps=2), own=own, precision="bf16-mixed")
+    assert fast == replace(own, precision="bf16-mixed")
+    for wrong, message in (
+        ({"steps": 4}, r"solver\.steps: need 2, for which this run was distilled, got 4; try leaving"),
+        ({"sigma_min": 0.02}, r"solver\.sigma_min: need 0\.05, for which this run was distilled, got 0\.02"),
+        ({"name": "dpmpp_2m"}, r"solver\.name: need euler, for which this run was distilled, got dpmpp_2m"),
     ):
-        settle_solver(SolverOptions(steps=4), own=own)
-    with pytest.raises(
-        ConfigError, match=r"solver\.sigma_min: need 0\.05, for which this run was distilled, got 0\.02"
-    ):
-        settle_solver(SolverOptions(sigma_min=0.02), own=own)
-    with pytest.raises(ConfigError, match=r"solver\.rho: need 7, for which this run was distilled, got 5"):
-        settle_solver(SolverOptions(rho=5.0), own=own)
-    with pytest.raises(ConfigError, match=r"solver\.name: need euler for this distilled run, got dpmpp_2m"):
-        settle_solver(SolverOptions(name="dpmpp_2m"), own=own)
+        with pytest.raises(ConfigError, match=message):
+            resolve_solver(SolverOptions(**wrong), own=own)
 
 
 @pytest.mark.parametrize(
     ("options", "named"),
     [
-        ({"evaluations": 0}, r"trajectories\.evaluations: need 1 to 4, got 0"),
-        ({"evaluations": 5}, r"trajectories\.evaluations: need 1 to 4, got 5"),
-        ({"steps": 2}, r"trajectories\.steps: need more than trajectories\.evaluations=2, got 2"),
-        ({"count": 0}, r"trajectories\.count: need at least 1, got 0"),
-        ({"guidance": -1.0}, r"trajectories\.guidance: need 0 or more, got -1"),
+        ({"evaluations": 0}, r"^evaluations: need 1 to 4, got 0"),
+        ({"evaluations": 5}, r"^evaluations: need 1 to 4, got 5"),
+        ({"teacher_steps": 2}, r"^teacher_steps: need more than evaluations=2, got 2"),
+        ({"trajectories": 0}, r"^trajectories: need at least 1, got 0"),
+        ({"teacher_guidance": -1.0}, r"^teacher_guidance: need 0 or more, got -1"),
     ],
 )
 def test_what_no_student_can_learn_from_is_refused(options, named):
     with pytest.raises(ConfigError, match=named):
-        student_solver(TrajectoryOptions(**options), voxels=VOXELS)
+        solver_of_student(**options)

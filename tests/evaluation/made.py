@@ -8,16 +8,24 @@ import numpy as np
 import torch
 from scipy.ndimage import gaussian_filter
 
+from medsynth.evaluation.arrays import ScanArrays
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class MadeScans:
-    """What `score_fidelity` needs of a prepared cohort."""
+    """What `score_fidelity` needs; features are the pixels, unless there are others."""
 
     scans: np.ndarray
     labels: np.ndarray
     splits: np.ndarray
     patients: np.ndarray
     classes: tuple[str, ...]
+    others: np.ndarray | None = None
+    rows_of = ScanArrays.rows_of
+
+    @property
+    def features(self) -> np.ndarray:
+        return self.scans.reshape(len(self.scans), -1).astype(np.float32) if self.others is None else self.others
 
 
 class Pixels:
@@ -52,3 +60,8 @@ def made_cohort(counts: dict[str, dict[str, int]], seed: int, *, brighter: float
         patients=np.arange(len(labels)),
         classes=tuple(counts),
     )
+
+
+def pixels(scans: torch.Tensor) -> torch.Tensor:
+    """Return the pixels as features."""
+    return scans.flatten(1)

@@ -9,8 +9,9 @@ import pytest
 import medsynth
 from medsynth.cli import run_command
 from medsynth.cohorts import Cohort, write_cohort
-from medsynth.config import SolverOptions, TrialOptions
-from medsynth.errors import ConfigError, DataError
+from medsynth.config import EditOptions, SolverOptions
+from medsynth.errors import DataError
+from medsynth.evaluation import edits
 from medsynth.evaluation.edits import ProbeClassifier, choose_strength
 
 
@@ -59,15 +60,12 @@ def test_an_edit_that_changes_nothing_is_its_donor():
     assert (choice.curve[0].distance, choice.curve[0].similarity, choice.curve[0].measure) == (0.0, 1.0, "SSIM")
 
 
-def test_no_strengths_are_refused():
-    with pytest.raises(ConfigError, match=r"trial\.strengths: need one strength at least"):
-        choose_strength(Brightness(0.5), DONORS, brighten, ())
-
-
 @pytest.fixture(scope="module")
 def auto(tiny_run, tiny_cohort, tmp_path_factory):
     """`auto(name)` edits two dark scans towards bright, the strength chosen among two."""
     folder = tmp_path_factory.mktemp("auto")
+    patch = pytest.MonkeyPatch()
+    patch.setattr(edits.choose_strength, "__defaults__", ((0.5, 0.2),))
 
     def call(name, **options):
         chosen = {
@@ -78,13 +76,13 @@ def auto(tiny_run, tiny_cohort, tmp_path_factory):
             "count": 2,
             "strength": "auto",
             "solver": SolverOptions(steps=4),
-            "trial": TrialOptions(strengths=(0.5, 0.2), donors=3),
             "progress": False,
         } | options
         medsynth.edit(**chosen, out=folder / name)
         return json.loads((folder / name / "provenance.json").read_text())
 
-    return call
+    yield call
+    patch.undo()
 
 
 def test_the_set_says_how_its_strength_was_chosen(auto, monkeypatch):
@@ -95,7 +93,7 @@ def test_the_set_says_how_its_strength_was_chosen(auto, monkeypatch):
     enough = [each for each in trial["curve"] if each["probability"] >= trial["wanted"]]
     assert facts["strength"] == (enough or [best])[0]["strength"]
     assert trial["reached"] == bool(enough)
-    assert (trial["donors"], trial["classifier"]["validation_scans"]) == (3, {"target_class": 2, "donor_class": 8})
+    assert (trial["donors"], trial["classifier"]["validation_scans"]) == (8, {"target_class": 2, "donor_class": 8})
     assert trial["classifier"]["auroc"] == 1.0, "bright and dark blobs can be told apart"
     assert trial["wanted"] > trial["unedited"]
     assert trial["curve"][0]["distance"] < trial["curve"][1]["distance"]
@@ -107,9 +105,12 @@ def test_the_set_says_how_its_strength_was_chosen(auto, monkeypatch):
 
 def test_only_training_and_validation_scans_choose(tiny_run, tiny_cohort):
     cohort = medsynth.read_cohort(tiny_cohort)
-    options = {"donor_class": "dark", "target_class": "bright", "progress": False}
-    whole = ProbeClassifier(tiny_run, cohort, **options)
-    without = ProbeClassifier(tiny_run, cohort.select(split=("train", "val")), **options)
+    options = EditOptions(
+        run=tiny_run.folder, cohort=tiny_cohort, out="set", donor_class="dark", target_class="bright", count=1,
+        progress=False,
+    )  # fmt: skip
+    whole = ProbeClassifier(tiny_run, cohort, options)
+    without = ProbeClassifier(tiny_run, cohort.select(split=("train", "val")), options)
     assert np.array_equal(whole.donors, without.donors)
     scans = np.linspace(-1, 1, 3, dtype=np.float32)[:, None, None, None] * np.ones((1, 1, 16, 16), dtype=np.float32)
     alone = np.concatenate([whole(scans[[number]]) for number in range(3)])
@@ -124,15 +125,12 @@ def test_a_choice_needs_validation_scans(auto, tiny_cohort, tmp_path):
     write_cohort(Cohort(folder=tmp_path, rows=kept, roots={"tiny": cohort.folder}), file)
     with pytest.raises(DataError, match="strength: need val scans of 'bright' to choose on, got none"):
         auto("none", cohort=file)
-    with pytest.raises(ConfigError, match=r"trial\.donors: need a number from 1, got 0"):
-        auto("none", trial=TrialOptions(donors=0))
-    with pytest.raises(ConfigError, match="strength: need a noise level above 0"):
-        auto("none", trial=TrialOptions(strengths=(0.5, -1.0)))
 
 
-def test_the_command_takes_a_word_or_a_number(tiny_run, tiny_cohort, tmp_path, capsys):
+def test_the_command_takes_a_word_or_a_number(tiny_run, tiny_cohort, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(choose_strength, "__defaults__", ((0.3,),))
     options = ["--run", tiny_run.folder, "--cohort", tiny_cohort, "--donor_class", "dark", "--target_class", "bright"]
-    options += ["--count", "1", "--trial.strengths", "[0.3]", "--trial.donors", "2", "--solver.steps", "3"]
+    options += ["--count", "1", "--solver.steps", "3"]
     command = ["edit", *map(str, options), "--strength"]
     assert run_command([*command, "auto", "--out", str(tmp_path / "auto")]) == 0
     assert "strength 0.3:" in capsys.readouterr().err

@@ -10,7 +10,6 @@ import torch
 
 from medsynth.errors import ConfigError, DataError
 from medsynth.evaluation import features as module
-from medsynth.evaluation.evaluate import evaluate_cohorts
 from medsynth.evaluation.features import cached_features
 
 
@@ -136,9 +135,3 @@ def test_two_processes_extract_the_features_of_one(tmp_path, prepared):
     assert asking.seen == 0
     assert len({*noted.iterdir()} - {noted / str(os.getpid())}) == 2
     assert sorted(path.suffix for path in (tmp_path / "cache").iterdir()) == [".json", ".npy"]
-
-
-def test_a_launcher_does_not_start_several_evaluations(tmp_path, monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(ConfigError, match="WORLD_SIZE: need one process that starts the others, got 2"):
-        evaluate_cohorts(tmp_path / "real.csv", tmp_path / "made.csv", work=tmp_path / "work", devices=2)

@@ -9,13 +9,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from medsynth.cohorts import Cohort, Row, read_cohort, write_cohort
-from medsynth.config import DownstreamOptions, FidelityOptions, NetworkOptions, PrivacyOptions, ReadingOptions
+from medsynth.cohorts import Cohort, Row, prepare_cohort, write_cohort
+from medsynth.config import DownstreamOptions, EvaluateOptions, GridOptions, IntensityOptions, NetworkOptions
 from medsynth.errors import ConfigError, DataError
-from medsynth.evaluation import evaluate_cohorts
-from medsynth.evaluation.inputs import check_run, clipping_notes, open_real, open_synthetic
+from medsynth.evaluation import evaluate_cohorts, inputs
+from medsynth.evaluation.evaluate import infer_membership
+from medsynth.evaluation.inputs import Inputs, Side, check_run, clipping_notes
 from medsynth.runs import Run, RunSpec
 from medsynth.scans import Intensity, Scan, write_scan
+from medsynth.sets import open_synthetic
+from tests.evaluation.made import Pixels
 
 
 @pytest.fixture
@@ -47,64 +50,6 @@ def run_of(folder: Path, fingerprint: str) -> Run:
     return Run(folder=folder, spec=spec, options={}, steps=70, fingerprint=fingerprint)
 
 
-def test_a_synthetic_csv_needs_only_paths_and_labels(tmp_path, real):
-    path = synthetic_csv(tmp_path / "made", "path,label\na.png,ill \nb.png,well\n")
-    for given in (path, path.parent):
-        cohort = open_synthetic(given, real)
-        assert [(row.path, row.label, row.patient_id, row.split) for row in cohort.rows] == [
-            ("a.png", "ill", "SYNTH-0", "train"),
-            ("b.png", "well", "SYNTH-1", "train"),
-        ]
-        assert cohort.folder == path.parent
-
-
-@pytest.mark.parametrize(
-    ("header", "cells", "expected"),
-    [
-        ("path,label,split", "a.png,ill,val", ("SYNTH-0", "val")),
-        ("path,label,patient_id", "a.png,ill,S7", ("S7", "train")),
-    ],
-)
-def test_a_column_that_is_there_counts(tmp_path, real, header, cells, expected):
-    row = open_synthetic(synthetic_csv(tmp_path / "made", f"{header}\n{cells}\n"), real).rows[0]
-    assert (row.patient_id, row.split) == expected
-
-
-def test_a_whole_synthetic_csv_is_read_as_any_cohort(tmp_path, real):
-    path = synthetic_csv(tmp_path / "made", "path,label,patient_id,split,synthetic\na.png,ill,S1,train,1\n")
-    assert open_synthetic(path, real) == read_cohort(path)
-
-
-@pytest.mark.parametrize(
-    ("text", "words"),
-    [
-        ("path,label\n../a.png,ill\n", "without '..'"),
-        ("path,label\na.png,ill\na.png,ill\n", "each scan once"),
-        ("path,label\na.png,\n", "need a label in every row"),
-        ("file,label\na.png,ill\n", "need the column 'path'"),
-        ("path,label,split\na.png,ill,\n", "need the split"),
-        (
-            "path,label\na.png,alien\n",
-            r"made/cohort.csv: need classes of the real cohort \(ill, well\), got alien; try",
-        ),
-        ("path,label,patient_id,split\na.png,alien,S1,train\n", r"made/cohort.csv: need classes .* got alien; try"),
-    ],
-)
-def test_what_is_refused_of_a_synthetic_csv(tmp_path, real, text, words):
-    with pytest.raises(DataError, match=words):
-        open_synthetic(synthetic_csv(tmp_path / "made", text), real)
-
-
-def test_a_folder_without_a_csv_says_how_to_make_one(tmp_path, real):
-    (tmp_path / "made").mkdir()
-    with pytest.raises(
-        DataError, match=r"made: need cohort.csv .* got none; try a CSV with the columns path and label"
-    ):
-        open_synthetic(tmp_path / "made", real)
-    with pytest.raises(DataError, match=r"try medsynth index --scans \S+made --out \S+made/cohort.csv$"):
-        open_real(tmp_path / "made")
-
-
 def test_the_set_of_another_run_is_refused_with_both_folders(tmp_path, real):
     path = synthetic_csv(tmp_path / "made", "path,label\na.png,ill\n")
     run = run_of(tmp_path / "run", "a" * 64)
@@ -134,7 +79,7 @@ def test_the_set_of_another_run_is_refused_with_both_folders(tmp_path, real):
     ],
 )
 def test_pixels_beyond_the_range_of_the_run_are_noted(real, low, high, words):
-    notes = clipping_notes(real, Intensity(low=low, high=high), ReadingOptions())
+    notes = clipping_notes(real, Intensity(low=low, high=high))
     assert len(notes) == len(words)
     assert all(note.startswith(word) for note, word in zip(notes, words, strict=True))
     assert not any("real/" in note or ".png" in note for note in notes)
@@ -142,28 +87,49 @@ def test_pixels_beyond_the_range_of_the_run_are_noted(real, low, high, words):
 
 def test_only_training_scans_are_looked_at_for_the_range(real):
     held_out = dataclasses.replace(real, rows=tuple(dataclasses.replace(row, split="test") for row in real.rows))
-    assert clipping_notes(held_out, Intensity(low=(300,), high=(400,)), ReadingOptions()) == []
+    assert clipping_notes(held_out, Intensity(low=(300,), high=(400,))) == []
 
 
-def test_faults_show_before_any_scan_is_read(tmp_path, real):
+def test_faults_show_before_any_scan_is_read(tmp_path, real, monkeypatch):
     # The scans of this set do not exist, so reading one would be another error.
-    path = synthetic_csv(tmp_path / "made", "path,label\na.png,ill\n")
+    path = synthetic_csv(tmp_path / "made", "path,label,patient_id,split,donor\na.png,ill,S1,train,7\n")
+
+    def refused(error, words, **options):
+        with pytest.raises(error, match=words):
+            evaluate_cohorts(EvaluateOptions(
+                real=real.folder, synthetic=path, out=tmp_path / "report", progress=False, **options
+            ))  # fmt: skip
+        assert not (real.folder / ".medsynth_cache").exists()
+
+    refused(ConfigError, "fidelity_scans: need 20 or more, got 19", fidelity_scans=19)
+    refused(ConfigError, r"downstream\.shares", downstream=DownstreamOptions(shares=(0.0,)))
+    refused(ConfigError, "drop_copies", drop_copies=True, parts=("fidelity",))
+    refused(ConfigError, "parts: need at least one", parts=())
+    refused(DataError, "donor of synthetic row 0: need a row number of the real cohort, from 0 to 3, got '7'")
     (path.parent / "provenance.json").write_text(json.dumps({"run": "b" * 64}))
-    given = {
-        "real": real.folder,
-        "synthetic": path,
-        "work": tmp_path / "work",
-        "reading": ReadingOptions(),
-        "progress": False,
-    }
-    with pytest.raises(ConfigError, match=r"fidelity\.repeats"):
-        evaluate_cohorts(**given, fidelity=FidelityOptions(repeats=0))
-    with pytest.raises(ConfigError, match=r"privacy\.min_power"):
-        evaluate_cohorts(**given, privacy=PrivacyOptions(min_power=2))
-    with pytest.raises(ConfigError, match=r"downstream\.shares"):
-        evaluate_cohorts(**given, downstream=DownstreamOptions(shares=(0.0,)))
-    with pytest.raises(ConfigError, match="drop_copies"):
-        evaluate_cohorts(**given, drop_copies=True, parts=["fidelity"])
-    with pytest.raises(DataError, match="need the run that made"):
-        evaluate_cohorts(**given, fidelity=FidelityOptions(), run=run_of(tmp_path / "run", "a" * 64))
-    assert not (real.folder / ".medsynth_cache").exists()
+    monkeypatch.setattr(inputs, "load_run", lambda folder: run_of(folder, "a" * 64))
+    refused(DataError, "need the run that made", run=tmp_path / "run")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    refused(ConfigError, "WORLD_SIZE: need one process that starts the others, got 2", devices=2)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"distilled": True}, "a distilled run is no denoiser; evaluate a set of the run that it came from"),
+        ({"shape": (1, 20, 20)}, "the scans were compared on a grid of 1 x 10 x 10, the run uses 1 x 20 x 20"),
+        ({"classes": ("sick", "healthy")}, "the run knows none of the classes"),
+    ],
+)
+def test_runs_whose_membership_cannot_be_inferred_say_why(tmp_path, real, change, words):
+    run = run_of(tmp_path / "run", "a" * 64)
+    options = {"distilled": {"solver": {}}} if change.pop("distilled", False) else {}
+    run = dataclasses.replace(run, options=options, spec=dataclasses.replace(run.spec, **change))
+    prepared = prepare_cohort(real, grid=GridOptions(size=10), intensity=IntensityOptions())
+    side = Side.of(real, prepared, np.zeros((4, 2)))
+    known = Inputs(
+        options=EvaluateOptions(real="real", synthetic="set", out="report"), run=run, extractor=Pixels(),
+        grid=GridOptions(size=10), real=side, synthetic=side, further=None, hashes={},
+    )  # fmt: skip
+    found = infer_membership(known, run)
+    assert (found.rows, found.reason, found.fails) == ((), words, False)

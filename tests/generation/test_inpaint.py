@@ -14,11 +14,11 @@ from scipy.ndimage import binary_dilation
 import medsynth
 from medsynth.cohorts import Cohort, Row, write_cohort
 from medsynth.cohorts.grid import orient_scan
-from medsynth.config import GridOptions, InpaintOptions, NetworkOptions, SolverOptions
+from medsynth.config import EditOptions, GridOptions, InpaintOptions, NetworkOptions, SolverOptions
 from medsynth.errors import ConfigError, DataError
-from medsynth.generation import edit_counts, inpaint_set, plan_set, sets
+from medsynth.generation import edit_set, write
 from medsynth.generation.donors import read_donor
-from medsynth.generation.regions import blend_weights, lay_region, widen
+from medsynth.generation.inpaint import blend_weights, lay_region, widen
 from medsynth.runs import load_run
 from medsynth.scans import Scan, read_scan, write_scan
 from medsynth.seeds import numpy_generator
@@ -90,8 +90,8 @@ def slice_run(ct_slices, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def knowing_run(ct_slices, tmp_path_factory):
-    """A run that makes masks, can be given them, and knows attributes."""
-    condition = {"mask": True, "given": 0.5, "attributes": "size,side"}
+    """A run that generates masks, can observe them, and has attributes."""
+    condition = {"mask": True, "observed": 0.5, "attributes": "size,side"}
     return trained(ct_slices, tmp_path_factory.mktemp("knowing run"), condition=condition)
 
 
@@ -161,7 +161,7 @@ def test_rows_say_what_is_real_and_where_the_region_is_from(paint, ct_slices, tm
     provenance = json.loads((tmp_path / "set" / "provenance.json").read_text())
     assert provenance["contains_real_pixels"] is True
     assert provenance["edit"] == "inpaint"
-    assert "must not leave the house" in provenance["notice"]
+    assert "must stay within your institution" in provenance["notice"]
     assert provenance["region"]["from"] == "class"
     scan = read_scan(made.file_of(made.rows[0]))
     assert scan.provenance["contains_real_pixels"] == "YES"
@@ -208,7 +208,7 @@ def test_an_interrupted_set_is_completed_bit_for_bit(paint, tmp_path, monkeypatc
         write_scan(scan, path)
 
     with monkeypatch.context() as patched:
-        patched.setattr(sets, "write_scan", write_three)
+        patched.setattr(write, "write_scan", write_three)
         with pytest.raises(KeyboardInterrupt):
             paint("killed")
     paint("killed")
@@ -221,7 +221,7 @@ def test_an_interrupted_set_is_completed_bit_for_bit(paint, tmp_path, monkeypatc
 
 
 def test_a_run_that_makes_masks_is_shown_the_lesion(paint, knowing_run, ct_slices):
-    """Its mask is the lesion itself, not the wider region; what is wanted of attributes is told and written."""
+    """Its mask is the lesion itself, not the wider region; wanted attributes are written."""
     made = paint("knowing", run=knowing_run, where="side=right", inpaint=InpaintOptions(margin_mm=2.0))
     real = medsynth.read_cohort(ct_slices)
     for row, (array, mask) in zip(made.rows, arrays_of(made), strict=True):
@@ -236,7 +236,7 @@ def test_a_run_that_makes_masks_is_shown_the_lesion(paint, knowing_run, ct_slice
     assert all("side" not in row.attributes for row in unasked.rows)
 
 
-def test_counterfactuals_are_told_what_is_wanted(paint, knowing_run, slice_run, tmp_path):
+def test_counterfactuals_are_conditioned_on_what_is_wanted(paint, knowing_run, slice_run, tmp_path):
     edit = {"method": "counterfactual", "count": 3, "run": knowing_run}
     made = paint("wanted", where="size=12..16", **edit)
     assert all(12 <= float(row.attributes["size"]) <= 16 for row in made.rows)
@@ -244,7 +244,7 @@ def test_counterfactuals_are_told_what_is_wanted(paint, knowing_run, slice_run, 
     assert (facts["where"], facts["where_from"]) == ("size=12..16", "scans")
     plain = paint("plain", **edit)
     assert all("size" not in row.attributes for row in plain.rows)
-    with pytest.raises(ConfigError, match=r"where: need a run trained with condition\.attributes"):
+    with pytest.raises(ConfigError, match=r"where: this run was trained without condition\.attributes"):
         paint("none", where="size=12..16", method="counterfactual", run=slice_run)
 
 
@@ -259,14 +259,14 @@ def with_rows(folder, cohort, change):
 def test_faults_are_named_and_leave_no_folder_behind(paint, ct_slices, tmp_path):
     without = with_rows(tmp_path / "without", ct_slices, lambda row: dataclasses.replace(row, mask=None))
     with pytest.raises(
-        DataError, match=r"inpaint\.region: need a mask of one training scan of 'ill' at least, got none"
+        DataError, match=r"inpaint\.region: need at least one mask of a training scan of 'ill', got none"
     ):
         paint("set", cohort=without)
-    with pytest.raises(DataError, match=r"inpaint\.region: need a mask of one training scan of 'healthy' at least"):
+    with pytest.raises(DataError, match=r"inpaint\.region: need at least one mask of a training scan of 'healthy'"):
         paint("set", inpaint=InpaintOptions(region="donor"))
     for name, size, value, message in (
         ("empty", 16, 0, r"empty\.nii\.gz: need a mask with a region on the run's grid, got an empty one"),
-        ("full", 16, 1, r"full\.nii\.gz: need a region that leaves something of the donor, got all of it"),
+        ("full", 16, 1, r"full\.nii\.gz: need a region that leaves part of the donor, got all of it"),
         ("other", 20, 1, r"other\.nii\.gz: need the geometry of its scan"),
     ):
         file = ct_slices.parent / f"{name}.nii.gz"
@@ -287,11 +287,10 @@ def test_faults_are_named_and_leave_no_folder_behind(paint, ct_slices, tmp_path)
     ("wrong", "message"),
     [
         ({"inpaint": InpaintOptions(margin_mm=-1.0)}, r"inpaint\.margin_mm: need a length from 0 mm"),
-        ({"inpaint": InpaintOptions(blend_voxels=-1)}, r"inpaint\.blend_voxels: need"),
         ({"inpaint": InpaintOptions(repeats=0)}, r"inpaint\.repeats: need"),
-        ({"inpaint": InpaintOptions(region="")}, r"inpaint\.region: need class, donor or the file"),
-        ({"strength": 2.0}, r"strength: need method counterfactual for a strength"),
-        ({"strength": "auto"}, r"strength: need method counterfactual for a strength"),
+        ({"inpaint": InpaintOptions(region="")}, r"inpaint\.region: need class, donor or the path"),
+        ({"strength": 2.0}, r"strength: only counterfactuals have a strength"),
+        ({"strength": "auto"}, r"strength: only counterfactuals have a strength"),
     ],
 )
 def test_a_wrong_option_is_named(paint, tmp_path, wrong, message):
@@ -302,18 +301,16 @@ def test_a_wrong_option_is_named(paint, tmp_path, wrong, message):
 
 def test_a_latent_run_is_refused(slice_run, ct_slices, tmp_path):
     run = load_run(slice_run.folder)
-    plan = plan_set(
-        run, tmp_path / "set", edit_counts("ill", 2, run.spec.classes), seed=0, file_format="auto", batch_size=2,
-        solver=FEW, guidance=medsynth.config.GuidanceOptions(), device="cpu",
-    )  # fmt: skip
     spec = dataclasses.replace(
         run.spec, autoencoder=medsynth.config.AutoencoderOptions(), network=NetworkOptions(stem="latent")
     )
-    latent = dataclasses.replace(plan, run=dataclasses.replace(run, spec=spec))
+    options = EditOptions(
+        run="", cohort="", out=tmp_path / "set", donor_class="healthy", target_class="ill", count=2, method="inpaint"
+    )
     with pytest.raises(
         ConfigError, match=r"method: need a run with network\.stem haar or pixel to inpaint, got latent"
     ):
-        inpaint_set(latent, medsynth.read_cohort(ct_slices), donor_class="healthy")
+        edit_set(dataclasses.replace(run, spec=spec), medsynth.read_cohort(ct_slices), options)
 
 
 def test_stored_voxels_are_kept_where_the_grid_is_the_same(slice_run, ct_slices):

@@ -1,4 +1,4 @@
-"""Promise 2: a synthetic set does not depend on the number of processes, and the loss of one is told."""
+"""Promise 2: a synthetic set does not depend on the number of processes, and the loss of one is reported."""
 
 import os
 import signal
@@ -92,9 +92,7 @@ def test_a_killed_process_ends_the_others_and_the_same_command_completes_the_set
     ((code, _, errors),) = finish([process])
     assert time.time() - began < 60
     assert code == 2, errors
-    assert (
-        "processes: need all 2 until the end, got the loss of number 1 (SIGKILL); try the same command again" in errors
-    )
+    assert "processes: need all 2 until the end, but process 1 (SIGKILL) ended; run the same command again" in errors
     assert not (tmp_path / "set" / "cohort.csv").exists()
     assert 0 < len(list((tmp_path / "set").glob("dark/0*.png"))) < 60
     for name in ("set", "whole"):
@@ -104,8 +102,8 @@ def test_a_killed_process_ends_the_others_and_the_same_command_completes_the_set
 
 def share_numbers(ranks, folder):
     """Each rank notes its numbers, then the last one gives up."""
-    told = ranks.tell(f"from {ranks.rank}")
-    (folder / str(ranks.rank)).write_text(f"{told}: {list(ranks.share(range(5)))}")
+    first = ranks.tell(f"from {ranks.rank}")
+    (folder / str(ranks.rank)).write_text(f"{first}: {list(ranks.share(range(5)))}")
     with ranks.together():
         if ranks.rank == ranks.world - 1:
             raise DataError("number 4: need an even number, got 4; try another")

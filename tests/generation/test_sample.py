@@ -2,7 +2,6 @@ import csv
 import dataclasses
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +11,7 @@ import time
 import nibabel
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import medsynth
@@ -88,18 +88,18 @@ def test_interrupted_set_is_completed_bit_for_bit(tiny_run, tmp_path):
     assert content(tmp_path / "killed") == content(tmp_path / "whole")
 
 
-def test_a_set_that_an_earlier_version_began_is_completed(tiny_run, tmp_path):
-    """It says nothing of options that came later; what these leave as it was changes nothing."""
-    sample(tiny_run, tmp_path / "whole")
-    shutil.copytree(tmp_path / "whole", tmp_path / "set")
-    provenance = json.loads((tmp_path / "set" / "provenance.json").read_text())
-    del provenance["solver"]["precision"], provenance["guidance"]["weak"]
-    (tmp_path / "set" / "provenance.json").write_text(json.dumps(provenance))
-    (tmp_path / "set" / "bright" / "000001.png").unlink()
-    with pytest.raises(ConfigError, match=r"solver\.precision '32-true' -> 'bf16-mixed'"):
-        sample(tiny_run, tmp_path / "set", solver=SolverOptions(precision="bf16-mixed"))
+def test_a_set_that_medsynth_0_1_began_is_not_continued(tiny_run, tmp_path):
     sample(tiny_run, tmp_path / "set")
-    assert content(tmp_path / "set") == content(tmp_path / "whole")
+    provenance = json.loads((tmp_path / "set" / "provenance.json").read_text())
+    (tmp_path / "set" / "provenance.json").write_text(json.dumps(provenance | {"format": "medsynth-set/1"}))
+    with pytest.raises(ConfigError, match=r"begun with medsynth 0\.1; install medsynth-diffusion==0\.1\.0"):
+        sample(tiny_run, tmp_path / "set")
+
+
+def test_another_precision_is_another_set(tiny_run, tmp_path):
+    sample(tiny_run, tmp_path / "set", count=1)
+    with pytest.raises(ConfigError, match=r"solver\.precision '32-true' -> 'bf16-mixed'"):
+        sample(tiny_run, tmp_path / "set", count=1, precision="bf16-mixed")
 
 
 def test_another_set_in_the_folder_is_refused(tiny_run, tmp_path):
@@ -118,11 +118,11 @@ def test_another_set_in_the_folder_is_refused(tiny_run, tmp_path):
         ({"solver": SolverOptions(steps=0)}, "solver: need steps >= 1"),
         ({"guidance": GuidanceOptions(scale=-1)}, "guidance: need scale >= 0"),
         ({"batch_size": 0}, "batch_size: need at least 1"),
-        ({"device": "cuda:99"}, "device: need a GPU that torch sees"),
-        ({"device": "abacus"}, "device: need auto, cpu or cuda"),
+        ({"accelerator": "gpu"}, "accelerator: need a GPU that torch can use"),
     ],
 )
-def test_a_wrong_option_leaves_no_folder_behind(tiny_run, tmp_path, wrong, message):
+def test_a_wrong_option_leaves_no_folder_behind(tiny_run, tmp_path, wrong, message, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ConfigError, match=message):
         sample(tiny_run, tmp_path / "set", **wrong)
     assert not (tmp_path / "set").exists()
@@ -218,7 +218,7 @@ def test_counts_name_the_part_that_is_wrong(text, message):
 
 def test_scans_are_written_beside_computing_and_an_error_of_writing_ends_it(tiny_run, tmp_path, monkeypatch):
     """All files are there before the cohort is; what the disk says is raised as it is, and what was written stays whole."""
-    threads, write = set(), medsynth.generation.sets.write_scan
+    threads, write = set(), medsynth.generation.write.write_scan
 
     def watched(scan, file):
         threads.add(threading.current_thread().name)
@@ -226,7 +226,7 @@ def test_scans_are_written_beside_computing_and_an_error_of_writing_ends_it(tiny
             raise OSError(28, "No space left on device")
         write(scan, file)
 
-    monkeypatch.setattr(medsynth.generation.sets, "write_scan", watched)
+    monkeypatch.setattr(medsynth.generation.write, "write_scan", watched)
     failing = True
     with pytest.raises(OSError, match="No space left"):
         sample(tiny_run, tmp_path / "set", count="bright=6,dark=6")

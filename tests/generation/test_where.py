@@ -25,8 +25,12 @@ TABLE = AttributeTable(
 )
 
 
+def drawer_of(where, source):
+    return AttributeDraw(table=TABLE, where=where, wanted=parse_where(where, TABLE.attributes), source=source)
+
+
 def draws(where="", source="scans", label="a", count=200):
-    drawer = AttributeDraw(table=TABLE, where=parse_where(where, TABLE.attributes), source=source)
+    drawer = drawer_of(where, source)
     return [drawer.draw(label, seed) for seed in range(count)]
 
 
@@ -63,14 +67,11 @@ def test_ranges_are_drawn_evenly_and_the_rest_from_the_nearest_scan():
 
 def test_beyond_training_is_said():
     def notes(where, source="ranges"):
-        drawer = AttributeDraw(table=TABLE, where=parse_where(where, TABLE.attributes), source=source)
-        return drawer.notes(["a"])
+        return drawer_of(where, source).notes(["a"])
 
-    assert notes("size=15..25") == [
-        "size: 15..25 goes beyond 2 to 18 in training scans; what is made there is extrapolated"
-    ]
+    assert notes("size=15..25") == ["size: 15..25 goes beyond 2 to 18 in training scans; such scans are extrapolated"]
     assert notes("size=5..") == notes("size=3..18") == []
-    assert "a: 2 training scans have what is wanted" in notes("size=13..17", "scans")[0]
+    assert "a: only 2 training scans fit" in notes("size=13..17", "scans")[0]
 
 
 @pytest.mark.parametrize(
@@ -92,16 +93,14 @@ def test_what_cannot_be_read_is_named(text, message):
 
 
 def test_no_such_scan_is_said_with_the_way_out():
-    with pytest.raises(
-        ConfigError, match=r"need a training scan of b that has all of it, got none of 1.*where_from ranges"
-    ):
+    with pytest.raises(ConfigError, match=r"need a training scan of b that fits, got none of 1.*where_from ranges"):
         draws("side=right", label="b")
 
 
 @pytest.fixture(scope="module")
-def told(tmp_path_factory, tiny_config):
-    """A run that was told the brightness of its scans, and its cohort."""
-    folder = tmp_path_factory.mktemp("told")
+def conditioned(tmp_path_factory, tiny_config):
+    """A run that was conditioned on the brightness of its scans, and its cohort."""
+    folder = tmp_path_factory.mktemp("conditioned")
     rows = []
     for number in range(40):
         random = numpy_generator(0, "told", number)
@@ -131,8 +130,8 @@ def told(tmp_path_factory, tiny_config):
     return folder, run
 
 
-def test_a_run_keeps_what_occurs_together_and_nobody_s_name(told):
-    folder, run = told
+def test_a_run_keeps_what_occurs_together_and_nobody_s_name(conditioned):
+    folder, run = conditioned
     assert [attribute.name for attribute in run.spec.attributes] == ["level", "site"]
     rows = run.attribute_table()
     assert len(rows.labels) == 32
@@ -142,8 +141,8 @@ def test_a_run_keeps_what_occurs_together_and_nobody_s_name(told):
     assert medsynth.load_run(folder / "run").spec == run.spec
 
 
-def test_a_set_says_what_each_scan_was_told(told, tmp_path):
-    folder, run = told
+def test_a_set_says_what_each_scan_was_conditioned_on(conditioned, tmp_path):
+    folder, run = conditioned
     options = {"run": folder / "run", "count": "dark=3,bright=2", "where": "level=60..150", "progress": False}
     medsynth.sample(**options, out=tmp_path / "set", batch_size=2)
     with (tmp_path / "set" / "cohort.csv").open() as stream:
@@ -158,15 +157,15 @@ def test_a_set_says_what_each_scan_was_told(told, tmp_path):
         medsynth.sample(**options | {"where": ""}, out=tmp_path / "set", batch_size=2)
 
 
-def test_what_the_network_is_told_reaches_the_scan(told):
-    _, run = told
+def test_attributes_reach_the_scan(conditioned):
+    _, run = conditioned
     denoiser = run.load_denoiser()
     noisy, sigma, labels = torch.zeros(3, 1, 16, 16), torch.ones(3), torch.zeros(3, dtype=torch.long)
     attributes = torch.tensor([[-1.5, 0.0], [1.5, 0.0], [math.nan, math.nan]])
     denoised = denoiser(noisy, sigma, denoiser.embedding.make(labels, attributes))
     assert (denoised[0] - denoised[1]).abs().max() > 1e-3
     unknown = denoiser(noisy, sigma, denoiser.embedding.make(labels))
-    assert torch.equal(unknown[2], denoised[2]), "not known is what is told without attributes"
+    assert torch.equal(unknown[2], denoised[2]), "without attributes, all are unknown"
     withheld = denoiser.embedding.withhold(
         denoiser.embedding.make(labels, attributes), torch.tensor([True, False, False])
     )
@@ -175,8 +174,8 @@ def test_what_the_network_is_told_reaches_the_scan(told):
     assert withheld.attributes[1].tolist() == [1.5, 0.0]
 
 
-def test_another_table_is_refused(told, tmp_path):
-    folder, _ = told
+def test_another_table_is_refused(conditioned, tmp_path):
+    folder, _ = conditioned
     shutil.copytree(folder / "run", tmp_path / "run")
     path = tmp_path / "run" / "attributes.json"
     path.write_text(path.read_text().replace('"A"', '"B"'))
@@ -185,5 +184,5 @@ def test_another_table_is_refused(told, tmp_path):
 
 
 def test_attributes_need_a_run_that_knows_them(tiny_run, tmp_path):
-    with pytest.raises(ConfigError, match=r"where: need a run trained with condition\.attributes"):
+    with pytest.raises(ConfigError, match=r"where: this run was trained without condition\.attributes"):
         medsynth.sample(run=tiny_run.folder, count=1, where="level=3", out=tmp_path / "set", progress=False)

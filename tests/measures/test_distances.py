@@ -10,8 +10,8 @@ from torchmetrics.image.kid import poly_mmd
 from medsynth.measures.distances import (
     Kernels,
     Projection,
+    extrapolated_frechet_distance,
     frechet_distance,
-    gaussian_distance,
     kernel_distance,
     kernel_distance_interval,
     projected_dims,
@@ -96,12 +96,12 @@ def test_interval_of_the_kernel_distance_covers_the_truth():
 
 def test_frechet_distance_of_known_gaussians():
     # Commuting covariances: the squared difference of means and of standard deviations along each axis.
+    rows = np.random.default_rng(4).normal(size=(40, 3))
+    rows -= rows.mean(axis=0)
+    white = rows @ np.linalg.inv(np.linalg.cholesky(np.cov(rows, rowvar=False))).T
     rotation = np.linalg.qr(np.random.default_rng(4).normal(size=(3, 3)))[0]
-    first, second = np.array([1.0, 4.0, 9.0]), np.array([4.0, 4.0, 1.0])
-    distance = gaussian_distance(
-        np.zeros(3), rotation * first @ rotation.T, np.array([0.0, 3.0, 4.0]), rotation * second @ rotation.T
-    )
-    assert distance == pytest.approx(25 + 1 + 0 + 4)
+    first, second = (white * deviations @ rotation.T for deviations in ([1.0, 2.0, 3.0], [2.0, 2.0, 1.0]))
+    assert frechet_distance(first, second + np.array([0.0, 3.0, 4.0])) == pytest.approx(25 + 1 + 0 + 4)
 
 
 def test_a_set_against_itself_gives_zero(features):
@@ -131,3 +131,65 @@ def test_projection_keeps_no_more_axes_than_the_features_span():
 
 def test_dimensions_stay_below_a_third_of_the_scans():
     assert [projected_dims(64, smaller) for smaller in (1, 30, 191, 192, 5000)] == [1, 10, 63, 64, 64]
+
+
+def extrapolated(first: np.ndarray, second: np.ndarray, dims: int, seed: int = 0) -> tuple[float, float]:
+    """The extrapolated distance, and that of the whole sets on as many axes."""
+    generator = np.random.default_rng(seed)
+    found = extrapolated_frechet_distance(first, second, dims=dims, generator=generator, subsets=6)
+    axes = Projection.fit(first, projected_dims(dims, min(len(first), len(second)) // 2))
+    return found, frechet_distance(axes.project(first), axes.project(second))
+
+
+def assert_unbiased(values: np.ndarray, truth: float) -> None:
+    assert abs(values.mean() - truth) < 4 * values.std(ddof=1) / np.sqrt(len(values))
+
+
+@pytest.mark.parametrize("sizes", [(120, 120), (90, 240)])
+def test_two_draws_of_one_gaussian_are_at_zero(sizes):
+    draws = []
+    for seed in range(30):
+        generator = np.random.default_rng(seed)
+        first, second = (generator.normal(size=(size, 10)) for size in sizes)
+        draws.append(extrapolated(first, second, 10, seed))
+    values, observed = np.array(draws).T
+    assert observed.mean() > 10 * observed.std(ddof=1) / np.sqrt(30)  # the bias that is to go
+    assert_unbiased(values, 0)
+    assert abs(values.mean()) < 0.15 * observed.mean()
+    assert values.std() < 2 * observed.std()
+
+
+def test_what_the_fitted_axes_add_goes_too():
+    # 60 dimensions of falling variance cut to 12 axes, which are fitted to the first set only
+    scale = np.arange(1, 61) ** -0.5
+    draws = []
+    for seed in range(30):
+        generator = np.random.default_rng(seed)
+        draws.append(extrapolated(*(generator.normal(size=(2, 120, 60)) * scale), 12, seed))
+    values, observed = np.array(draws).T
+    assert_unbiased(values, 0)
+    assert abs(values.mean()) < 0.15 * observed.mean()
+
+
+def test_a_shifted_and_stretched_gaussian_is_at_its_distance():
+    # |shift|² + d (1 - 1.3)² = 0.25 · 8 + 0.09 · 8
+    draws = []
+    for seed in range(30):
+        generator = np.random.default_rng(seed)
+        draws.append(
+            extrapolated(generator.normal(size=(150, 8)), 0.5 + 1.3 * generator.normal(size=(150, 8)), 8, seed)
+        )
+    values, observed = np.array(draws).T
+    assert_unbiased(values, 2.72)
+    assert observed.mean() > 2.72 + 4 * observed.std(ddof=1) / np.sqrt(30)
+
+
+def test_a_set_is_at_zero_from_itself_also_extrapolated():
+    features = np.random.default_rng(2).normal(size=(60, 5))
+    assert extrapolated(features, features, 5) == pytest.approx((0, 0), abs=1e-9)
+
+
+def test_too_few_items_cannot_be_extrapolated():
+    few, many = np.random.default_rng(3).normal(size=(5, 4)), np.random.default_rng(4).normal(size=(50, 4))
+    assert np.isnan(extrapolated(few, many, 4)[0])
+    assert np.isfinite(extrapolated(many[:6], many, 4)[0])

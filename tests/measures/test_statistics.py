@@ -4,13 +4,25 @@ import numpy as np
 import pytest
 from scipy.stats import norm
 
-from medsynth.errors import ConfigError, DataError
-from medsynth.measures.classification import auroc, average_precision
-from medsynth.measures.statistics import Resamples, bootstrap_difference, holm, resample_metric, resample_ranking
+from medsynth.errors import DataError
+from medsynth.measures.classification import auroc, ranking_metrics
+from medsynth.measures.statistics import Estimate, Resampled, Resamples, Scored, holm, resample_metric
 
 
 def mean_score(truth: np.ndarray, scores: np.ndarray, weights: np.ndarray) -> np.ndarray:
     return weights @ scores / weights.sum(axis=1)
+
+
+def resampled(metric, truth: np.ndarray, scores: np.ndarray, draws: Resamples) -> Resampled:
+    (found,) = resample_metric(metric, Scored(truth=truth, scores=scores, resamples=draws))
+    return found
+
+
+def auroc_difference(
+    truth: np.ndarray, first: np.ndarray, second: np.ndarray, *, generator: np.random.Generator, resamples: int
+) -> Estimate:
+    draws = Resamples.draw(np.arange(len(truth)), len(first), generator=generator, resamples=resamples)
+    return resampled(auroc, truth, first, draws).minus(resampled(auroc, truth, second, draws)).estimate()
 
 
 def test_all_scans_of_a_patient_are_drawn_together():
@@ -30,10 +42,10 @@ def test_standard_errors_are_those_of_the_mean_over_patients_and_over_seeds():
     truth, ones = np.zeros(150), np.ones((5, 150))
     of_patients, of_seeds = generator.normal(size=150), generator.normal(size=5)
     draws = Resamples.draw(np.arange(150), 5, generator=generator, resamples=20_000)
-    found = resample_metric(mean_score, truth, ones * of_patients, draws).estimate()
+    found = resampled(mean_score, truth, ones * of_patients, draws).estimate()
     assert found.standard_error == pytest.approx(of_patients.std() / np.sqrt(150), rel=0.03)
     assert found.value == pytest.approx(of_patients.mean())
-    found = resample_metric(mean_score, truth, ones * of_seeds[:, None], draws).estimate()
+    found = resampled(mean_score, truth, ones * of_seeds[:, None], draws).estimate()
     assert found.standard_error == pytest.approx(of_seeds.std(ddof=1) / np.sqrt(5), rel=0.03)
 
 
@@ -41,7 +53,7 @@ def test_interval_of_many_patients_is_the_normal_one():
     generator = np.random.default_rng(2)
     values = generator.normal(size=400)
     draws = Resamples.draw(np.arange(400), 1, generator=generator, resamples=20_000)
-    found = resample_metric(mean_score, np.zeros(400), values[None], draws).estimate(level=0.9)
+    found = resampled(mean_score, np.zeros(400), values[None], draws).estimate(level=0.9)
     reach = norm.ppf(0.95) * values.std() / 20
     assert (found.low, found.high) == pytest.approx((values.mean() - reach, values.mean() + reach), abs=0.05 * reach)
 
@@ -55,7 +67,7 @@ def test_interval_covers_the_truth(seed_deviation):
         scores = 0.3 + generator.normal(size=60) + generator.normal(size=(5, 60))
         scores += seed_deviation * generator.normal(size=(5, 1))
         draws = Resamples.draw(np.arange(60), 5, generator=generator, resamples=300)
-        found = resample_metric(mean_score, np.zeros(60), scores, draws).estimate()
+        found = resampled(mean_score, np.zeros(60), scores, draws).estimate()
         covered += found.low <= 0.3 <= found.high
     assert 275 <= covered <= 297  # 95 % of 300 is 285; the two-way bootstrap may be a little wide
 
@@ -70,7 +82,7 @@ def test_interval_covers_the_known_difference_of_two_aurocs():
         truth = np.arange(120) < 40
         shown = truth + generator.normal(size=120)
         arms = [shown + noise * generator.normal(size=(5, 120)) for noise in noises]
-        found = bootstrap_difference(auroc, truth, *arms, np.arange(120), generator=generator, resamples=200)
+        found = auroc_difference(truth, *arms, generator=generator, resamples=200)
         covered += found.low <= expected <= found.high
     assert covered >= 107  # 95 % of 120 is 114
 
@@ -80,13 +92,13 @@ def test_difference_is_paired():
     truth = np.arange(100) < 30
     scores = truth + generator.normal(size=(3, 100))
     better = scores + 0.1 * truth
-    found = bootstrap_difference(auroc, truth, better, scores, np.arange(100), generator=generator, resamples=500)
+    found = auroc_difference(truth, better, scores, generator=generator, resamples=500)
     draws = Resamples.draw(np.arange(100), 3, generator=generator, resamples=500)
-    alone = resample_metric(auroc, truth, scores, draws).estimate()
+    alone = resampled(auroc, truth, scores, draws).estimate()
     assert found.low > 0
     assert found.p_value < 0.05
     assert found.standard_error < 0.3 * alone.standard_error
-    same = bootstrap_difference(auroc, truth, scores, scores, np.arange(100), generator=generator, resamples=50)
+    same = auroc_difference(truth, scores, scores, generator=generator, resamples=50)
     assert (same.value, same.low, same.high, same.p_value) == (0, 0, 0, 1)
 
 
@@ -95,8 +107,8 @@ def test_interval_and_p_value_agree(seeds):
     generator = np.random.default_rng(4)
     values = generator.normal(size=(seeds, 50)) + generator.normal(size=(seeds, 1))
     draws = Resamples.draw(np.arange(50), seeds, generator=generator, resamples=4000)
-    arm = resample_metric(mean_score, np.zeros(50), values, draws)
-    start = resample_metric(mean_score, np.zeros(50), np.full((seeds, 50), arm.estimate().low), draws)
+    arm = resampled(mean_score, np.zeros(50), values, draws)
+    start = resampled(mean_score, np.zeros(50), np.full((seeds, 50), arm.estimate().low), draws)
     assert arm.minus(start).estimate().p_value == pytest.approx(0.05, abs=0.004)
 
 
@@ -104,7 +116,7 @@ def test_few_seeds_that_differ_widen_the_interval():
     generator = np.random.default_rng(5)
     draws = Resamples.draw(np.arange(50), 5, generator=generator, resamples=4000)
     values = np.array([0.0, 1.0, 2.0, 3.0, 4.0])[:, None] * np.ones(50)
-    found = resample_metric(mean_score, np.zeros(50), values, draws).estimate()
+    found = resampled(mean_score, np.zeros(50), values, draws).estimate()
     # four of five drawn, all alike in 1 of 625: the t distribution of 4 degrees of freedom asks for the 0.27 % tails
     assert found.high - found.low > 2 * 1.96 * found.standard_error * 1.1
 
@@ -112,12 +124,14 @@ def test_few_seeds_that_differ_widen_the_interval():
 def test_parts_of_the_resamples_do_not_change_the_result(monkeypatch):
     generator = np.random.default_rng(6)
     truth, scores = np.arange(40) < 12, generator.normal(size=(2, 40))
-    draws = Resamples.draw(np.arange(40), 2, generator=generator, resamples=30)
-    whole = resample_metric(average_precision, truth, scores, draws).values
+    draws = Resamples.draw(np.arange(40) // 2, 2, generator=generator, resamples=30)
+    scored = Scored(truth=truth, scores=scores, resamples=draws)
+    whole = resample_metric(ranking_metrics, scored)
     monkeypatch.setattr("medsynth.measures.statistics._NUMBERS_AT_ONCE", 280)
-    np.testing.assert_array_equal(resample_metric(average_precision, truth, scores, draws).values, whole)
-    one = average_precision(truth, scores[1], draws.scans[17:18])[0]
-    assert whole[17, 1] == pytest.approx(one)
+    for found, expected in zip(resample_metric(ranking_metrics, scored), whole, strict=True):
+        np.testing.assert_array_equal(found.values, expected.values)
+    one = ranking_metrics(truth, scores[1], draws.scans[17:18])
+    assert [found.values[17, 1] for found in whole] == pytest.approx(one[:, 0])
 
 
 def test_undefined_resamples_are_left_out_while_they_are_few():
@@ -125,37 +139,9 @@ def test_undefined_resamples_are_left_out_while_they_are_few():
     for positives, known in ((6, True), (1, False)):
         truth = np.arange(60) < positives
         draws = Resamples.draw(np.arange(60), 2, generator=generator, resamples=400)
-        found = resample_metric(auroc, truth, generator.normal(size=(2, 60)), draws).estimate()
+        found = resampled(auroc, truth, generator.normal(size=(2, 60)), draws).estimate()
         assert np.isfinite(found.value)
         assert np.isfinite([found.low, found.high, found.p_value]).tolist() == [known] * 3
-
-
-def test_replicated_intervals_cover_the_truth_of_which_seeds_show_one_draw():
-    # All seeds share the deviation of one set, whose size they show by redrawing it: 0.1 each way; the truth is 0.
-    covered = plain = 0
-    for repeat in range(300):
-        generator = np.random.default_rng(repeat)
-        scores = 0.1 * generator.normal() + 0.1 * generator.normal(size=(5, 1)) + 0.3 * generator.normal(size=60)
-        draws = Resamples.draw(np.arange(60), 5, generator=generator, resamples=200)
-        found = resample_metric(mean_score, np.zeros(60), scores, draws)
-        wide, narrow = found.replicated(), found.estimate()
-        assert wide.standard_error**2 == pytest.approx(narrow.standard_error**2 + found.observed.var(ddof=1))
-        assert (wide.p_value < 0.05) == (not wide.low <= 0 <= wide.high)
-        covered += wide.low <= 0 <= wide.high
-        plain += narrow.low <= 0 <= narrow.high
-    assert 275 <= covered <= 297  # 95 % of 300 is 285
-    assert plain < 265
-
-
-def test_ranking_metrics_are_resampled_like_any_metric(monkeypatch):
-    generator = np.random.default_rng(9)
-    truth, scores = np.arange(50) < 15, generator.normal(size=(3, 50))
-    draws = Resamples.draw(np.arange(50) // 2, 3, generator=generator, resamples=40)
-    monkeypatch.setattr("medsynth.measures.statistics._NUMBERS_AT_ONCE", 350)
-    for found, metric in zip(resample_ranking(truth, scores, draws), (auroc, average_precision), strict=True):
-        expected = resample_metric(metric, truth, scores, draws)
-        np.testing.assert_allclose(found.values, expected.values, rtol=1e-12)
-        np.testing.assert_allclose(found.observed, expected.observed, rtol=1e-12)
 
 
 def test_a_part_of_the_scans_is_drawn_as_in_the_whole():
@@ -170,7 +156,7 @@ def test_a_clear_difference_is_clear_at_few_seeds_and_any_number_of_resamples():
     generator = np.random.default_rng(11)
     values = 5 + generator.normal(size=60) / 4 + generator.normal(size=(4, 1)) / 20
     draws = Resamples.draw(np.arange(60), 4, generator=generator, resamples=300)
-    found = resample_metric(mean_score, np.zeros(60), values, draws)
+    found = resampled(mean_score, np.zeros(60), values, draws)
     assert found.estimate().p_value < 1e-4
     assert found.estimate(level=0.999).low > 4
     narrow, wide = (found.estimate(level=level) for level in (0.95, 0.999))
@@ -191,14 +177,6 @@ def test_refuses_what_cannot_be_compared():
     draws, others = (Resamples.draw(np.arange(4), 2, generator=generator, resamples=5) for _ in range(2))
     truth, scores = np.array([0, 1, 0, 1]), np.zeros((2, 4))
     with pytest.raises(DataError, match="same draws"):
-        resample_metric(auroc, truth, scores, draws).minus(resample_metric(auroc, truth, scores, others))
+        resampled(auroc, truth, scores, draws).minus(resampled(auroc, truth, scores, others))
     with pytest.raises(DataError, match="like the resamples"):
-        resample_metric(auroc, truth, scores[:1], draws)
-    with pytest.raises(DataError, match="0 to 1"):
-        holm(np.array([0.2, 1.5]))
-    with pytest.raises(DataError, match="at least one"):
-        Resamples.draw(np.zeros(0), 2, generator=generator)
-    with pytest.raises(ConfigError, match="seeds"):
-        Resamples.draw(np.arange(4), 0, generator=generator)
-    with pytest.raises(ConfigError, match="level"):
-        resample_metric(auroc, truth, scores, draws).estimate(level=1)
+        Scored(truth=truth, scores=scores[:1], resamples=draws)

@@ -2,12 +2,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from scipy.stats import skew, wasserstein_distance
+from scipy.stats import wasserstein_distance
 
 from medsynth.errors import DataError
 from medsynth.measures.texture import (
-    intensity_distances,
-    intensity_features,
+    intensity_distance,
     intensity_histograms,
     standardised_distances,
     texture_features,
@@ -19,8 +18,16 @@ def histograms(scans: np.ndarray, bins: int = 256) -> np.ndarray:
 
 
 def textures(scans: np.ndarray) -> list[dict[str, float]]:
-    found = texture_features(scans, progress=False)
-    return [dict(zip(found.names, row, strict=True)) for row in found.values.tolist()]
+    """Return the features by name: channel by channel, plane by plane."""
+    planes = 1 if scans.ndim == 4 else 3
+    names = [
+        f"channel {channel} plane {plane} {name} at {reach}"
+        for channel in range(scans.shape[1])
+        for plane in range(planes)
+        for name in ("contrast", "dissimilarity", "homogeneity", "energy", "correlation", "entropy")
+        for reach in (1, 4)
+    ]
+    return [dict(zip(names, row, strict=True)) for row in texture_features(scans, progress=False).tolist()]
 
 
 def on_bin_centres(generator: np.random.Generator, shape: tuple[int, ...], bins: int = 256) -> np.ndarray:
@@ -41,56 +48,32 @@ def test_only_the_chosen_scans_are_read():
     chosen = np.array([3, 0])
     np.testing.assert_array_equal(intensity_histograms(scans, chosen, progress=False), histograms(scans[chosen]))
     found = texture_features(scans, chosen, progress=False)
-    np.testing.assert_array_equal(found.values, texture_features(scans[chosen], progress=False).values)
+    np.testing.assert_array_equal(found, texture_features(scans[chosen], progress=False))
 
 
 def test_a_shift_of_all_intensities_is_its_own_distance():
     scans = np.random.default_rng(1).uniform(-1, 0.4, size=(3, 2, 9, 9))
-    assert intensity_distances(histograms(scans), histograms(scans + 0.25)).wasserstein == pytest.approx(0.25)
-    same = intensity_distances(histograms(scans), histograms(scans[::-1]))
-    assert (same.wasserstein, same.energy) == pytest.approx((0, 0), abs=1e-9)
+    assert intensity_distance(histograms(scans), histograms(scans + 0.25)) == pytest.approx(0.25)
+    assert intensity_distance(histograms(scans), histograms(scans[::-1])) == pytest.approx(0, abs=1e-9)
 
 
-def test_intensity_distances_are_those_of_the_pooled_values():
+def test_the_intensity_distance_is_that_of_the_pooled_values():
     generator = np.random.default_rng(2)
     first, second = on_bin_centres(generator, (3, 1, 6, 6)), 0.5 * on_bin_centres(generator, (4, 1, 5, 5), 128)
-    found = intensity_distances(histograms(first), histograms(second))
-    pooled = first.ravel(), second.ravel()
-    assert found.wasserstein == pytest.approx(wasserstein_distance(*pooled), abs=2 / 256)
-    across, one, other = (np.abs(a[:, None] - b).mean() for a, b in (pooled, pooled[:1] * 2, pooled[1:] * 2))
-    assert found.energy == pytest.approx(np.sqrt(2 * across - one - other), abs=2 / 256)
+    found = intensity_distance(histograms(first), histograms(second))
+    assert found == pytest.approx(wasserstein_distance(first.ravel(), second.ravel()), abs=2 / 256)
 
 
 def test_channels_are_compared_one_by_one():
     dark, bright = np.full((1, 8, 8), -0.5), np.full((1, 8, 8), 0.5)
-    found = intensity_distances(
+    found = intensity_distance(
         histograms(np.concatenate([dark, bright])[None]), histograms(np.concatenate([bright, dark])[None])
     )
-    assert found.wasserstein == pytest.approx(1)
+    assert found == pytest.approx(1)
 
 
-def test_intensity_features_are_those_of_the_values():
-    scans = on_bin_centres(np.random.default_rng(3), (2, 2, 7, 11))
-    found = intensity_features(histograms(scans))
-    assert found.values.shape == (2, 16)
-    named = dict(zip(found.names, found.values[1], strict=True))
-    values = scans[1, 1].ravel()
-    assert named["channel 1 mean"] == pytest.approx(values.mean())
-    assert named["channel 1 standard deviation"] == pytest.approx(values.std())
-    assert named["channel 1 skewness"] == pytest.approx(skew(values))
-    for name, share in (("10th percentile", 10), ("median", 50), ("90th percentile", 90)):
-        assert named[f"channel 1 {name}"] == pytest.approx(np.percentile(values, share, method="inverted_cdf"))
-    shares = np.unique(values, return_counts=True)[1] / values.size
-    assert named["channel 1 entropy"] == pytest.approx(-(shares * np.log2(shares)).sum())
-    assert named["channel 1 uniformity"] == pytest.approx((shares**2).sum())
-
-
-def test_an_even_scan_has_no_spread_and_no_texture():
-    scan = np.full((1, 1, 6, 6), 0.3)
-    found = intensity_features(histograms(scan))
-    named = dict(zip(found.names, found.values[0], strict=True))
-    assert named["channel 0 skewness"] == named["channel 0 entropy"] == 0
-    texture = textures(scan)[0]
+def test_an_even_scan_has_no_texture():
+    texture = textures(np.full((1, 1, 6, 6), 0.3))[0]
     expected = {"contrast": 0, "dissimilarity": 0, "homogeneity": 1, "energy": 1, "correlation": 1, "entropy": 0}
     assert texture == {f"channel 0 plane 0 {name} at {at}": value for name, value in expected.items() for at in (1, 4)}
 
@@ -157,7 +140,3 @@ def test_refuses_what_cannot_be_measured():
         texture_features(np.zeros((8, 8)), progress=False)
     with pytest.raises(DataError, match="5 pixels"):
         texture_features(np.zeros((1, 1, 4, 8)), progress=False)
-    with pytest.raises(DataError, match="bins"):
-        intensity_distances(np.ones((1, 1, 8)), np.ones((1, 1, 16)))
-    with pytest.raises(DataError, match="equal features"):
-        standardised_distances(np.ones((3, 2)), np.ones((0, 2)))

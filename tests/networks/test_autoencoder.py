@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch.distributions import Normal, kl_divergence
 
-from medsynth.config import AutoencoderOptions, GuidanceOptions, NetworkOptions, SolverOptions
+from medsynth.config import AutoencoderOptions, GuidanceOptions, NetworkOptions
+from medsynth.diffusion import Solver
 from medsynth.errors import ConfigError
-from medsynth.networks import LatentCodec, build_autoencoder, build_denoiser, draw_noise, sample_scans
-from medsynth.networks.autoencoder import divergence, read_autoencoder_options
-from medsynth.networks.sampling import edit_scans
+from medsynth.networks import LatentCodec, build_autoencoder, build_denoiser, draw_noise, edit_scans, sample_scans
+from medsynth.networks.autoencoder import divergence
 
 SMALL = AutoencoderOptions(channels=(8, 16), latent_channels=3)
 
@@ -23,7 +23,7 @@ def build_codec(rank=2, options=SMALL):
 def build(rank=2):
     torch.manual_seed(0)
     denoiser = build_denoiser(
-        NetworkOptions(stem="latent", channels=(32,), attention=(False,), head_channels=32),
+        NetworkOptions(stem="latent", channels=(32,), attention=(False,)),
         channels=1,
         size=(16,) * rank,
         classes=2,
@@ -90,7 +90,7 @@ def test_untrained_denoiser_is_the_gaussian_one_of_latents(rank):
 def test_new_scans_are_decoded_latents():
     """The exact flow of standard normal latents takes noise at sigma to noise * sigma / sqrt(1 + sigma^2)."""
     denoiser, seeds = build(), [3, 4]
-    solver = SolverOptions(name="heun", steps=40, sigma_max=4.0)
+    solver = Solver(name="heun", steps=40, sigma_min=0.02, sigma_max=4.0)
     made = sample_scans(
         denoiser, torch.tensor([0, 1]), seeds, shape=(1, 16, 16), solver=solver, guidance=GuidanceOptions()
     )
@@ -106,7 +106,7 @@ def test_a_slight_edit_is_the_reconstruction_of_its_donor():
         torch.tensor([0, 1, 0]),
         [5, 6, 7],
         strength=0.003,
-        solver=SolverOptions(steps=4),
+        solver=Solver(name="dpmpp_2m", steps=4, sigma_min=0.05, sigma_max=80.0),
         guidance=GuidanceOptions(),
     )
     expected = denoiser.decode(denoiser.encode(donors)).clamp(-1, 1)
@@ -122,7 +122,7 @@ def test_only_the_unet_learns():
 
 def test_other_stems_leave_scans_as_they_are():
     denoiser = build_denoiser(
-        NetworkOptions(channels=(32,), attention=(False,), head_channels=32),
+        NetworkOptions(channels=(32,), attention=(False,)),
         channels=1, size=(16, 16), classes=2, augmentation_parameters=0, sigma_data=0.5,
     )  # fmt: skip
     scans = scans_of(2, 2)
@@ -134,19 +134,14 @@ def test_other_stems_leave_scans_as_they_are():
 @pytest.mark.parametrize(
     ("change", "size", "message"),
     [
-        (
-            {"channels": (8, 12)},
-            16,
-            r"autoencoder.channels: need multiples of autoencoder.norm_groups=8, got \[8, 12\]",
-        ),
+        ({"channels": (8, 12)}, 16, r"autoencoder.channels: need multiples of 8, got \[8, 12\]"),
         (
             {"channels": (8, 8, 8)},
             18,
             r"grid.size: need multiples of 4 for this autoencoder, got \[18, 18\]; try \[16, 16\]",
         ),
-        ({"latent_channels": 0}, 16, "autoencoder.latent_channels: need a number above 0"),
+        ({"latent_channels": 0}, 16, "autoencoder.latent_channels: need at least 1"),
         ({"kl_weight": -1.0}, 16, "autoencoder.kl_weight: need 0 or more"),
-        ({"adversarial_weight": 0.1}, 4, "autoencoder.adversarial_weight: need a grid of 8"),
     ],
 )
 def test_what_no_autoencoder_can_be_built_of_is_named(change, size, message):
@@ -155,18 +150,9 @@ def test_what_no_autoencoder_can_be_built_of_is_named(change, size, message):
 
 
 def test_the_grid_has_to_suit_autoencoder_and_unet_together():
-    options = NetworkOptions(stem="latent", channels=(32, 64), attention=(False, False), head_channels=32)
+    options = NetworkOptions(stem="latent", channels=(32, 64), attention=(False, False))
     facts = {"channels": 1, "classes": 2, "augmentation_parameters": 0, "sigma_data": 1.0}
     with pytest.raises(ConfigError, match=r"grid.size: need multiples of 4 for this network, got \[18, 18\]"):
         build_denoiser(options, size=(18, 18), autoencoder=SMALL, **facts)
     with pytest.raises(ConfigError, match=r"autoencoder.run: need a trained autoencoder for network.stem latent"):
         build_denoiser(options, size=(16, 16), **facts)
-
-
-@pytest.mark.parametrize(
-    "change",
-    [{"channels": []}, {"channels": [1 << 20]}, {"latent_channels": "3"}, {"residual_blocks": True}, {"run": None}],
-)
-def test_a_description_from_elsewhere_is_not_taken_at_its_word(change):
-    with pytest.raises(ValueError, match=r"spec\.autoencoder"):
-        read_autoencoder_options(dataclasses.asdict(SMALL) | change)

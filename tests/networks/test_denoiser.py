@@ -1,13 +1,13 @@
 import pytest
 import torch
 
-from medsynth.config import GuidanceOptions, NetworkOptions, SolverOptions
-from medsynth.diffusion import precondition
+from medsynth.config import GuidanceOptions, NetworkOptions
+from medsynth.diffusion import Solver, precondition
 from medsynth.errors import ConfigError
 from medsynth.networks import Condition, ConditionEmbedding, build_denoiser, sample_scans
-from medsynth.networks.denoiser import gated_features
+from medsynth.networks.denoiser import shrink_features
 
-SMALL = {"channels": (32, 64), "attention": (False, True), "head_channels": 32}
+SMALL = {"channels": (32, 64), "attention": (False, True)}
 
 
 def build(stem="haar", rank=2, sigma_data=0.5, band_means=0.0, **options):
@@ -47,7 +47,7 @@ def test_each_band_has_its_own_scale():
 
 
 def test_the_mean_of_all_scans_is_the_best_guess_from_noise_alone():
-    """With centring, an untrained denoiser is the exact one of Gaussian scans with that mean and spread."""
+    """An untrained denoiser is the exact one of Gaussian scans with that mean and spread."""
     means, spread = torch.tensor([-1.2, 0.0, 0.1, 0.0]), torch.tensor([0.6, 0.2, 0.2, 0.1])
     denoiser = build(sigma_data=spread, band_means=means)
     noisy = torch.randn(2, 1, 16, 16, generator=torch.Generator().manual_seed(0))
@@ -115,7 +115,11 @@ def test_dropout_acts_while_training_only():
 
 def test_sampled_scans_depend_on_their_own_seed_only():
     denoiser = trained_like(build())
-    options = {"shape": (1, 16, 16), "solver": SolverOptions(steps=3), "guidance": GuidanceOptions(scale=2.0)}
+    options = {
+        "shape": (1, 16, 16),
+        "solver": Solver(name="dpmpp_2m", steps=3, sigma_min=0.05, sigma_max=80.0),
+        "guidance": GuidanceOptions(scale=2.0),
+    }
     together = sample_scans(denoiser, torch.tensor([0, 1, 2]), [5, 6, 7], **options)
     alone = sample_scans(denoiser, torch.tensor([1]), [6], **options)
     torch.testing.assert_close(together[1:2], alone, rtol=0, atol=1e-4)
@@ -129,7 +133,8 @@ def test_sampled_scans_depend_on_their_own_seed_only():
     ("change", "message"),
     [
         ({"attention": (True,)}, "network.attention"),
-        ({"channels": (30, 64)}, "network.channels"),
+        ({"channels": (30, 64)}, r"network.channels: need multiples of 32, got \[30\]"),
+        ({"levels": 3}, r"network.levels: need 1 or 2, got 3"),
         ({"channels": (32, 64, 64, 64), "attention": (False,) * 4}, r"grid.size: need multiples of 16.*got \[24, 24\]"),
     ],
 )
@@ -140,14 +145,14 @@ def test_contradictions_are_named(change, message):
 
 
 def test_one_channel_a_group_is_refused_since_it_hides_the_condition():
-    """A group takes the mean of its channels away, and with it a shift of its only channel."""
+    """Normalisation removes the mean of a group, and with it the shift of its only channel."""
     options = NetworkOptions(channels=(32,), attention=(False,), norm_groups=32)
-    with pytest.raises(ConfigError, match=r"norm_groups.*try 4"):
+    with pytest.raises(ConfigError, match=r"norm_groups: need at least two channels per group.*try 4"):
         build_denoiser(options, channels=1, size=(8, 8), classes=2, augmentation_parameters=0, sigma_data=0.5)
 
 
 @pytest.mark.parametrize("level", [0.01, 0.3, 20.0])
-def test_shrinkage_can_take_all_noise_away_and_leaves_clean_scans(level):
+def test_shrinkage_can_remove_all_noise(level):
     """One gate per value goes from keeping everything to nothing, (2a): with nothing added and the gate that solves
     skip + output * gate / scale = 0, the denoised scan is zero whatever the noise."""
     sigma_data, sigma = torch.tensor(0.5), torch.tensor(level)
@@ -155,7 +160,7 @@ def test_shrinkage_can_take_all_noise_away_and_leaves_clean_scans(level):
     scale = precondition(sigma, sigma_data)
     gate = -(scale.skip / scale.output) * (sigma**2 + (sigma_data / 4) ** 2).sqrt()
     features = torch.cat([torch.zeros_like(bands), gate.expand_as(bands)], dim=1)
-    shrunk = scale.skip * bands + scale.output * gated_features(features, bands, sigma, sigma_data)
+    shrunk = scale.skip * bands + scale.output * shrink_features(features, bands, sigma, sigma_data)
     torch.testing.assert_close(shrunk, torch.zeros_like(bands), rtol=0, atol=1e-5)
 
 
@@ -173,7 +178,7 @@ def test_shrinkage_denoises_sparse_scans_better_than_redrawn_noise():
     """Dots on nothing, more bands than channels: after the same steps the gated network leaves less of the noise."""
     errors = {}
     for shrinkage in (False, True):
-        denoiser = build(levels=2, channels=(8, 16), head_channels=8, norm_groups=4, shrinkage=shrinkage).train()
+        denoiser = build(levels=2, channels=(32, 32), shrinkage=shrinkage).train()
         generator = torch.Generator().manual_seed(0)
         optimiser = torch.optim.Adam(denoiser.parameters(), lr=3e-3)
         for _ in range(60):

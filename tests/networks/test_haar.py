@@ -4,7 +4,6 @@ import pytest
 import torch
 from torch.nn.functional import avg_pool2d, avg_pool3d
 
-from medsynth.errors import ConfigError
 from medsynth.networks import HaarTransform
 
 cases = pytest.mark.parametrize(("levels", "rank"), [(1, 2), (2, 2), (1, 3), (2, 3)])
@@ -48,6 +47,9 @@ def test_bands_stay_in_single_precision_under_autocast():
     torch.testing.assert_close(result, scans, rtol=0, atol=1e-6)
 
 
-def test_levels_are_checked():
-    with pytest.raises(ConfigError, match=r"network\.levels"):
-        HaarTransform(3)
+def test_without_levels_nothing_changes():
+    scans = torch.randn(1, 2, 6, 6, generator=torch.Generator().manual_seed(2))
+    transform = HaarTransform(0)
+    assert torch.equal(transform(scans), scans)
+    assert torch.equal(transform.inverse(scans), scans)
+    assert (transform.band_count(2, 2), transform.factor()) == (2, 1)

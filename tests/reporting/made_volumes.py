@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
+from medsynth.evaluation import Evaluation, build_report
 from medsynth.evaluation.fidelity import Sheet
 
 
@@ -29,15 +32,6 @@ def volume_sheet(label: str, rows: int = 2, *, side: int = 16) -> Sheet:
     )
 
 
-def bare_report() -> dict:
-    """Return the content of a report of which nothing was evaluated."""
-    return {
-        "verdict": {"fidelity": None, "privacy": None, "downstream": None},
-        "fidelity": None,
-        "privacy": None,
-        "downstream": None,
-        "notes": [],
-        "settings": {},
-        "versions": {},
-        "schema": 1,
-    }
+def bare_evaluation(sheets: Sequence[Sheet] = ()) -> Evaluation:
+    """Return an evaluation with sheets, but without any part."""
+    return Evaluation(report=build_report(), sheets=tuple(sheets))

@@ -9,11 +9,12 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from medsynth.config import FidelityOptions
 from medsynth.errors import ConfigError
-from medsynth.evaluation.fidelity import FidelityResult, score_fidelity
+from medsynth.evaluation import Evaluation
+from medsynth.evaluation.fidelity import FidelityResult, FidelitySettings, score_fidelity
 from medsynth.evaluation.verdict import build_report, headline
-from medsynth.reporting.figures import loss_figure
+from medsynth.reporting.charts import training_figure
+from medsynth.reporting.pictures import contact_sheet
 from medsynth.reporting.report import (
     ReportFiles,
     _aligned,
@@ -23,7 +24,6 @@ from medsynth.reporting.report import (
     render_page,
     write_report,
 )
-from medsynth.reporting.sheets import contact_sheet
 from tests.evaluation.made import Pixels, made_cohort
 
 HOSTILE = "<script>alert(1)</script>"
@@ -49,18 +49,19 @@ class Page(HTMLParser):
 def result() -> FidelityResult:
     counts = {"common": {"train": 40, "test": 40}, HOSTILE: {"train": 8, "test": 3}}
     made = made_cohort({"common": {"train": 20}, HOSTILE: {"train": 20}}, seed=1)
-    options = FidelityOptions(repeats=20, ssim_pairs=20, sheet_scans=2)
-    return score_fidelity(
-        made_cohort(counts, seed=0), made, options=options, extractor=Pixels(), seed=0, progress=False
-    )  # fmt: skip
+    settings = FidelitySettings(repeats=20, ssim_pairs=20, sheet_scans=2)
+    return score_fidelity(made_cohort(counts, seed=0), made, settings=settings, extractor=Pixels(), progress=False)
+
+
+def page_of(report: dict, sheets: tuple = (), *, real_pictures: bool = True) -> str:
+    return render_page(Evaluation(report=report, sheets=sheets), real_pictures=real_pictures)
 
 
 @pytest.fixture(scope="module")
 def html(result: FidelityResult) -> str:
     steps = np.arange(1.0, 9)
-    return render_page(
-        build_report(result), sheets=result.sheets, figures=[loss_figure(steps, 1 / steps)], title="Trial"
-    )
+    figure = training_figure("Training loss", {"training": (steps, 1 / steps)}, y_label="loss")
+    return render_page(Evaluation(report=build_report(result), sheets=result.sheets), figures=[figure])
 
 
 def test_page_needs_nothing_from_outside_and_runs_nothing(html):
@@ -102,7 +103,7 @@ def test_table_shows_every_figure_beside_real_against_real(html, result):
     assert f"FD-Pixels {value}{low} to {high} {real}{real_low} to {real_high}" in text
     assert "KID-Pixels" in text
     assert "Too few scans" in text
-    assert "Not evaluated, so nothing is said about it: privacy, downstream gain" in text
+    assert "Not evaluated: privacy, downstream gain" in text
     assert all(verdict["sentence"] in text for verdict in build_report(result)["verdict"]["fidelity"])
 
 
@@ -123,7 +124,7 @@ def test_what_was_left_out_and_what_is_not_comparable_is_said(html, result):
     named = dict(row, held_out=dict(row["held_out"], fid=row["held_out"]["frechet"]))
     for comparable in (False, True):
         named["held_out"]["fid_comparable"] = comparable
-        page = render_page({**report, "fidelity": {**report["fidelity"], "rows": [named]}}, title="Trial")
+        page = page_of({**report, "fidelity": {**report["fidelity"], "rows": [named]}})
         assert ("not comparable</span>" in page) is not comparable
         assert '<th scope="row">FID</th>' in page
 
@@ -131,68 +132,60 @@ def test_what_was_left_out_and_what_is_not_comparable_is_said(html, result):
 def test_parts_that_were_not_evaluated_are_left_out_of_the_page(result):
     whole = build_report(result)
     sentence = "A sentence of its own."
-    for part, reading, badge in (
+    for part, said, badge in (
         ("privacy", "pass", "good"),
         ("privacy", "cannot tell", "plain"),
         ("downstream", "harm", "bad"),
         ("downstream", "no gain", "plain"),
     ):
-        verdict = {
-            "fidelity": None,
-            "privacy": None,
-            "downstream": None,
-            part: {"reading": reading, "sentence": sentence},
-        }
-        page = render_page({**whole, "fidelity": None, "verdict": verdict}, title="Trial")
-        assert f'<span class="reading {badge}">{reading}</span> {sentence}' in page
-        assert re.search("Not evaluated, so nothing is said about it: .*fidelity", page)
+        verdict = build_report()["verdict"] | {part: {"verdict": said, "sentence": sentence}}
+        page = page_of({**whole, "fidelity": None, "verdict": verdict})
+        assert f'<span class="badge {badge}">{said}</span> {sentence}' in page
+        assert re.search("Not evaluated: .*fidelity", page)
         assert ">Fidelity</h2>" not in page
-    assert not re.search("nothing is said about it: .*fidelity", render_page(whole, title="Trial"))
+    assert not re.search("Not evaluated: .*fidelity", page_of(whole))
 
 
 def test_both_files_are_written(tmp_path, result):
     report = build_report(result)
-    files = write_report(tmp_path / "out", report, sheets=result.sheets)
+    files = write_report(tmp_path / "out", Evaluation(report=report, sheets=result.sheets))
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["report.html", "report.json"]
     assert json.loads(files.json.read_text()) == report
     assert files.html.read_text().startswith("<!DOCTYPE html>")
 
 
-def test_summary_has_the_figures_also_where_they_cannot_tell(tmp_path, result):
-    report = build_report(result, notes=["Something else."])
-    lines = ReportFiles(json=tmp_path / "a.json", html=tmp_path / "a.html", report=report).summary().splitlines()
-    assert len(lines) == 8
-    shown = re.fullmatch(
-        r"  KID-Pixels (\S+) \(real against real (\S+) to (\S+)\), "
-        r"FD-Pixels (\S+) \(real against real (\S+) to (\S+)\)",
-        lines[1],
-    )
-    found = result.rows[0].held_out
-    figures = [getattr(found, name) for name in ("kid", "frechet")]
-    expected = [value for figure in figures for value in (figure.value, figure.real_low, figure.real_high)]
-    assert [float(text) for text in shown.groups()] == pytest.approx(expected, abs=1e-3, rel=5e-3)
-    # Three held-out scans make halves of one: there is no figure to show.
-    assert lines[2].startswith(f"{HOSTILE}: Cannot tell: 3 held-out real scans")
-    assert lines[3] == f"all classes: {report['verdict']['fidelity'][2]['sentence']}"
-    assert lines[5:] == [
-        "note: Something else.",
-        report["verdict"]["headline"]["sentence"],
-        f"report: {tmp_path / 'a.html'}",
-    ]
+@pytest.mark.parametrize(
+    ("privacy", "downstream", "following"),
+    [
+        ("fail", "gain", "medsynth evaluate ... --drop_copies true"),
+        ("pass", "gain", "medsynth augment --real COHORT --synthetic SET --report {out} --out augmented/cohort.csv"),
+        ("pass", "no gain", "medsynth card --synthetic SET --report {out}"),
+        ("cannot tell", None, "medsynth card --synthetic SET --report {out}"),
+    ],
+)
+def test_the_summary_is_the_headline_the_notes_and_the_next_command(tmp_path, privacy, downstream, following):
+    report = build_report(notes=["Something else."])
+    parts = {"privacy": privacy, "downstream": downstream}
+    report["verdict"] |= {part: said and {"verdict": said, "sentence": "."} for part, said in parts.items()}
+    files = ReportFiles(json=tmp_path / "report.json", html=tmp_path / "report.html", report=report)
+    assert files.gate_failed is (privacy == "fail")
+    *lines, command = files.summary().splitlines()
+    assert lines == [report["verdict"]["headline"]["sentence"], "note: Something else.", f"report: {files.html}"]
+    assert command.startswith(f"next: {following.format(out=tmp_path)}")
 
 
 def test_notes_are_on_the_page_and_cannot_become_markup(result):
-    page = render_page(build_report(result, notes=["Plain note.", HOSTILE]), title="Trial")
+    page = page_of(build_report(result, notes=["Plain note.", HOSTILE]))
     assert "Plain note." in page
     assert HOSTILE not in page
-    assert ">Notes<" not in render_page(build_report(result), title="Trial")
+    assert ">Notes<" not in page_of(build_report(result))
 
 
 @pytest.mark.parametrize("below", ["file", "file/deeper/out", "n" * 300])
 def test_a_folder_that_cannot_be_written_is_refused_before_and_after(tmp_path, result, below):
     (tmp_path / "file").write_text("in the way")
-    for attempt in (check_report_folder, lambda out: write_report(out, build_report(result))):
-        with pytest.raises(ConfigError, match=r"need a folder to write the report into, got .+; try another --out"):
+    for attempt in (check_report_folder, lambda out: write_report(out, Evaluation(report=build_report(result)))):
+        with pytest.raises(ConfigError, match=r"the report cannot be written there: .+; try another --out"):
             attempt(tmp_path / below)
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
@@ -218,7 +211,7 @@ def test_strip_spans_the_figures():
     assert _strip([2.0, 2.0]) is None
 
 
-def test_readings_of_too_few_scans_are_not_coloured(result):
+def test_verdicts_of_too_few_scans_are_not_coloured(result):
     report = build_report(result)
     few, enough = (
         [row for row in report["fidelity"]["rows"] if row["held_out"]["too_few"] is which] for which in (True, False)
@@ -231,15 +224,15 @@ def test_readings_of_too_few_scans_are_not_coloured(result):
         }
         badges = [
             about["class"]
-            for tag, about in Page(render_page(alone, title="Trial")).elements
-            if tag == "span" and about.get("class", "").startswith("reading")
+            for tag, about in Page(page_of(alone)).elements
+            if tag == "span" and about.get("class", "").startswith("badge")
         ]
         assert badges
-        assert ("reading plain" not in badges) if coloured else (set(badges) == {"reading plain"})
+        assert ("badge plain" not in badges) if coloured else (set(badges) == {"badge plain"})
 
 
 def test_real_scans_may_be_left_out_of_the_pictures(result):
-    page = render_page(build_report(result), sheets=result.sheets, real_pictures=False, title="Trial")
+    page = page_of(build_report(result), result.sheets, real_pictures=False)
     pictures = [about for tag, about in Page(page).elements if tag == "img"]
     assert [picture["alt"].split(" scans of ")[0] for picture in pictures] == ["Contact sheet of 2 synthetic"] * 2
     sheet = result.sheets[0]
@@ -254,19 +247,19 @@ def test_real_scans_may_be_left_out_of_the_pictures(result):
     [
         ("fail", "gain", "bad", "Do not use this set"),
         ("pass", "harm", "bad", "Do not train with this set"),
-        ("pass", "gain", "good", "it may be used for training in the house"),
+        ("pass", "gain", "good", "use it for training within your institution"),
         ("cannot tell", "gain", "plain", "do not hand it over"),
-        (None, "gain", "plain", "was not judged: do not hand it over"),
+        (None, "gain", "plain", "was not checked: do not hand it over"),
         ("pass", "no gain", "plain", "There is no reason to use this set"),
-        ("pass", "cannot tell", "plain", "cannot be told; there is no sign that it copies patients"),
-        ("pass", None, "plain", "its scans differ from real ones more"),
+        ("pass", "cannot tell", "plain", "could not be judged; there is no sign that it copies patients"),
+        ("pass", None, "plain", "the synthetic scans differ from real ones more"),
     ],
 )
 def test_the_headline_is_one_plain_sentence(privacy, downstream, tone, says):
     verdict = {
-        "privacy": privacy and {"reading": privacy},
-        "downstream": downstream and {"reading": downstream},
-        "fidelity": [{"label": "a", "reading": "further"}, {"label": "b", "reading": "as close"}],
+        "privacy": privacy and {"verdict": privacy},
+        "downstream": downstream and {"verdict": downstream},
+        "fidelity": [{"label": "a", "verdict": "further"}, {"label": "b", "verdict": "as close"}],
     }
     found = headline(verdict, "viral")
     assert found["tone"] == tone

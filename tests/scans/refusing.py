@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from medsynth.config import ReadingOptions
+from medsynth.config import Loading
 from medsynth.errors import DataError
 from medsynth.scans import read_header, read_scan
 
 _PEAK = """
 import sys
-from medsynth.config import ReadingOptions
+from medsynth.config import Loading
 from medsynth.errors import DataError
 from medsynth.scans import read_header, read_scan
 def peak():  # of this process image alone; ru_maxrss would begin with that of the process that started it
@@ -22,7 +22,7 @@ def peak():  # of this process image alone; ru_maxrss would begin with that of t
         return next(int(line.split()[1]) for line in status if line.startswith("VmHWM"))
 before = peak()
 try:
-    (read_header if sys.argv[2] == "header" else read_scan)(sys.argv[1], reading=ReadingOptions(max_mib=int(sys.argv[3])))
+    (read_header if sys.argv[2] == "header" else read_scan)(sys.argv[1], loading=Loading(max_mib=int(sys.argv[3])))
 except DataError as error:
     print(error)
 else:
@@ -31,13 +31,13 @@ print((peak() - before) // 1024)
 """
 
 
-def refused(path: Path | str, *, reading: ReadingOptions = ReadingOptions(), header: bool = False) -> str:
+def refused(path: Path | str, *, loading: Loading = Loading(), header: bool = False) -> str:
     """Return the message of the refusal, after checking its form and that the folder holds nothing new."""
     folder = Path(str(path).split("#")[0])
     folder = folder if folder.is_dir() else folder.parent
     before = {each: each.stat().st_mtime_ns for each in folder.iterdir()}
     with pytest.raises(DataError) as caught:
-        (read_header if header else read_scan)(path, reading=reading)
+        (read_header if header else read_scan)(path, loading=loading)
     message = str(caught.value)
     assert message.startswith((f"{path}: ", f"{path} [", f"{folder}/")), message
     assert "need" in message

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel
@@ -13,8 +14,7 @@ import pydicom
 import pytest
 from pydicom import uid
 
-from medsynth.cohorts.grid import orient_scan
-from medsynth.config import ReadingOptions
+from medsynth.config import Loading
 from medsynth.scans import Scan, is_dicom, read_header, read_scan, split_item
 from tests.dicom_files import (
     AXIAL,
@@ -30,6 +30,7 @@ from tests.dicom_files import (
     write,
     write_series,
 )
+from tests.scans.dicom_out import in_patient
 
 REAL = Path(__file__).parents[2].parent / "shared" / "data" / "dicom"
 real = pytest.mark.skipif(not REAL.is_dir(), reason="the real DICOM series are not beside the repository")
@@ -263,10 +264,10 @@ def test_a_tilted_series_is_resampled_upright(tmp_path, degrees):
     for index in np.ndindex(stored.shape):
         stored[index] = np.rint(field @ place_of(index, **place, step=step)) + 5000
     path = write_series(series_of(stored, **place, step=step), tmp_path / "ct")
-    scan = read_scan(path, reading=ReadingOptions(tilt="resample"))
+    scan = read_scan(path, loading=Loading(tilt="resample"))
     assert scan.array.dtype == np.float32
     assert scan.attributes == {"tilt_degrees": pytest.approx(abs(degrees), abs=1e-3)}
-    header = read_header(path, reading=ReadingOptions(tilt="resample"))
+    header = read_header(path, loading=Loading(tilt="resample"))
     assert (header.shape, header.dtype) == (scan.array.shape, "float32")
     axes = scan.affine[:3, :3] / np.linalg.norm(scan.affine[:3, :3], axis=0)
     np.testing.assert_allclose(axes.T @ axes, np.eye(3), atol=1e-6)
@@ -289,7 +290,7 @@ def test_a_tilt_by_whole_pixels_only_moves_slices(tmp_path):
     stored = volume_of(4, 6, 5)
     step = np.array(normal_of(AXIAL)) * 2 + np.array([0, 1.6, 0]) + np.array([-0.7, 0, 0])
     path = write_series(series_of(stored, step=step), tmp_path / "ct")
-    scan = read_scan(path, reading=ReadingOptions(tilt="resample"))
+    scan = read_scan(path, loading=Loading(tilt="resample"))
     expected = np.full((4, 6 + 6, 5 + 3), stored.min(), dtype=np.float32)
     for number in range(4):
         expected[number, 2 * number : 2 * number + 6, 3 - number : 8 - number] = stored[number]
@@ -338,9 +339,9 @@ def test_a_single_slice_is_the_picture_that_dcm2niix_reads(tmp_path):
     )
     scan = read_scan(write(made[0], tmp_path / "one/IM1"))
     expected = converted(tmp_path / "one", tmp_path / "out")
-    ours, theirs = orient_scan(scan), orient_scan(expected)
-    np.testing.assert_array_equal(ours.array, theirs.array)
-    np.testing.assert_allclose(ours.affine, theirs.affine, atol=1e-4)
+    (ours, affine), (theirs, place) = (in_patient(replace(one, array=one.array[..., None])) for one in (scan, expected))
+    np.testing.assert_array_equal(ours, theirs)
+    np.testing.assert_allclose(affine, place, atol=1e-4)
 
 
 def test_series_are_read_as_highdicom_reads_them(tmp_path):

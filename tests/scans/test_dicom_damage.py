@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from pydicom import uid
 
-from medsynth.config import ReadingOptions
+from medsynth.config import Loading
 from medsynth.errors import DataError
 from medsynth.scans import read_header, read_scan
 from tests.dicom_files import (
@@ -59,7 +59,7 @@ def test_damaged_bytes_never_end_in_a_traceback(tmp_path, number, capfd):
             path.write_bytes(bytes(content))
             for read in (read_header, read_scan):
                 try:
-                    read(path, reading=ReadingOptions(max_mib=1))
+                    read(path, loading=Loading(max_mib=1))
                 except DataError as error:
                     messages.append(str(error))
     assert len(messages) > 50

@@ -11,8 +11,9 @@ import pytest
 from pydicom import uid
 from pydicom.dataset import Dataset
 
-from medsynth.config import ReadingOptions
+from medsynth.config import Loading
 from medsynth.scans import read_scan
+from medsynth.scans.dicom import elements
 from tests.dicom_files import (
     AXIAL,
     CORONAL,
@@ -112,13 +113,12 @@ def test_a_header_that_claims_too_much(tmp_path):
 
 def test_the_budget_counts_the_whole_series(tmp_path):
     path = write_series(series_of(noise(5, 512, 512)), tmp_path / "ct")
-    assert "at most 2 MiB decoded, got 512 x 512 x 5 of int16, 3 MiB" in refused(
-        path, reading=ReadingOptions(max_mib=2)
-    )
-    assert read_scan(path, reading=ReadingOptions(max_mib=3)).array.shape == (1, 512, 512, 5)
+    assert "at most 2 MiB decoded, got 512 x 512 x 5 of int16, 3 MiB" in refused(path, loading=Loading(max_mib=2))
+    assert read_scan(path, loading=Loading(max_mib=3)).array.shape == (1, 512, 512, 5)
 
 
-def test_a_header_longer_than_any(tmp_path):
+def test_a_header_longer_than_any(tmp_path, monkeypatch):
+    monkeypatch.setattr(elements, "_HEADER_ROOM", 2 << 20)
     made = picture()
     made.PatientID = "x" * 65000
     made.add_new(0x00091001, "UN", bytes(3 << 20))
@@ -128,7 +128,7 @@ def test_a_header_longer_than_any(tmp_path):
     nested.add_new(0x00091001, "UN", bytes(3 << 20))
     made.ReferencedImageSequence = [nested]
     made["ReferencedImageSequence"].is_undefined_length = True
-    assert "need a header of 2 MiB at most" in refused(write(made, tmp_path / "one"), header=True)
+    assert "need a header of at most 2048 KiB" in refused(write(made, tmp_path / "one"), header=True)
 
 
 # Geometry --------------------------------------------------------------------------------------------------------------
@@ -240,7 +240,7 @@ def test_a_localizer_of_three_planes(tmp_path):
 def test_a_tilted_gantry_is_refused_with_its_angle(tmp_path):
     step = np.array([0, 0, 3 / np.cos(np.radians(12.5))])
     path = write_series(series_of(noise(6, 6, 8), orientation=oblique(12.5, 0, 0), step=step), tmp_path / "ct")
-    assert "a gantry tilt of 12.5 degrees; try --reading.tilt resample" in refused(path, header=True)
+    assert "a gantry tilt of 12.5 degrees; try --tilt resample" in refused(path, header=True)
     slices = series_of(noise(6, 6, 8), step=step)
     slices[3].ImagePositionPatient = [-29, -20, float(slices[3].ImagePositionPatient[2])]
     assert "mm beside the others" in refused(write_series(slices, tmp_path / "shifted"))

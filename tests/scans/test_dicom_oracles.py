@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from medsynth.config import ReadingOptions
+from medsynth.config import Loading
 from medsynth.errors import ConfigError, DataError
 from medsynth.scans import Scan, read_scan, write_dicom, write_segmentation
 from tests.dicom_files import oblique, series_of, write_series
@@ -30,7 +30,7 @@ real = pytest.mark.skipif(not REAL.is_dir(), reason="the real DICOM series are n
 needs_dcm2niix = pytest.mark.skipif(shutil.which("dcm2niix") is None, reason="dcm2niix is not installed")
 needs_dciodvfy = pytest.mark.skipif(shutil.which("dciodvfy") is None, reason="dicom3tools are not installed")
 
-# Its release of 2022 does not know Synthetic Data, which the standard has since gained.
+# Releases before 2026 do not know Synthetic Data, which the standard has since gained.
 ALLOWED = "Error - </(0008,001c)> - Attribute with an even group number is not a recognized standard attribute"
 
 
@@ -103,7 +103,7 @@ def test_dcm2niix_reads_the_same_volume(tmp_path, modality, angles, whole):
 @needs_dcm2niix
 @pytest.mark.parametrize(("name", "modality"), [("ct_phantom", "CT"), ("mr_t1_sagittal", "MR")])
 def test_real_series_come_back_unchanged(tmp_path, name, modality):
-    scan = read_scan(REAL / name, reading=ReadingOptions())
+    scan = read_scan(REAL / name, loading=Loading())
     write_dicom(replace(scan, provenance=PROVENANCE), tmp_path / name, modality=modality)
     again, theirs = read_scan(tmp_path / name), converted(tmp_path / name, tmp_path / "out")
     np.testing.assert_array_equal(again.array, scan.array)
@@ -135,7 +135,7 @@ def test_validators_find_nothing_but_the_element_that_they_do_not_know(tmp_path,
     path = tmp_path / ("series" if array.ndim == 4 else "one.dcm")
     write_dicom(scan_of(array), path, modality=modality)
     for file in files_of(path):
-        assert errors_in(file) == [ALLOWED]
+        assert set(errors_in(file)) <= {ALLOWED}
     assert entity_problems(files_of(path)) == ""
 
 
@@ -146,7 +146,7 @@ def test_validators_pass_masks(tmp_path, modality):
     write_dicom(scan_of(values(low=0)), tmp_path / "series", modality=modality)
     mask = Scan(array=values(low=0) > 500, affine=AXIAL)
     write_segmentation(mask, tmp_path / "seg.dcm", images=tmp_path / "series")
-    assert errors_in(tmp_path / "seg.dcm") == [ALLOWED]
+    assert set(errors_in(tmp_path / "seg.dcm")) <= {ALLOWED}
     assert entity_problems([*files_of(tmp_path / "series"), tmp_path / "seg.dcm"]) == ""
 
 

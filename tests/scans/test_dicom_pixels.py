@@ -13,7 +13,7 @@ from pydicom.dataset import Dataset
 from pydicom.encaps import encapsulate
 
 from medsynth.scans import read_scan
-from medsynth.scans.dicom import codecs
+from medsynth.scans.dicom import header
 from tests.dicom_files import (
     compressed,
     dataset,
@@ -55,7 +55,7 @@ def test_fault_15_a_codec_that_nothing_knows(tmp_path, monkeypatch):
     class Absent:
         is_available = False
 
-    monkeypatch.setattr(codecs, "get_decoder", lambda syntax: Absent)
+    monkeypatch.setattr(header, "get_decoder", lambda syntax: Absent)
     path = write(made, tmp_path / "one", syntax=uid.JPEGLosslessSV1)
     said = refused(path, header=True)
     assert "need a decoder of JPEG Lossless, Non-Hierarchical, First-Order" in said
@@ -101,9 +101,9 @@ def test_fault_17_executable_preamble(tmp_path):
         ({"PhotometricInterpretation": "RGB", "SamplesPerPixel": 3}, "got RGB"),
         ({"PhotometricInterpretation": "PALETTE COLOR"}, "got PALETTE COLOR"),
         ({"PhotometricInterpretation": ""}, "got none"),
-        ({"NumberOfFrames": 3}, "need one frame, or frames that say where they lie, got 3"),
+        ({"NumberOfFrames": 3}, "need one frame, or a position for every frame, got 3"),
         ({"NumberOfFrames": -1}, "need at least one pixel"),
-        ({"BitsAllocated": 1, "BitsStored": 1, "HighBit": 0}, "need 8, 16 or 32 bits a pixel, got 1 of 1"),
+        ({"BitsAllocated": 1, "BitsStored": 1, "HighBit": 0}, "need 8, 16 or 32 bits per pixel, got 1 of 1"),
         ({"BitsStored": 17}, "got 17 of 16"),
         ({"BitsStored": 12, "HighBit": 15}, "got HighBit 15"),
         ({"RescaleSlope": 0, "RescaleIntercept": 1}, "need a RescaleSlope other than 0"),

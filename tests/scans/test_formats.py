@@ -12,10 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from medsynth.config import ReadingOptions
+from medsynth.config import Loading
 from medsynth.errors import DataError
-from medsynth.scans import Scan, list_items, npz, read_header, read_scan, write_scan
-from medsynth.scans.npz import VOLUME_AFFINE
+from medsynth.scans import VOLUME_AFFINE, Scan, list_items, npz, read_header, read_scan, write_scan
 
 
 def save_nifti(path: Path, array: np.ndarray, affine: np.ndarray | None = None, **header: object) -> Path:
@@ -197,17 +196,12 @@ def test_medmnist_arrays_are_decoded_once_and_again_when_the_file_changes(
     path = tmp_path / "set.npz"
     medmnist(path)
     decoded = []
-    plain = npz._read_array
-    monkeypatch.setattr(npz, "_read_array", lambda *given: decoded.append(given[1].file_name) or plain(*given))
+    plain = npz._decode
+    monkeypatch.setattr(npz, "_decode", lambda path, key: decoded.append(key) or plain(path, key))
     for index in (0, 1, 2, 0):
         read_scan(f"{path}#train/{index}")
         read_scan(f"{path}#test/0")
-    assert sorted(decoded) == [
-        "test_images.npy",
-        "test_labels.npy",
-        "train_images.npy",
-        "train_labels.npy",
-    ]
+    assert sorted(decoded) == ["test_images", "test_labels", "train_images", "train_labels"]
     np.savez(path, train_images=np.full((1, 4, 5), 9, np.uint8))
     assert (read_scan(f"{path}#train/0").array == 9).all()
     assert read_scan(f"{path}#train/0").label is None
@@ -328,11 +322,11 @@ def test_a_line_break_in_a_name_does_not_break_the_message(tmp_path: Path) -> No
 def test_the_budget_is_exact(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"scan{suffix}"
     write_scan(Scan(array=np.zeros((1, 1024, 1024), np.uint8)), path)
-    assert read_scan(path, reading=ReadingOptions(max_mib=1)).array.size == 1 << 20
+    assert read_scan(path, loading=Loading(max_mib=1)).array.size == 1 << 20
     write_scan(Scan(array=np.zeros((1, 1024, 1025), np.uint8)), path)
     for read in (read_scan, read_header):
         with pytest.raises(DataError, match="at most 1 MiB"):
-            read(path, reading=ReadingOptions(max_mib=1))
+            read(path, loading=Loading(max_mib=1))
 
 
 @pytest.mark.parametrize("suffix", [".png", ".npz", ".nii", ".nii.gz"])
@@ -354,7 +348,7 @@ def test_damaged_bytes_give_one_line_or_a_scan(tmp_path: Path, suffix: str) -> N
             del content[int(rng.integers(len(content))) :]
         path.write_bytes(bytes(content))
         try:
-            read_scan(path, reading=ReadingOptions(max_mib=1))
+            read_scan(path, loading=Loading(max_mib=1))
         except DataError as error:
             messages.append(str(error))
     assert len(messages) > 300

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import io
+
 import numpy as np
-import pytest
 from PIL import Image
 
-from medsynth.scans.picture import captioned_rows, tile, to_grey, write_picture
+from medsynth.scans import Scan
+from medsynth.scans.picture import captioned_rows, stretch_contrast, to_grey, write_picture
 
 
 def test_grey_levels_of_the_model_range():
@@ -93,16 +95,23 @@ def test_captions_stand_above_their_rows():
     assert (picture[64:, 34:] == 255).all(), "a shorter row ends in white"
 
 
-def test_tiles_lie_row_by_row_on_white():
-    scans = np.stack([np.full((1, 2, 3), level) for level in (-1.0, 0.0, 1.0)])
-    sheet = tile(scans, 2, gap=1)
-    expected = [[0, 0, 0, 255, 128, 128, 128]] * 2 + [[255] * 7] * 3
-    assert sheet.tolist() == expected
+def test_a_notebook_shows_a_picture_stretched_to_its_percentiles():
+    array = np.arange(101 * 100).reshape(1, 101, 100).astype(np.float32) - 5000
+    array[0, 0, 0], array[0, -1, -1] = -1e9, 1e9  # outliers do not matter
+    low, high = np.percentile(array, (1, 99))
+    expected = np.rint(np.clip((array[0].astype(np.float64) - low) / (high - low), 0, 1) * 255)
+    shown = np.asarray(Image.open(io.BytesIO(Scan(array=array)._repr_png_())))
+    assert shown.shape == (101, 100)
+    np.testing.assert_array_equal(shown, expected)
+    np.testing.assert_array_equal(shown.ravel()[[0, 101, 5050, -1]], [0, 0, 128, 255])
 
 
-def test_no_scans_make_no_sheet():
-    with pytest.raises(ValueError, match="0 scans"):
-        tile(np.zeros((0, 1, 4, 4)), 2)
+def test_a_notebook_shows_the_middle_slice_of_a_volume():
+    volume = np.random.default_rng(0).integers(0, 4000, size=(2, 5, 6, 7)).astype(np.int16)
+    shown = np.asarray(Image.open(io.BytesIO(Scan(array=volume)._repr_png_())))
+    np.testing.assert_array_equal(shown, stretch_contrast(volume[0, 2]))
+    constant = Scan(array=np.full((1, 4, 5), 7, np.uint8))
+    assert (np.asarray(Image.open(io.BytesIO(constant._repr_png_()))) == 0).all()
 
 
 def test_written_pictures_are_read_back(tmp_path):

@@ -7,6 +7,8 @@ from dataclasses import replace
 import torch.distributed
 
 import medsynth
+from medsynth.config import TrainOptions, build_options
+from medsynth.training import train_run
 
 LEFT = "left the group"
 
@@ -18,13 +20,22 @@ def say_left():
 
 
 def train(config, cohort, out, *, devices=1, num_nodes=1):
-    """Train without dropout, whose masks are the one thing that processes draw each for itself."""
+    """Train without dropout, whose masks are the only draws that differ between processes."""
     options = medsynth.load_config(str(config))
-    options |= {"max_steps": 20, "precision": "64-true", "accelerator": "cpu", "preflight": "off"}
-    options["accumulate"] = devices  # parts of a batch change no more than processes do
-    options["network"] = replace(options["network"], dropout=0.0)
-    options["monitor"] = replace(options["monitor"], preview_every=0)
-    return medsynth.train(**options, cohort=cohort, out=out, devices=devices, num_nodes=num_nodes)
+    options["network"] = options["network"] | {"dropout": 0.0}
+    options["monitor"] = options["monitor"] | {"preview_every": 0}
+    options = build_options(TrainOptions, options | {"cohort": cohort, "out": out})
+    changed = replace(
+        options,
+        max_steps=20,
+        precision="64-true",
+        accelerator="cpu",
+        preflight="off",
+        accumulate_grad_batches=devices,  # parts of a batch change no more than processes do
+        devices=devices,
+        num_nodes=num_nodes,
+    )
+    return train_run(medsynth.read_cohort(cohort), changed)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,9 @@
-"""A batch worked off in parts: the same training but for rounding, with optimiser steps as the only unit."""
+"""A batch in parts: the same training apart from rounding, with optimiser steps as the only unit."""
 
 import csv
 import json
 import os
 import shutil
-from dataclasses import replace
 
 import lightning.pytorch as pl
 import pytest
@@ -21,11 +20,11 @@ from medsynth.training import DiffusionModule
 def trained(accumulate, *, precision="64-true", dropout=0.0, scans=8, steps=6):
     """The weights and losses of a training without rounding to speak of."""
     torch.manual_seed(0)
-    network = NetworkOptions(channels=(16,), attention=(False,), head_channels=16, norm_groups=4, dropout=dropout)
+    network = NetworkOptions(channels=(32,), attention=(False,), norm_groups=4, dropout=dropout)
     denoiser = build_denoiser(network, channels=1, size=(8, 8), classes=2, augmentation_parameters=8, sigma_data=0.5)
     module = DiffusionModule(
         denoiser, classes=("a", "b"), total_steps=steps, optimiser=OptimiserOptions(warmup_steps=0),
-        accumulate=accumulate, label_dropout=0.3,
+        accumulate_grad_batches=accumulate, label_dropout=0.3,
     )  # fmt: skip
     generator = torch.Generator().manual_seed(1)
     dtype = torch.float64 if precision == "64-true" else torch.float32
@@ -81,10 +80,14 @@ def rows(run):
 
 def test_the_verb_counts_optimiser_steps_and_resumes_exactly(tiny_config, tiny_cohort, tmp_path):
     options = medsynth.load_config(str(tiny_config))
-    options["network"] = replace(options["network"], dropout=0.0)
+    options["network"] = options["network"] | {"dropout": 0.0}
     runs = [
         medsynth.train(
-            **options, cohort=tiny_cohort, out=tmp_path / str(accumulate), accumulate=accumulate, progress=False
+            **options,
+            cohort=tiny_cohort,
+            out=tmp_path / str(accumulate),
+            accumulate_grad_batches=accumulate,
+            progress=False,
         )
         for accumulate in (1, 4)
     ]
@@ -99,7 +102,7 @@ def test_the_verb_counts_optimiser_steps_and_resumes_exactly(tiny_config, tiny_c
     shutil.copytree(folder, tmp_path / "killed")
     os.replace(*(tmp_path / "killed" / "checkpoints" / name for name in ("previous.ckpt", "last.ckpt")))
     (tmp_path / "killed" / "model.safetensors").unlink()
-    medsynth.train(**options, cohort=tiny_cohort, out=tmp_path / "killed", accumulate=4, progress=False)
+    medsynth.train(**options, cohort=tiny_cohort, out=tmp_path / "killed", accumulate_grad_batches=4, progress=False)
     first, second = (load_file(run / "model.safetensors") for run in (folder, tmp_path / "killed"))
     assert all(torch.equal(first[name], second[name]) for name in first)
 
@@ -107,7 +110,12 @@ def test_the_verb_counts_optimiser_steps_and_resumes_exactly(tiny_config, tiny_c
 def test_accumulate_and_checkpointing_may_change_where_a_training_goes_on(tiny_config, tiny_cohort, tiny_run):
     options = medsynth.load_config(str(tiny_config))
     again = medsynth.train(
-        **options, cohort=tiny_cohort, out=tiny_run.folder, accumulate=2, activation_checkpointing=True, progress=False
+        **options,
+        cohort=tiny_cohort,
+        out=tiny_run.folder,
+        accumulate_grad_batches=2,
+        activation_checkpointing=True,
+        progress=False,
     )
     assert again.fingerprint == tiny_run.fingerprint
 
@@ -124,9 +132,12 @@ def test_checkpointing_changes_no_weight(tiny_config, tiny_cohort, tiny_run, tmp
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"accumulate": 3}, r"accumulate: need a divisor of the 8 scans of a step on each process, got 3; try 2"),
-        ({"accumulate": 0}, r"accumulate: need a number above 0, got 0"),
-        ({"accumulate": 8, "devices": 2}, r"need a divisor of the 4 scans of a step on each process, got 8; try 4"),
+        ({"accumulate_grad_batches": 3}, r"batches: need a divisor of the 8 scans per step and process, got 3; try 2"),
+        ({"accumulate_grad_batches": 0}, r"accumulate_grad_batches: need a number above 0, got 0"),
+        (
+            {"accumulate_grad_batches": 8, "devices": 2},
+            r"need a divisor of the 4 scans per step and process, got 8; try 4",
+        ),
     ],
 )
 def test_parts_that_do_not_divide_the_batch(tiny_config, tiny_cohort, tmp_path, options, message):

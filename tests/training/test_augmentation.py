@@ -3,11 +3,11 @@ import pytest
 import torch
 from scipy.ndimage import rotate
 
-from medsynth.config import AugmentOptions
+from medsynth.config import AugmentationOptions
 from medsynth.seeds import torch_generator
 from medsynth.training import Augmentation
 
-ALL = AugmentOptions(probability=0.5, flip_axes=(0, 1), rotate_degrees=10, scale=0.1, translate=0.1, contrast=0.2)
+ALL = AugmentationOptions(probability=0.5, flip_axes=(0, 1), rotate_degrees=10, scale=0.1, translate=0.1, contrast=0.2)
 
 
 def smooth(shape):
@@ -83,7 +83,7 @@ def test_draws_have_their_probability_spread_and_limits():
 
 
 def test_what_is_switched_off_is_never_drawn():
-    options = AugmentOptions(probability=1.0, flip_axes=(), rotate_degrees=0, scale=0, translate=0.1, contrast=0)
+    options = AugmentationOptions(probability=1.0, flip_axes=(), rotate_degrees=0, scale=0, translate=0.1, contrast=0)
     drawn = Augmentation(options, 3).draw(100, torch_generator(0, "b"))
     assert drawn.shape[1] == Augmentation(options, 3).parameters == 12
     used = (drawn != 0).any(dim=0).tolist()
@@ -91,7 +91,7 @@ def test_what_is_switched_off_is_never_drawn():
 
 
 @pytest.mark.parametrize("rank", [2, 3])
-def test_resampling_is_told_and_mirroring_is_not_resampling(rank):
+def test_resampling_has_a_parameter_and_mirroring_is_not_resampling(rank):
     drawn = Augmentation(ALL, rank).draw(500, torch_generator(0, "c"))
     resampled = (drawn[:, rank:-2] != 0).any(dim=1)
     assert torch.equal(drawn[:, -1] == 1, resampled)
@@ -103,7 +103,7 @@ def test_resampling_is_told_and_mirroring_is_not_resampling(rank):
 def test_resampling_does_not_blur(rank, least):
     """Power of white noise in the upper half of the frequencies after random shifts; linear interpolation keeps .35 and .22."""
     scans = 0.2 * torch.randn(24, 1, *(24,) * rank, generator=torch_generator(0, "d"))
-    options = AugmentOptions(probability=1.0, rotate_degrees=0, scale=0, translate=0.05)
+    options = AugmentationOptions(probability=1.0, rotate_degrees=0, scale=0, translate=0.05)
     augmentation = Augmentation(options, rank)
     moved = augmentation.apply(scans, augmentation.draw(len(scans), torch_generator(0, "e")))
     inner = (slice(None), slice(None), *[slice(4, -4)] * rank)
@@ -120,7 +120,7 @@ def test_resampling_does_not_blur(rank, least):
 @pytest.mark.parametrize("rank", [2, 3])
 def test_a_mask_stays_a_mask(rank):
     """Contrast leaves it alone, and what moves it leaves -1 and 1."""
-    options = AugmentOptions(probability=1.0, contrast=0.4)
+    options = AugmentationOptions(probability=1.0, contrast=0.4)
     shape = (16,) * rank
     scans = torch.rand(6, 1, *shape, generator=torch.Generator().manual_seed(0)) - 0.5
     mask = torch.where(scans > 0, 1.0, -1.0)

@@ -1,9 +1,8 @@
-"""The autoencoder behind the latent stem: it learns, it is judged, and a diffusion on its latents needs nothing but its run."""
+"""The autoencoder of the stem `latent`: it learns, it is checked, and a training on its latents needs only its run."""
 
 import dataclasses
 import json
 import shutil
-import sys
 
 import numpy as np
 import pytest
@@ -13,38 +12,35 @@ from safetensors.torch import load_file
 import medsynth
 from medsynth.cohorts import Cohort, Row, write_cohort
 from medsynth.config import (
-    AugmentOptions,
+    AugmentationOptions,
     AutoencoderOptions,
     GridOptions,
     IntensityOptions,
+    Loading,
     MonitorOptions,
     NetworkOptions,
     OptimiserOptions,
-    ReconstructionOptions,
-    StartOptions,
 )
 from medsynth.errors import ConfigError, DataError, GateError
-from medsynth.networks import LatentCodec, build_autoencoder
+from medsynth.networks import build_autoencoder
 from medsynth.runs import load_run
 from medsynth.scans import Scan, write_scan
 from medsynth.seeds import numpy_generator
-from medsynth.training.autoencoder import AutoencoderModule
-from medsynth.training.autoencoder_run import load_autoencoder
-from medsynth.training.perceptual import PerceptualDistance
-from medsynth.training.reconstruction import Reconstruction, ReconstructionRow, lesion_error, peak_ratio
+from medsynth.training import AutoencoderRun, checkpoints, reconstruction
+from medsynth.training.autoencoder import PerceptualDistance
+from medsynth.training.reconstruction import Limits, Reconstruction, ReconstructionRow, lesion_error, peak_ratio
 
 SMALL = AutoencoderOptions(channels=(8, 16), latent_channels=3)
-LOW = ReconstructionOptions(psnr=5.0, ssim=-1.0, lesion_error=1.0)
+LOW = Limits(psnr=5.0, ssim=-1.0, lesion_error=1.0)
 STEPS = 24
-LATENT = NetworkOptions(stem="latent", channels=(32,), attention=(False,), head_channels=32)
+QUIET = Loading(progress=False)
+LATENT = NetworkOptions(stem="latent", channels=(32,), attention=(False,))
 COMMON = {
     "batch_size": 4,
     "grid": GridOptions(size=16),
     "intensity": IntensityOptions(method="range", low=0, high=255),
     "optimiser": OptimiserOptions(warmup_steps=1, ema_decay=0.5, learning_rate=3e-3),
-    "monitor": MonitorOptions(
-        log_every=1, validate_every=2, preview_every=4, checkpoint_every=2, preview_scans=2, memorisation_scans=2
-    ),
+    "monitor": MonitorOptions(log_every=1, validate_every=2, preview_every=4, checkpoint_every=2),
     "progress": False,
 }
 
@@ -54,7 +50,7 @@ def train(cohort, out, **options):
 
 
 def train_encoder(cohort, out, **options):
-    given = {"stage": "autoencoder", "max_steps": 4, "autoencoder": SMALL, "reconstruction": LOW}
+    given = {"stage": "autoencoder", "max_steps": 4, "autoencoder": SMALL}
     return train(cohort, out, **given | options)
 
 
@@ -69,6 +65,18 @@ def weights(run):
 
 def equal_weights(first, second):
     return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def limits():
+    """Limits that an autoencoder of a few steps meets."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(reconstruction, "LIMITS", LOW)
+        yield
+
+
+def open_encoder(folder):
+    return AutoencoderRun.of(load_run(folder))
 
 
 @pytest.fixture(scope="module")
@@ -99,32 +107,38 @@ def metrics(run):
     return Run(folder=run.folder, spec=None, options={}, steps=0, fingerprint="").read_metrics()
 
 
-def test_its_folder_is_a_run_of_its_own_kind(encoder):
+def test_its_folder_is_a_run_like_any_other(encoder):
     content = json.loads((encoder.folder / "run.json").read_text())
-    assert content["stage"] == "autoencoder"
     assert content["options"]["stage"] == "autoencoder"
     assert {path.name for path in encoder.folder.iterdir()} == {
         "run.json", "model.safetensors", "reconstruction.json", "config.yaml", "patients.json", "metrics.csv", "previews",
         "checkpoints",
     }  # fmt: skip
-    with pytest.raises(DataError, match="medsynth-autoencoder/1"):
-        load_run(encoder.folder)
+    run = load_run(encoder.folder)
+    assert (run.fingerprint, run.spec.classes, run.spec.network.stem) == (
+        encoder.fingerprint,
+        ("bright", "dark"),
+        "latent",
+    )
+    with pytest.raises((DataError, ConfigError), match="got an autoencoder"):
+        run.load_denoiser()
     for path in encoder.folder.rglob("*"):
         written = path.read_bytes() if path.is_file() else b""
         assert b"secret" not in written, path
         assert str(encoder.folder.parent).encode() not in written, path
 
 
-def test_the_gate_measures_what_the_weights_do(encoder, tiny_cohort):
+def test_the_check_measures_what_the_weights_do(encoder, tiny_cohort):
     """PSNR of the report, from the stored weights and the cohort by hand."""
     cohort = medsynth.read_cohort(tiny_cohort)
     prepared = medsynth.prepare_cohort(
-        cohort, grid=COMMON["grid"], intensity=COMMON["intensity"], classes=("bright", "dark"), progress=False
+        cohort, grid=COMMON["grid"], intensity=COMMON["intensity"], classes=("bright", "dark"), loading=QUIET
     )
     rows = prepared.indices(split="val", label=1)
     scans = torch.from_numpy(prepared.scans[rows].astype(np.float32))
     network = build_autoencoder(SMALL, channels=1, size=(16, 16))
-    network.load_state_dict(weights(encoder))
+    own = {name.removeprefix("autoencoder."): value for name, value in weights(encoder).items()}
+    network.load_state_dict({name: value for name, value in own.items() if name not in ("mean", "scale")})
     with torch.no_grad():
         rebuilt = network.reconstruct(scans).clamp(-1, 1)
     expected = [10 * np.log10(4 / float((a - b).square().mean())) for a, b in zip(scans, rebuilt, strict=True)]
@@ -136,35 +150,27 @@ def test_the_gate_measures_what_the_weights_do(encoder, tiny_cohort):
     assert found["lesion_error"] is None, "no masks in this cohort"
 
 
-def test_a_failed_gate_ends_in_code_4_and_other_limits_need_no_training(encoder, tiny_cohort, tmp_path, capsys):
-    shutil.copytree(encoder.folder, tmp_path / "run")
-    strict = ReconstructionOptions(psnr=90.0, ssim=-1.0)
-    options = {"max_steps": STEPS, "progress": True}
-    with pytest.raises(GateError, match=r"bright: PSNR .* dB, need 90; dark: .*--reconstruction.psnr") as caught:
-        train_encoder(tiny_cohort, tmp_path / "run", reconstruction=strict, **options)
-    assert caught.value.exit_code == 4
-    assert "PSNR >= 90 dB" in capsys.readouterr().err, "the table"
-    failed = load_autoencoder(tmp_path / "run")
-    assert failed.fingerprint == encoder.fingerprint, "the run is kept"
-    assert json.loads((tmp_path / "run" / "run.json").read_text())["reconstruction"]["passed"] is False
-    with pytest.raises(GateError, match="need a reconstruction within the limits"):
-        train(tiny_cohort, tmp_path / "latent", **latent(failed))
-    assert not (tmp_path / "latent").exists()
-    passed = train_encoder(tiny_cohort, tmp_path / "run", **options)
-    assert passed.fingerprint == encoder.fingerprint
-    assert json.loads((tmp_path / "run" / "reconstruction.json").read_text())["passed"] is True
-
-
-def test_the_command_line_knows_the_stage(tiny_cohort, encoder, tmp_path, capsys):
+def test_a_failed_check_ends_in_code_4_and_nothing_is_built_on_it(encoder, tiny_cohort, tmp_path, capsys, monkeypatch):
     from medsynth.cli import run_command
 
     shutil.copytree(encoder.folder, tmp_path / "run")
     arguments = ["train", "--stage", "autoencoder", "--config", str(encoder.folder / "config.yaml")]
-    arguments += ["--cohort", str(tiny_cohort), "--out", str(tmp_path / "run"), "--progress", "false"]
-    assert run_command(arguments) == 0
-    assert "reconstruction gate: passed" in capsys.readouterr().out
-    assert run_command([*arguments, "--reconstruction.ssim", "0.9999"]) == 4
-    assert "need 0.9999" in capsys.readouterr().err
+    arguments += ["--cohort", str(tiny_cohort), "--out", str(tmp_path / "run")]
+    assert run_command([*arguments, "--progress", "false"]) == 0
+    assert "reconstruction check: passed" in capsys.readouterr().out
+    (tmp_path / "run" / "reconstruction.json").unlink()  # as if killed before the check
+    monkeypatch.setattr(reconstruction, "LIMITS", Limits(psnr=90.0, ssim=-1.0))
+    assert run_command(arguments) == 4
+    errors = capsys.readouterr().err
+    assert "PSNR >= 90 dB" in errors, "the table"
+    assert "the autoencoder loses too much of the scans (bright: PSNR" in errors
+    failed = open_encoder(tmp_path / "run")
+    assert failed.fingerprint == encoder.fingerprint, "the run is kept"
+    assert json.loads((tmp_path / "run" / "reconstruction.json").read_text())["passed"] is False
+    assert "reconstruction check: failed" in failed.summary()
+    with pytest.raises(GateError, match=r"bright: PSNR .* dB, need 90; dark: "):
+        train(tiny_cohort, tmp_path / "latent", **latent(failed))
+    assert not (tmp_path / "latent").exists()
 
 
 def test_known_errors():
@@ -178,75 +184,57 @@ def test_known_errors():
     assert np.isnan(lesion_error(scan, other, np.zeros_like(mask)))
 
 
-def test_each_limit_fails_by_itself():
+def test_each_limit_can_fail_alone(monkeypatch):
     row = ReconstructionRow(
         label="a", split="val", scans=3, psnr=30.0, psnr_lowest=20.0, ssim=0.9, masks=2, lesion_error=0.04
     )
-    limits = ReconstructionOptions(psnr=30.0, ssim=0.9, lesion_error=0.04)
-    assert Reconstruction(rows=(row,), limits=limits).failures() == []
-    for name, value, word in (("psnr", 31.0, "PSNR"), ("ssim", 0.95, "SSIM"), ("lesion_error", 0.03, "lesion error")):
-        (failure,) = Reconstruction(rows=(row,), limits=dataclasses.replace(limits, **{name: value})).failures()
-        assert word in failure
+    limits = Limits(psnr=30.0, ssim=0.9, lesion_error=0.04)
+    monkeypatch.setattr(reconstruction, "LIMITS", limits)
+    assert Reconstruction(rows=(row,)).failures() == []
     blank = dataclasses.replace(row, lesion_error=None, masks=0)
-    assert Reconstruction(rows=(blank,), limits=dataclasses.replace(limits, lesion_error=0.0)).failures() == []
-    whole = Reconstruction(rows=(row, blank), limits=limits)
+    for name, value, word in (("psnr", 31.0, "PSNR"), ("ssim", 0.95, "SSIM"), ("lesion_error", 0.03, "lesion error")):
+        monkeypatch.setattr(reconstruction, "LIMITS", dataclasses.replace(limits, **{name: value}))
+        (failure,) = Reconstruction(rows=(row,)).failures()
+        assert word in failure
+    assert Reconstruction(rows=(blank,)).failures() == []
+    whole = Reconstruction(rows=(row, blank))
     assert Reconstruction.from_dict(json.loads(json.dumps(whole.as_dict()))) == whole
 
 
-@pytest.mark.parametrize("adversarial", [0.0, 0.05])
-def test_an_interrupted_training_ends_in_the_same_weights(tiny_cohort, tmp_path, monkeypatch, adversarial):
-    """Both networks, their average and the optimiser go on from the checkpoint bit for bit."""
-    options = {"autoencoder": dataclasses.replace(SMALL, adversarial_weight=adversarial, adversarial_start=1)}
-    whole = train_encoder(tiny_cohort, tmp_path / "whole", **options)
-    home = sys.modules["medsynth.training.train_autoencoder"]
-    save = home.save_autoencoder
+def stop_at(step, monkeypatch):
+    """Training ends as by a power cut when the weights of this step are to be written."""
+    save = checkpoints.save_run
 
-    def stop_at_the_end(*arguments, steps, **names):
-        if steps == 4:
+    def save_or_stop(*arguments, steps, **options):
+        if steps == step:
             raise RuntimeError("the power fails")
-        save(*arguments, steps=steps, **names)
+        return save(*arguments, steps=steps, **options)
 
-    monkeypatch.setattr(home, "save_autoencoder", stop_at_the_end)
-    with pytest.raises(RuntimeError, match="the power fails"):
-        train_encoder(tiny_cohort, tmp_path / "cut", **options)
-    monkeypatch.undo()
-    assert load_autoencoder(tmp_path / "cut").steps == 2
-    with pytest.raises(ConfigError, match="2 steps without a verdict"):
-        train(tiny_cohort, tmp_path / "latent", **latent(load_autoencoder(tmp_path / "cut")))
-    again = train_encoder(tiny_cohort, tmp_path / "cut", **options)
+    monkeypatch.setattr(checkpoints, "save_run", save_or_stop)
+
+
+def test_an_interrupted_training_ends_in_the_same_weights(tiny_cohort, tmp_path, monkeypatch):
+    """The network, its average and the optimiser continue from the checkpoint bit for bit."""
+    whole = train_encoder(tiny_cohort, tmp_path / "whole")
+    with monkeypatch.context() as patched, pytest.raises(RuntimeError, match="the power fails"):
+        stop_at(4, patched)
+        train_encoder(tiny_cohort, tmp_path / "cut")
+    assert open_encoder(tmp_path / "cut").steps == 2
+    with pytest.raises(ConfigError, match=r"not finished \(2 steps\)"):
+        train(tiny_cohort, tmp_path / "latent", **latent(open_encoder(tmp_path / "cut")))
+    again = train_encoder(tiny_cohort, tmp_path / "cut")
     assert again.fingerprint == whole.fingerprint
     assert again.reconstruction == whole.reconstruction
 
 
 def test_parts_of_a_batch_change_nothing_but_rounding(tiny_cohort, tmp_path):
     """Losses and gradients; weights would show what Adam makes of the rounding of gradients near 0."""
-    options = {"autoencoder": dataclasses.replace(SMALL, adversarial_weight=0.05, adversarial_start=0), "max_steps": 2}
+    options = {"autoencoder": dataclasses.replace(SMALL, perceptual_weight=0.05), "max_steps": 2}
     one = metrics(train_encoder(tiny_cohort, tmp_path / "one", **options))
-    parts = {"accumulate": 2, "activation_checkpointing": True}
+    parts = {"accumulate_grad_batches": 2, "activation_checkpointing": True}
     two = metrics(train_encoder(tiny_cohort, tmp_path / "two", **options, **parts))
-    for name in ("train_loss", "train_error", "train_divergence", "train_adversarial", "train_critic", "gradient_norm"):
+    for name in ("train_loss", "train_error", "train_divergence", "train_perceptual", "gradient_norm"):
         assert two[name][1].tolist() == pytest.approx(one[name][1].tolist(), rel=1e-3), name
-
-
-def test_the_critic_and_the_autoencoder_learn_from_their_own_terms_only():
-    options = dataclasses.replace(SMALL, adversarial_weight=0.1, adversarial_start=0)
-    torch.manual_seed(0)
-    codec = LatentCodec(build_autoencoder(options, channels=1, size=(16, 16)), options)
-    module = AutoencoderModule(codec, options, shape=(1, 16, 16), classes=("a",), total_steps=1)
-    scans = torch.rand(2, 1, 16, 16, generator=torch.Generator().manual_seed(1)) * 2 - 1
-    terms = module._terms(scans, torch.arange(2), (0, 0))
-
-    def moved(name):
-        module.zero_grad()
-        terms[name].sum().backward(retain_graph=True)
-        return [
-            any(each.grad is not None and bool(each.grad.abs().sum() > 0) for each in network.parameters())
-            for network in (module.autoencoder, module.critic)
-        ]
-
-    assert moved("adversarial") == [True, False]
-    assert moved("critic") == [False, True]
-    assert moved("error") == [True, False]
 
 
 @pytest.mark.parametrize("rank", [2, 3])
@@ -280,18 +268,17 @@ def test_scans_from_latents_have_the_shape_and_range_of_scans(run):
 
 def test_latents_of_the_training_scans_are_scaled_in_the_run(run, encoder, tiny_cohort):
     prepared = medsynth.prepare_cohort(
-        medsynth.read_cohort(tiny_cohort), grid=COMMON["grid"], intensity=run.spec.intensity, progress=False
+        medsynth.read_cohort(tiny_cohort), grid=COMMON["grid"], intensity=run.spec.intensity, loading=QUIET
     )
     denoiser = run.load_denoiser()
     scans = torch.from_numpy(prepared.scans[prepared.indices(split="train")].astype(np.float32))
     latents = denoiser.encode(scans).transpose(0, 1).flatten(1)
     torch.testing.assert_close(latents.square().mean(1), torch.ones(3), rtol=0, atol=1e-3)
-    stored = {
-        name.removeprefix("codec.autoencoder."): value
-        for name, value in weights(run).items()
-        if name.startswith("codec.autoencoder.")
-    }
-    assert equal_weights(stored, weights(encoder)), "training left the autoencoder as it was"
+    stored, own = (
+        {name.removeprefix(prefix): value for name, value in weights(each).items() if name.startswith(prefix)}
+        for each, prefix in ((run, "codec.autoencoder."), (encoder, "autoencoder."))
+    )
+    assert equal_weights(stored, own), "training left the autoencoder as it was"
 
 
 def test_the_run_needs_no_autoencoder_and_no_place(encoder, run, tiny_cohort, tmp_path):
@@ -302,7 +289,7 @@ def test_the_run_needs_no_autoencoder_and_no_place(encoder, run, tiny_cohort, tm
     assert str(encoder.folder).encode() not in (tmp_path / "elsewhere" / "run.json").read_bytes()
     assert np.array_equal(made_scans(moved), made_scans(run))
     # Nor does the command that trained it mind where the autoencoder lies.
-    again = train(tiny_cohort, tmp_path / "elsewhere", **latent(load_autoencoder(tmp_path / "encoder")))
+    again = train(tiny_cohort, tmp_path / "elsewhere", **latent(open_encoder(tmp_path / "encoder")))
     assert again.fingerprint == run.fingerprint
 
 
@@ -317,24 +304,14 @@ def test_the_patients_of_the_autoencoder_are_those_of_the_run(encoder, tiny_coho
 
 
 def test_an_interrupted_latent_training_ends_in_the_same_weights(encoder, run, tiny_cohort, tmp_path, monkeypatch):
-    home = sys.modules["medsynth.training.train"]
-    keep = home._keep
-
-    def stop_at_the_end(out, spec, module, options, step):
-        if step == 4:
-            raise RuntimeError("the power fails")
-        keep(out, spec, module, options, step)
-
-    monkeypatch.setattr(home, "_keep", stop_at_the_end)
-    with pytest.raises(RuntimeError, match="the power fails"):
+    with monkeypatch.context() as patched, pytest.raises(RuntimeError, match="the power fails"):
+        stop_at(4, patched)
         train(tiny_cohort, tmp_path / "cut", **latent(encoder))
-    monkeypatch.undo()
     assert train(tiny_cohort, tmp_path / "cut", **latent(encoder)).fingerprint == run.fingerprint
 
 
 def test_a_second_stage_begins_from_latent_weights(encoder, run, tiny_cohort, tmp_path):
-    start = StartOptions(run=str(run.folder))
-    second = train(tiny_cohort, tmp_path / "run", **latent(encoder, max_steps=1, start=start))
+    second = train(tiny_cohort, tmp_path / "run", **latent(encoder, max_steps=1, start=run.folder))
     kept = {name: value for name, value in weights(second).items() if name.startswith("codec.")}
     assert equal_weights(kept, {name: value for name, value in weights(run).items() if name.startswith("codec.")})
 
@@ -348,12 +325,15 @@ def test_a_second_stage_begins_from_latent_weights(encoder, run, tiny_cohort, tm
         ),
         ({"grid": GridOptions(size=16, fit="crop")}, "grid.fit 'pad' -> 'crop'"),
         ({"intensity": IntensityOptions(method="minmax")}, "intensity.method 'range' -> 'minmax'"),
-        ({"network": dataclasses.replace(LATENT, stem="haar")}, "autoencoder.run: need network.stem latent for it"),
+        (
+            {"network": dataclasses.replace(LATENT, stem="haar")},
+            "autoencoder.run: only network.stem latent uses it, got haar",
+        ),
         (
             {"autoencoder": AutoencoderOptions()},
-            "need the run folder of an autoencoder for network.stem latent, got none",
+            "network.stem latent needs the run folder of an autoencoder",
         ),
-        ({"stage": "autoencoder"}, "autoencoder.run: need none to train an autoencoder"),
+        ({"stage": "autoencoder"}, "autoencoder.run: an autoencoder cannot begin from"),
     ],
 )
 def test_what_does_not_belong_together_is_refused(encoder, tiny_cohort, tmp_path, change, message):
@@ -363,17 +343,13 @@ def test_what_does_not_belong_together_is_refused(encoder, tiny_cohort, tmp_path
 
 
 def test_a_diffusion_run_is_no_autoencoder(tiny_run, tiny_cohort, tmp_path):
-    with pytest.raises(DataError, match="need an autoencoder"):
+    with pytest.raises(DataError, match="need an autoencoder, got a diffusion run"):
         train(tiny_cohort, tmp_path / "run", **latent(tiny_run))
 
 
-def test_runs_from_before_there_were_latents_load(tiny_run, tmp_path):
-    shutil.copytree(tiny_run.folder, tmp_path / "run")
-    content = json.loads((tmp_path / "run" / "run.json").read_text())
-    del content["spec"]["autoencoder"]
-    assert not content["options"].keys() & {"autoencoder", "reconstruction", "stage"}, "so an old training goes on, too"
-    (tmp_path / "run" / "run.json").write_text(json.dumps(content))
-    assert np.array_equal(made_scans(load_run(tmp_path / "run")), made_scans(tiny_run))
+def test_an_autoencoder_is_no_start(encoder, tiny_cohort, tmp_path):
+    with pytest.raises(ConfigError, match="start: need a diffusion run"):
+        train(tiny_cohort, tmp_path / "run", network=dataclasses.replace(LATENT, stem="haar"), start=encoder.folder)
 
 
 # Volumes and masks -------------------------------------------------------------------------------------------------------
@@ -400,21 +376,21 @@ def volumes(tmp_path_factory):
 
 def test_volumes_take_the_same_path(volumes, tmp_path):
     """With all terms of the loss, and errors inside masks, which are those of the stored weights."""
-    options = {"grid": GridOptions(size=8), "augment": AugmentOptions(probability=0.0), "max_steps": 2}
-    every = dataclasses.replace(SMALL, perceptual_weight=0.1, adversarial_weight=0.1, adversarial_start=0)
+    options = {"grid": GridOptions(size=8), "augment": AugmentationOptions(probability=0.0), "max_steps": 2}
+    every = dataclasses.replace(SMALL, perceptual_weight=0.1)
     encoder = train_encoder(volumes, tmp_path / "encoder", autoencoder=every, **options)
     (row,) = encoder.reconstruction.rows
     assert (row.scans, row.masks) == (3, 3)
     codec = encoder.load_codec()
     prepared = medsynth.prepare_cohort(
-        medsynth.read_cohort(volumes), grid=options["grid"], intensity=COMMON["intensity"], progress=False
+        medsynth.read_cohort(volumes), grid=options["grid"], intensity=COMMON["intensity"], loading=QUIET
     )
     scans = torch.from_numpy(prepared.scans[prepared.indices(split="val")].astype(np.float32))
     rebuilt = codec.decode(codec.encode(scans)).clamp(-1, 1)
     inside = scans > -0.1  # 120 of 255 and above: what the mask covers, well apart from the rest
     errors = [float((a - b)[m].square().mean().sqrt()) / 2 for a, b, m in zip(scans, rebuilt, inside, strict=True)]
     assert row.lesion_error == pytest.approx(np.mean(errors), abs=1e-4)
-    assert {"train_perceptual", "train_adversarial", "train_critic", "train_divergence"} <= metrics(encoder).keys()
+    assert {"train_perceptual", "train_divergence"} <= metrics(encoder).keys()
     run = train(volumes, tmp_path / "run", **latent(encoder, **options))
     (made,) = medsynth.generate(run, count=1)
     assert made.scan.array.shape == (1, 8, 8, 8)

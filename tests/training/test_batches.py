@@ -1,7 +1,6 @@
 import numpy as np
 import pytest
 
-from medsynth.config import BalanceOptions
 from medsynth.errors import ConfigError
 from medsynth.training import StepSampler, class_shares
 
@@ -9,19 +8,19 @@ LABELS = np.array([0] * 900 + [1] * 90 + [2] * 10)
 
 
 def sampler(**options):
-    shares = class_shares(np.bincount(LABELS), BalanceOptions(exponent=0.5))
+    shares = class_shares(np.bincount(LABELS), 0.5)
     return StepSampler(LABELS, **{"shares": shares, "batch_size": 64, "total_steps": 50, "seed": 1} | options)
 
 
 def test_shares_are_tempered():
     counts = np.array([900, 100, 0])
-    assert class_shares(counts, BalanceOptions(exponent=1.0)).tolist() == [0.9, 0.1, 0.0]
-    assert class_shares(counts, BalanceOptions(exponent=0.5)).tolist() == [0.75, 0.25, 0.0]
-    assert class_shares(counts, BalanceOptions(exponent=0.0)).tolist() == [0.5, 0.5, 0.0]
+    assert class_shares(counts, 1.0).tolist() == [0.9, 0.1, 0.0]
+    assert class_shares(counts, 0.5).tolist() == [0.75, 0.25, 0.0]
+    assert class_shares(counts, 0.0).tolist() == [0.5, 0.5, 0.0]
 
 
 def test_every_batch_holds_the_shares_to_less_than_two_scans():
-    shares = class_shares(np.bincount(LABELS), BalanceOptions(exponent=0.5))
+    shares = class_shares(np.bincount(LABELS), 0.5)
     batches = sampler()
     for step in range(50):
         found = np.bincount(LABELS[batches.global_batch(step)], minlength=3)

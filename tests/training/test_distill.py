@@ -1,4 +1,4 @@
-"""`medsynth distill --method consistency`: the run that comes out, its resume, and the sets that it makes."""
+"""`medsynth distill`: trajectories, the student that follows them, its resume, and its use."""
 
 import json
 import os
@@ -15,31 +15,29 @@ from safetensors.torch import load_file
 
 import medsynth
 from medsynth.cli import run_command
-from medsynth.cohorts import read_cohort, write_cohort
+from medsynth.cohorts import prepare_cohort, read_cohort, write_cohort
 from medsynth.config import (
     ConditionOptions,
-    ConsistencyOptions,
+    DistillOptions,
     GuidanceOptions,
+    InpaintOptions,
+    Loading,
     MonitorOptions,
     OptimiserOptions,
     SolverOptions,
 )
+from medsynth.diffusion import Solver, dpmpp_2m, noise_levels
 from medsynth.errors import ConfigError, DataError
 from medsynth.networks import sample_scans
 from medsynth.runs import load_run
-from medsynth.scans import Scan, read_scan, write_scan
-from medsynth.training.distillation import DistillationModule
+from medsynth.training.distill import TrajectoryDataset, TrajectoryModule, TrajectorySet, plan_trajectories
 from tests.launching import kill_when_there
 
-MONITOR = MonitorOptions(
-    log_every=2, validate_every=4, preview_every=6, checkpoint_every=2, preview_scans=2, memorisation_scans=4
-)
+MONITOR = MonitorOptions(log_every=2, validate_every=4, preview_every=6, checkpoint_every=2)
 OPTIONS = {
-    "method": "consistency",
-    "max_steps": 6,
-    "batch_size": 8,
-    "optimiser": OptimiserOptions(learning_rate=3e-4, warmup_steps=2),
-}
+    "max_steps": 8, "batch_size": 8, "trajectories": 300, "teacher_steps": 5,
+    "optimiser": OptimiserOptions(learning_rate=2e-3, ema_decay=0.9, warmup_steps=2),
+}  # fmt: skip
 
 
 def distill(run, cohort, out, **options):
@@ -49,180 +47,228 @@ def distill(run, cohort, out, **options):
 
 
 @pytest.fixture(scope="module")
-def quick_run(tiny_run, tiny_cohort, tmp_path_factory):
-    return distill(tiny_run, tiny_cohort, tmp_path_factory.mktemp("distilled") / "run")
+def student(tiny_run, tiny_cohort, tmp_path_factory):
+    return distill(tiny_run, tiny_cohort, tmp_path_factory.mktemp("student") / "run")
 
 
-def test_the_result_is_a_run_like_its_teacher(quick_run, tiny_run):
-    assert quick_run.spec == tiny_run.spec
-    assert quick_run.distilled
+def test_the_result_is_a_run_with_one_solver(student, tiny_run):
+    assert student.spec == tiny_run.spec
+    assert student.distilled
     assert not tiny_run.distilled
-    assert quick_run.options["distilled"] | {"consistency": None} == {
-        "run": tiny_run.fingerprint[:16], "steps": 12, "consistency": None
+    assert student.solver == Solver(name="euler", steps=2, sigma_min=0.05, sigma_max=0.6 * 16)
+    assert student.options["distilled"] == {
+        "run": tiny_run.fingerprint[:16], "steps": 12, "solver": {"steps": 2, "sigma_min": 0.05, "sigma_max": 0.6 * 16},
     }  # fmt: skip
-    assert {path.name for path in quick_run.folder.iterdir()} == {
+    assert (student.options["evaluations"], student.options["trajectories"]) == (2, 300)
+    assert student.options["label_dropout"] == 0
+    assert {path.name for path in student.folder.iterdir()} == {
         "run.json", "model.safetensors", "config.yaml", "patients.json", "metrics.csv", "previews", "checkpoints",
-    }  # fmt: skip
-    before, after = (load_file(run.folder / "model.safetensors") for run in (tiny_run, quick_run))
+    }, "trajectories are gone"  # fmt: skip
+    names = set(student.read_metrics())
+    assert {"train_loss", "val_loss", "val_loss/bright/sigma_0.05", "val_loss/bright/end"} <= names
+    assert "memorisation/bright/sample_median" in names
+    config = yaml.safe_load((student.folder / "config.yaml").read_text())
+    assert (config["max_steps"], config["trajectories"]) == (8, 300)
+    before, after = (load_file(run.folder / "model.safetensors") for run in (tiny_run, student))
     assert before.keys() == after.keys()
-    moved = [float((after[name] - before[name]).abs().max()) for name in before]
-    assert 0 < max(moved) < 0.1, "tuned, not trained anew"
-    names = set(quick_run.read_metrics())
-    assert {"train_loss", "val_loss", "memorisation/bright/sample_median"} <= names
-    assert (quick_run.folder / "previews" / "step_0000006.png").is_file()
-    config = yaml.safe_load((quick_run.folder / "config.yaml").read_text())
-    assert config["max_steps"] == 6
-    assert config["consistency"]["stages"] == 8
+    assert 0 < max(float((after[name] - before[name]).abs().max()) for name in before) < 0.1, "tuned, not trained anew"
 
 
-def test_checkpoints_hold_no_teacher(quick_run, tiny_run):
-    teacher = tiny_run.load_denoiser()
-    module = DistillationModule(tiny_run.load_denoiser(), classes=tiny_run.spec.classes, total_steps=4, teacher=teacher)
-    plain = DistillationModule(tiny_run.load_denoiser(), classes=tiny_run.spec.classes, total_steps=4)
-    assert module.state_dict().keys() == plain.state_dict().keys()
-    assert len(list(module.parameters())) == len(list(plain.parameters()))
-    assert quick_run.options["distilled"]["consistency"]["teacher"] is False
-
-
-def test_trajectories_of_the_teacher_lead_elsewhere(tiny_run, tiny_cohort, tmp_path):
-    found = [
-        distill(
-            tiny_run,
-            tiny_cohort,
-            tmp_path / f"{teacher}",
-            max_steps=4,
-            consistency=ConsistencyOptions(teacher=teacher, stages=1, base=16.0),
-        )
-        for teacher in (False, True)
-    ]
-    alone, taught = (load_file(run.folder / "model.safetensors") for run in found)
-    assert any(not torch.equal(alone[name], taught[name]) for name in alone)
-
-
-def test_the_patients_of_the_teacher_are_known_and_nothing_names_them(quick_run, tiny_run, tiny_cohort, tmp_path):
-    """Also those whom the cohort of the distillation leaves out."""
-    assert quick_run.shared_patients(["secret-patient-0", "secret-patient-45", "secret-patient-55"]) == [
+def test_the_patients_of_the_teacher_are_known_and_nothing_names_them(student, tiny_run, tiny_cohort):
+    assert student.shared_patients(["secret-patient-0", "secret-patient-45", "secret-patient-55"]) == [
         "secret-patient-0",
         "secret-patient-45",
     ]
-    assert quick_run.patient_fingerprints() == tiny_run.patient_fingerprints()
-    for path in quick_run.folder.rglob("*"):
+    assert student.patient_fingerprints() == tiny_run.patient_fingerprints()
+    for path in student.folder.rglob("*"):
         content = path.read_bytes() if path.is_file() else b""
         assert b"secret" not in content, path
         assert str(tiny_cohort.parent).encode() not in content, path
         assert str(tiny_run.folder).encode() not in content, path
 
 
-def test_an_interrupted_distillation_ends_in_the_same_weights(quick_run, tiny_run, tiny_cohort, tmp_path):
-    """`kill -9` between two checkpoints, with dropout, then the same command."""
+def test_a_student_comes_nearer_to_where_its_teacher_goes(tiny_run, tiny_cohort, tmp_path):
+    """From new noise, beside the teacher in as few steps; both have the same weights before."""
+    run = distill(
+        tiny_run, tiny_cohort, tmp_path / "run", max_steps=150,
+        monitor=replace(MONITOR, preview_every=0, validate_every=50),
+    )  # fmt: skip
+    labels, seeds = torch.arange(32) % 2, list(range(32))
+    fixed = {"shape": run.spec.shape, "guidance": GuidanceOptions()}
+    ends = {"sigma_min": 0.05, "sigma_max": 0.6 * 16}
+    long = sample_scans(
+        tiny_run.load_denoiser(), labels, seeds, solver=Solver(name="dpmpp_2m", steps=5, **ends), **fixed
+    )
+    few = Solver(name="euler", steps=2, **ends)
+    before = (sample_scans(tiny_run.load_denoiser(), labels, seeds, solver=few, **fixed) - long).abs().mean()
+    after = (sample_scans(run.load_denoiser(), labels, seeds, solver=few, **fixed) - long).abs().mean()
+    assert after < 0.6 * before
+    losses = run.read_metrics()["val_loss"][1]
+    assert losses[-1] < losses[0]
+
+
+@pytest.mark.parametrize("evaluations", [1, 4])
+def test_students_of_other_lengths(tiny_run, tiny_cohort, tmp_path, evaluations):
+    run = distill(
+        tiny_run, tiny_cohort, tmp_path / "run", max_steps=2, evaluations=evaluations, trajectories=16
+    )  # fmt: skip
+    cohort = medsynth.sample(run=run.folder, count="bright=2,dark=1", out=tmp_path / "set", progress=False)
+    assert json.loads((cohort.folder / "provenance.json").read_text())["solver"]["steps"] == evaluations
+    with pytest.raises(ConfigError, match=rf"solver\.steps: .*{evaluations}.*distilled"):
+        medsynth.sample(run=run.folder, count=1, out=tmp_path / "other", solver=SolverOptions(steps=2), progress=False)
+
+
+def test_what_a_student_makes_and_what_it_cannot(student, tiny_cohort, tmp_path):
+    cohort = medsynth.sample(run=student.folder, count="bright=3,dark=2", out=tmp_path / "set", progress=False)
+    solver = json.loads((cohort.folder / "provenance.json").read_text())["solver"]
+    assert (solver["name"], solver["steps"], solver["sigma_min"]) == ("euler", 2, 0.05)
+    made = next(iter(medsynth.generate(student, count="dark=1"))).scan
+    assert "euler, 2 steps, sigma 9.6 to 0.05" in made.provenance["solver"]
+    edits = {"run": student.folder, "cohort": tiny_cohort, "donor_class": "dark", "target_class": "bright", "count": 1}
+    for more in ({"strength": 0.5}, {"strength": "auto"}, {"method": "inpaint", "inpaint": InpaintOptions()}):
+        with pytest.raises(ConfigError, match="need a run of medsynth train to change real scans"):
+            medsynth.edit(**edits, out=tmp_path / "edits", progress=False, **more)
+    with pytest.raises(ConfigError, match=r"guidance\.scale: need a run trained with label_dropout above 0"):
+        medsynth.sample(
+            run=student.folder, count=1, out=tmp_path / "guided", guidance=GuidanceOptions(scale=2.0), progress=False
+        )
+    assert {path.name for path in tmp_path.iterdir()} == {"set"}
+
+
+def test_trajectories_are_the_teachers(tiny_run, tiny_cohort, student, tmp_path):
+    """The files during training, which a kill leaves, agree with the solver."""
     out = tmp_path / "run"
-    words = ["distill", "--run", tiny_run.folder, "--cohort", tiny_cohort, "--out", out, "--method", "consistency"]
-    words += ["--max_steps", 6, "--batch_size", 8, "--progress", "false"]
-    words += ["--optimiser.learning_rate", 3e-4, "--optimiser.ema_decay", 0.999, "--optimiser.warmup_steps", 2]
-    for name in (
-        "log_every",
-        "validate_every",
-        "preview_every",
-        "checkpoint_every",
-        "preview_scans",
-        "memorisation_scans",
-    ):
+    with pytest.raises(KeyboardInterrupt):
+        stop_after_drawing(tiny_run, tiny_cohort, out)
+    files = sorted((out / "trajectories").glob("part_*.npy"))
+    points = np.concatenate([np.load(file) for file in files])
+    assert [len(np.load(file)) for file in files] == [256, 256, 44], "300 and 256 for validation"
+    assert points.shape == (556, 2, 16, 16)
+    prepared = prepare_cohort(
+        read_cohort(tiny_cohort),
+        grid=tiny_run.grid,
+        intensity=tiny_run.spec.intensity,
+        loading=Loading(progress=False),
+    )
+    options = DistillOptions(run=tiny_run.folder, cohort=tiny_cohort, out=out, **OPTIONS)
+    planned = plan_trajectories(prepared, options, student.solver, (1, 16, 16))
+    assert np.bincount(planned.labels).tolist() == [278, 278]
+    rows = [0, 1, 300]
+    noise = planned.noise(rows)
+    denoiser = tiny_run.load_denoiser()
+    solver = Solver(name="dpmpp_2m", steps=5, sigma_min=0.05, sigma_max=0.6 * 16)
+    condition = denoiser.embedding.make(torch.from_numpy(planned.labels[rows]))
+    with torch.inference_mode():
+        levels = noise_levels(solver)
+        ends = dpmpp_2m(
+            lambda noisy, sigma: denoiser(noisy, sigma, condition),
+            denoiser.initial_noise(noise, float(levels[0])),
+            levels,
+        )
+    # Half precision on the disk.
+    np.testing.assert_allclose(points[rows, 1:], ends.numpy(), atol=2e-3)
+    item = TrajectoryDataset(planned)[300]
+    torch.testing.assert_close(item["noise"], noise[2])
+    np.testing.assert_array_equal(item["scan"].numpy(), points[300].astype(np.float32))
+
+
+def stop_after_drawing(run, cohort, out, **options):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TrajectoryModule, "training_step", interrupt)
+        distill(run, cohort, out, **options)
+
+
+def test_an_interrupted_distillation_ends_in_the_same_weights(student, tiny_run, tiny_cohort, tmp_path):
+    """`kill -9` while trajectories are drawn, then between two checkpoints, then the same command."""
+    out = tmp_path / "run"
+    words = ["distill", "--run", tiny_run.folder, "--cohort", tiny_cohort, "--out", out, "--progress", "false"]
+    words += ["--max_steps", 8, "--batch_size", 8, "--trajectories", 300, "--teacher_steps", 5]
+    words += ["--optimiser.learning_rate", 2e-3, "--optimiser.ema_decay", 0.9, "--optimiser.warmup_steps", 2]
+    for name in ("log_every", "validate_every", "preview_every", "checkpoint_every"):
         words += [f"--monitor.{name}", getattr(MONITOR, name)]
     command = [sys.executable, "-m", "medsynth", *map(str, words)]
+    first = out / "trajectories" / "part_00000000_00000256.npy"
+    kill_when_there(command, first)
+    stamp = first.stat().st_mtime_ns
     kill_when_there(command, out / "checkpoints" / "last.ckpt")
-    assert load_run(out).steps < 6
+    assert load_run(out).steps < 8
+    assert first.stat().st_mtime_ns == stamp, "drawn once"
     done = subprocess.run(command, capture_output=True, text=True, timeout=200, env=os.environ)
     assert done.returncode == 0, done.stderr
-    whole, resumed = (load_file(run / "model.safetensors") for run in (quick_run.folder, out))
+    whole, resumed = (load_file(run / "model.safetensors") for run in (student.folder, out))
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
-    # A finished one is left alone, one with other options is named.
+    assert not (out / "trajectories").exists()
     stamp = (out / "model.safetensors").stat().st_mtime_ns
-    assert distill(tiny_run, tiny_cohort, out).fingerprint == quick_run.fingerprint
-    assert (out / "model.safetensors").stat().st_mtime_ns == stamp
-    with pytest.raises(ConfigError, match=r"distilled\.consistency\.stages 8 -> 4"):
-        distill(tiny_run, tiny_cohort, out, consistency=ConsistencyOptions(stages=4))
+    assert distill(tiny_run, tiny_cohort, out).fingerprint == student.fingerprint
+    assert (out / "model.safetensors").stat().st_mtime_ns == stamp, "a finished one is left alone"
+    with pytest.raises(ConfigError, match=r"trajectories 300 -> 200"):
+        distill(tiny_run, tiny_cohort, out, trajectories=200)
 
 
-def test_student_and_target_draw_the_same_dropout(tiny_run):
-    """With a gap of 2^-20 they differ by that alone; with masks of their own they would differ by far more."""
-    denoiser = tiny_run.spec.build()
-    denoiser.load_state_dict(tiny_run.load_denoiser().state_dict())
-    for module in denoiser.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.p = 0.5
-    options = ConsistencyOptions(stages=1, base=2.0**20, widening=0.0)
-    module = DistillationModule(denoiser, classes=tiny_run.spec.classes, total_steps=1, consistency=options)
-    clean, noise = torch.randn(2, 4, 1, 16, 16, generator=torch.Generator().manual_seed(0))
-    sigma, condition = torch.ones(4), denoiser.embedding.make(torch.tensor([0, 1, 0, 1]))
-    module.train()
-    first = denoiser(clean, sigma, condition)
-    assert (denoiser(clean, sigma, condition) - first).abs().max() > 1e-3, "dropout acts"
-    losses = module._losses(denoiser, clean, noise, sigma, condition)
-    assert (losses * 2.0**-20).max() < 1e-5
-
-
-def test_a_distilled_run_is_sampled_by_the_consistency_solver(quick_run, tmp_path):
-    cohort = medsynth.sample(run=quick_run.folder, count="bright=3,dark=2", out=tmp_path / "set", progress=False)
-    provenance = json.loads((cohort.folder / "provenance.json").read_text())
-    assert provenance["solver"]["name"] == "consistency"
-    assert provenance["solver"]["steps"] == 2
-    assert len(cohort.rows) == 5
-    for steps in (1, 4):
-        made = [scan.scan for scan in medsynth.generate(quick_run, count="dark=1", solver=SolverOptions(steps=steps))]
-        assert f"consistency, {steps} steps" in made[0].provenance["solver"]
-        assert made[0].array.std() > 0
-
-
-def test_its_sets_do_not_depend_on_batches_or_processes(quick_run, tmp_path):
-    """Four steps, so noise is drawn anew three times; each scan's follows from its own seed."""
-    options = {"solver": SolverOptions(steps=4), "count": "bright=3,dark=4"}
-    whole = medsynth.sample(run=quick_run.folder, out=tmp_path / "whole", batch_size=2, progress=False, **options)
-    shared = medsynth.sample(
-        run=quick_run.folder, out=tmp_path / "shared", batch_size=2, devices=2, device="cpu", progress=False, **options
+def test_two_processes_draw_and_follow_what_one_does(student, tiny_run, tiny_cohort, tmp_path):
+    """Noise and batches are the same, sums are taken in another order."""
+    words = ["distill", "--run", tiny_run.folder, "--cohort", tiny_cohort, "--out", tmp_path / "run"]
+    words += ["--max_steps", 8, "--batch_size", 8, "--trajectories", 300, "--teacher_steps", 5]
+    words += ["--optimiser.learning_rate", 2e-3, "--optimiser.ema_decay", 0.9, "--optimiser.warmup_steps", 2]
+    words += ["--monitor.validate_every", 4, "--monitor.preview_every", 0]
+    words += ["--devices", 2, "--accelerator", "cpu", "--progress", "false"]
+    done = subprocess.run(
+        [sys.executable, "-m", "medsynth", *map(str, words)], capture_output=True, text=True, timeout=300
     )
-    for row in whole.rows:
-        assert (whole.folder / row.path).read_bytes() == (shared.folder / row.path).read_bytes()
-
-    denoiser = quick_run.load_denoiser()
-    seeds, labels = [5, 6, 7], torch.tensor([0, 1, 1])
-    fixed = {
-        "shape": quick_run.spec.shape,
-        "solver": SolverOptions(name="consistency", steps=4),
-        "guidance": GuidanceOptions(scale=2.0),
-    }
-    together = sample_scans(denoiser, labels, seeds, **fixed)
-    for place in range(3):
-        alone = sample_scans(denoiser, labels[place : place + 1], seeds[place : place + 1], **fixed)
-        torch.testing.assert_close(alone[0], together[place], rtol=0, atol=1e-4)
-    others = sample_scans(denoiser, labels, [8, 9, 10], **fixed)
-    assert (others - together).abs().max() > 0.1
+    assert done.returncode == 0, done.stderr
+    first, second = (load_file(folder / "model.safetensors") for folder in (student.folder, tmp_path / "run"))
+    assert max(float((first[name] - second[name]).abs().max()) for name in first) < 2e-3
+    losses = [run.read_metrics()["val_loss"][1] for run in (student, load_run(tmp_path / "run"))]
+    assert losses[0].tolist() == pytest.approx(losses[1].tolist(), rel=0.02)
 
 
-def test_edits_by_a_distilled_run(quick_run, tiny_cohort, tmp_path):
-    cohort = medsynth.edit(
-        run=quick_run.folder, cohort=tiny_cohort, donor_class="dark", target_class="bright", count=2,
-        out=tmp_path / "edits", strength=0.5, progress=False,
+def test_volumes_are_kept_in_small_files(student):
+    options = DistillOptions(run="", cohort="", out=student.folder)
+    planned = TrajectorySet(
+        options=options, solver=student.solver, shape=(1, 128, 128, 128), labels=np.zeros(1000, int)
+    )
+    assert planned.part_size * planned.bytes_each == 64 << 20
+    assert sum(len(planned.rows(part)) for part in range(planned.parts)) == 1000
+
+
+def test_attributes_of_the_teacher_are_those_of_the_student(tiny_cohort, tiny_config, tmp_path):
+    cohort = read_cohort(tiny_cohort)
+    rows = tuple(
+        replace(row, attributes={"level": str(number % 7)}, root="scans") for number, row in enumerate(cohort.rows)
+    )
+    write_cohort(replace(cohort, folder=tmp_path, rows=rows, roots={"scans": cohort.folder}), tmp_path / "cohort.csv")
+    config = medsynth.load_config(str(tiny_config)) | {"max_steps": 2, "monitor": replace(MONITOR, preview_every=0)}
+    teacher = medsynth.train(
+        **config, cohort=tmp_path / "cohort.csv", out=tmp_path / "teacher", progress=False,
+        condition=ConditionOptions(attributes="level"),
     )  # fmt: skip
-    assert len(cohort.rows) == 2
-    assert json.loads((cohort.folder / "provenance.json").read_text())["solver"]["name"] == "consistency"
+    run = distill(teacher, tmp_path / "cohort.csv", tmp_path / "run", max_steps=2, trajectories=16)
+    assert run.spec == teacher.spec
+    assert run.attribute_table() == teacher.attribute_table()
+    made = medsynth.sample(run=run.folder, count="dark=2", where="level=2..3", out=tmp_path / "set", progress=False)
+    assert {row.attributes["level"] for row in made.rows} <= {"2", "3"}
+    other = tuple(replace(row, attributes={"level": str(number % 9)}) for number, row in enumerate(rows))
+    write_cohort(replace(cohort, folder=tmp_path, rows=other, roots={"scans": cohort.folder}), tmp_path / "other.csv")
+    with pytest.raises(ConfigError, match="need the attributes that the run was trained with"):
+        distill(teacher, tmp_path / "other.csv", tmp_path / "other", max_steps=2)
 
 
 @pytest.mark.parametrize(
     ("changed", "code", "named"),
     [
+        (["--evaluations", "0"], 2, "evaluations: need 1 to 4"),
         (["--max_steps", "0"], 2, "max_steps: need a number above 0"),
-        (["--consistency.base", "1"], 2, "consistency.base: need a number above 1"),
-        (["--consistency.stages", "0"], 2, "consistency.stages: need at least 1"),
-        (["--run", "{quick}"], 2, "need a run of medsynth train to distill"),
+        (["--run", "{student}"], 2, "need a diffusion run of medsynth train to distill"),
         (["--run", "nowhere"], 3, "nowhere: need a run folder"),
-        (["--out", "{run}"], 2, "need the options that this run was started with"),
+        (["--out", "{run}"], 2, "holds a run with other options or data"),
     ],
 )
-def test_nonsense_is_refused_in_one_line(quick_run, tiny_run, tiny_cohort, tmp_path, capsys, changed, code, named):
-    places = {"quick": quick_run.folder, "run": tiny_run.folder}
+def test_nonsense_is_refused_in_one_line(student, tiny_run, tiny_cohort, tmp_path, capsys, changed, code, named):
     given = {"--run": tiny_run.folder, "--cohort": tiny_cohort, "--out": tmp_path / "out", "--progress": "false"}
-    given["--method"] = "consistency"
-    given |= {changed[0]: changed[1].format(**places)}
+    given |= {changed[0]: changed[1].format(student=student.folder, run=tiny_run.folder)}
     words = [str(word) for pair in given.items() for word in pair]
     assert run_command(["distill", *words]) == code
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("medsynth:")]
@@ -239,50 +285,38 @@ def test_a_cohort_without_one_of_the_classes_is_refused(tiny_run, tiny_cohort, t
         distill(tiny_run, tmp_path / "cohort.csv", tmp_path / "run")
 
 
-def test_what_the_teacher_was_told_the_student_is_told(tiny_cohort, tiny_config, tmp_path):
-    """Attributes, with the same values, and masks as a channel that can be given."""
-    cohort = read_cohort(tiny_cohort)
-    rows = []
-    for number, row in enumerate(cohort.rows):
-        scan = read_scan(cohort.file_of(row))
-        write_scan(scan, tmp_path / f"{number}.png")
-        write_scan(Scan(array=(scan.array > 60).astype(np.uint8)), tmp_path / f"{number}-mask.png")
-        attributes = {"level": str(number % 7)}
-        rows.append(replace(row, path=f"{number}.png", mask=f"{number}-mask.png", attributes=attributes))
-    write_cohort(replace(cohort, folder=tmp_path, rows=tuple(rows)), tmp_path / "cohort.csv")
-    config = medsynth.load_config(str(tiny_config)) | {"max_steps": 2, "monitor": replace(MONITOR, preview_every=0)}
-    teacher = medsynth.train(
-        **config, cohort=tmp_path / "cohort.csv", out=tmp_path / "teacher", progress=False,
-        condition=ConditionOptions(attributes="level", mask=True, given=0.5),
-    )  # fmt: skip
-    run = distill(teacher, tmp_path / "cohort.csv", tmp_path / "run", max_steps=2)
-    assert run.spec == teacher.spec
-    assert run.attribute_table() == teacher.attribute_table()
-    made = medsynth.sample(run=run.folder, count="dark=2", where="level=2..3", out=tmp_path / "set", progress=False)
-    assert {row.attributes["level"] for row in made.rows} <= {"2", "3"}
-    assert all(row.mask for row in made.rows)
-    for number, row in enumerate(rows):
-        rows[number] = replace(row, attributes={"level": str(number % 9)})
-    write_cohort(replace(cohort, folder=tmp_path, rows=tuple(rows)), tmp_path / "other.csv")
-    with pytest.raises(ConfigError, match="need the attributes that the run was trained with"):
-        distill(teacher, tmp_path / "other.csv", tmp_path / "other", max_steps=2)
-
-
-def test_solvers_and_runs_that_do_not_belong_together(quick_run, tiny_run, tmp_path):
-    for run, solver in ((quick_run, "dpmpp_2m"), (tiny_run, "consistency")):
-        with pytest.raises(ConfigError, match=r"solver\.name: need"):
-            medsynth.sample(
-                run=run.folder, count=1, out=tmp_path / "set", solver=SolverOptions(name=solver), progress=False
-            )
-    assert not (tmp_path / "set").exists()
-
-
 def test_damaged_options_of_the_teacher_are_refused(tiny_run, tiny_cohort, tmp_path):
     folder = tmp_path / "teacher"
     shutil.copytree(tiny_run.folder, folder)
     content = json.loads((folder / "run.json").read_text())
-    content["options"]["balance"] = {"exponents": 1}
+    content["options"]["condition"] = {"attribute": 1}
     (folder / "run.json").write_text(json.dumps(content))
     with pytest.raises(DataError, match=r"run\.json: need the options of its training"):
         distill(load_run(folder), tiny_cohort, tmp_path / "run")
-    assert np.isfinite(load_run(folder).steps)
+
+
+def test_guidance_is_in_the_trajectories(tiny_run, tiny_cohort, student, tmp_path):
+    """By what the teacher was early in its training; a run without is refused."""
+    some = {"trajectories": 16, "max_steps": 4}
+    plain = distill(tiny_run, tiny_cohort, tmp_path / "plain", **some)
+    run = distill(tiny_run, tiny_cohort, tmp_path / "run", teacher_guidance=3.0, **some)
+    first, second = (load_file(each.folder / "model.safetensors") for each in (plain, run))
+    assert any(not torch.equal(first[name], second[name]) for name in first)
+    folder = tmp_path / "teacher"
+    shutil.copytree(tiny_run.folder, folder)
+    content = json.loads((folder / "run.json").read_text())
+    del content["checksums"]["early.safetensors"]
+    (folder / "run.json").write_text(json.dumps(content))
+    with pytest.raises(ConfigError, match="teacher_guidance: the run kept no early weights"):
+        distill(load_run(folder), tiny_cohort, tmp_path / "none", teacher_guidance=3.0)
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_run_that_forgot_its_levels_is_refused(student, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(student.folder, folder)
+    content = json.loads((folder / "run.json").read_text())
+    content["options"]["distilled"]["solver"]["steps"] = "two"
+    (folder / "run.json").write_text(json.dumps(content))
+    with pytest.raises(DataError, match=r"run\.json: need the steps and noise levels"):
+        medsynth.sample(run=folder, count=1, out=tmp_path / "set", progress=False)

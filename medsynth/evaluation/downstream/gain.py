@@ -11,23 +11,14 @@ import numpy as np
 
 from medsynth.config import DownstreamOptions
 from medsynth.errors import ConfigError, DataError
-from medsynth.evaluation.downstream.arms import (
-    Table,
-    baseline_arms,
-    ceiling_arm,
-    curve_arm,
-    synthetic_arms,
-    synthetic_only,
-)
-from medsynth.evaluation.downstream.judging import FEW_VALIDATION
-from medsynth.evaluation.downstream.learning_curve import CurvePoint, curve_dict, parse_curve, worth_sentence
-from medsynth.evaluation.downstream.perturbation import check_classical
+from medsynth.evaluation.downstream.arms import Arm, baseline_arms, synthetic_arms
+from medsynth.evaluation.downstream.experiment import Experiment, Settings, Side, content_key
+from medsynth.evaluation.downstream.judging import FEW_VALIDATION, verdict_sentence
+from medsynth.evaluation.downstream.learning_curve import learning_curve
 from medsynth.evaluation.downstream.probe import ProbeData, augmented_features, train_probe
-from medsynth.evaluation.downstream.scoring import ScoreBook, content_key
-from medsynth.evaluation.downstream.sentences import verdict_sentence
-from medsynth.evaluation.downstream.subgroups import Subgroup, attribute_columns, score_subgroups
-from medsynth.evaluation.downstream.task import Task, TaskScans, make_task
-from medsynth.evaluation.downstream.tiers import Tier, full_tier, run_tier, tier_dict, training_bar
+from medsynth.evaluation.downstream.subgroups import attribute_columns, score_subgroups
+from medsynth.evaluation.downstream.task import Task, make_task
+from medsynth.evaluation.downstream.tiers import ScoreBook, Tier, full_tier, run_tier, tier_dict
 from medsynth.measures.features import Extractor
 
 _LEAST_SEEDS = 2
@@ -44,212 +35,141 @@ class DownstreamResult:
         return self.report
 
     def verdict(self) -> dict[str, Any]:
-        """Return `reading` (`gain`, `no gain`, `harm`, `cannot tell`) and `sentence`, which says it with its figures."""
+        """Return `verdict` (`gain`, `no gain`, `harm`, `cannot tell`) and `sentence`, which states it with its figures."""
         return dict(self.report["verdict"])
 
 
 def check_downstream(options: DownstreamOptions) -> None:
-    """Raise `ConfigError` for options that leave nothing to tell, before anything is read."""
-    for name, value, least in (
-        ("seeds", options.seeds, _LEAST_SEEDS),
-        ("resamples", options.resamples, 100),
-        ("least_patients", options.least_patients, 1),
-        ("probe.steps", options.probe.steps, 1),
-        ("probe.batch_size", options.probe.batch_size, 2),
-        ("probe.components", options.probe.components, 1),
-        ("probe.copies", options.probe.copies, 0),
-        ("probe.augmented_scans", options.probe.augmented_scans, 1),
-        ("classifier.steps", options.classifier.steps, 1),
-        ("classifier.batch_size", options.classifier.batch_size, 2),
-        ("classifier.finalists", options.classifier.finalists, 1),
-        ("classifier.width", options.classifier.width, 4),
-        ("classifier.lite0_side", options.classifier.lite0_side, 32),
-    ):
-        if value < least:
-            raise ConfigError(f"downstream.{name}: need at least {least}, got {value}")
+    """Raise `ConfigError` for options that allow no verdict, before anything is read."""
+    if options.seeds < _LEAST_SEEDS:
+        raise ConfigError(f"downstream.seeds: need at least {_LEAST_SEEDS}, got {options.seeds}")
     if not options.shares or not all(0 < share <= 1 for share in options.shares):
         raise ConfigError(f"downstream.shares: need shares above 0 and up to 1, got {list(options.shares)}")
     if not options.arms:
-        raise ConfigError("downstream.arms: need one of rare, all and pretrain, got none; try the default")
-    if not 0 < options.specificity < 1:
-        raise ConfigError(f"downstream.specificity: need a share between 0 and 1, got {options.specificity}")
-    if options.mixup <= 0:
-        raise ConfigError(f"downstream.mixup: need a number above 0, got {options.mixup}")
-    parse_curve(options.learning_curve)
+        raise ConfigError("downstream.arms: need one of rare, all and pretrain, got none")
+    if any(number < 1 for number in options.learning_curve):
+        numbers = list(options.learning_curve)
+        raise ConfigError(f"downstream.learning_curve: need numbers of patients from 1, got {numbers}; try 10,20,40")
 
 
 def score_downstream(
-    real: TaskScans,
-    synthetic: TaskScans,
+    real: Side,
+    synthetic: Side,
     *,
-    real_features: np.ndarray,
-    synthetic_features: np.ndarray,
     options: DownstreamOptions,
     folder: Path,
     seed: int = 0,
     progress: bool = True,
     extractor: Extractor | None = None,
-    further: TaskScans | None = None,
-    further_features: np.ndarray | None = None,
+    further: Side | None = None,
+    settings: Settings = Settings(),
 ) -> DownstreamResult:
-    """Return what a synthetic set is worth for telling its rare class from the rest.
+    """Return what a synthetic set is worth for detecting its rare class.
 
     Arms, all with the same classifier and optimiser steps: cheap baselines (ways of balancing, with and without classical
     augmentation and mixup), of which validation chooses the strongest; on top of it synthetic scans in several shares, and
-    pretraining on them, of which validation chooses again; and controls. Features `(N, D)` are those of the cohorts' rows; with
-    the `extractor` that made them, baselines with classical augmentation take part in the probe tier too. `further` are real
-    scans beyond the cohort, whose rare class extends the learning curve and gives a ceiling. Scores of every training
-    are written below `folder`, keyed by content, and read by a second call. Test scans choose nothing.
+    pretraining on them, of which validation chooses again; and controls. With the `extractor` that made the features, baselines
+    with classical augmentation take part in the probe tier too. `further` are real scans beyond the cohort, whose rare class
+    extends the learning curve and gives a ceiling. Scores of every training are written below `folder`, keyed by content, and
+    read by a second call. Test scans choose nothing.
 
-    Raises `ConfigError` for options that leave nothing to tell, `DataError` for cohorts without a task (`make_task`).
+    Raises `ConfigError` for options that allow no verdict, `DataError` for cohorts without a task (`make_task`).
     """
     check_downstream(options)
-    check_classical(options.classical, real.scans.ndim - 2)
-    for name, scans, features in (
-        ("real_features", real, real_features),
-        ("synthetic_features", synthetic, synthetic_features),
-        ("further_features", further, further_features),
-    ):
-        if scans is not None and (features is None or len(features) != len(scans.labels)):
-            raise DataError(f"{name}: need a row for each of {len(scans.labels)} scans, got {_count(features)}")
-    task = make_task(real, synthetic, rare_class=options.rare_class, further=further)
-    columns = attribute_columns(real, task.test.rows, options.subgroups)
-    table = Table.of(task)
-    key = content_key(
-        real.key,
-        synthetic.key,
-        "" if further is None else further.key,
-        *(each for each in (real_features, synthetic_features, further_features) if each is not None),
-        # Not the labels of the test split: nothing that is kept depends on them.
-        *(task.validation.truth, task.validation.rows, task.test.rows, table.real, table.synthetic, table.further),
-        table.rare,
-        task.rare.patients,
-        task.rare.further_patients,
-        [options.mixup, asdict(options.classical), seed],
+    for name, side in (("real", real), ("synthetic", synthetic), ("further", further)):
+        if side is not None and len(side.features) != len(side.prepared.labels):
+            raise DataError(
+                f"{name}: need a row of features for each of {len(side.prepared.labels)} scans, got {len(side.features)}"
+            )
+    task = make_task(
+        real.prepared,
+        synthetic.prepared,
+        rare_class=options.rare_class,
+        further=None if further is None else further.prepared,
     )
-    folder = Path(folder)
+    columns = attribute_columns(real.prepared, task.test.rows, options.subgroups)
+    experiment = Experiment(
+        task=task, real=real, synthetic=synthetic, further=further, options=options, settings=settings,
+        folder=Path(folder), seed=seed, progress=progress,
+    )  # fmt: skip
     copies = None
-    if extractor is not None and options.probe.copies:
-        copies = augmented_features(
-            task,
-            table,
-            real.scans,
-            synthetic.scans,
-            extractor,
-            options=options,
-            folder=folder,
-            key=content_key(key, extractor.sha256),
-            seed=seed,
-            progress=progress,
-        )
-    data = ProbeData.of(
-        task,
-        table,
-        real_features,
-        synthetic_features,
-        further_features,
-        components=options.probe.components,
-        copies=copies,
-    )
-    curve = parse_curve(options.learning_curve)
-    with training_bar("training probes", progress) as bar:
-        book = ScoreBook(
-            folder=folder,
-            key=content_key(key, asdict(options.probe), extractor.sha256 if extractor and copies is not None else None),
-            train=lambda arm, repeats: train_probe(task, table, data, arm, options=options, seed=seed, repeats=repeats),
-            seeds=options.seeds,
-            sizes=(len(task.validation.rows), len(task.test.rows)),
-            together=True,
-            bar=bar,
-        )
-        baselines = baseline_arms(augment=copies is not None)
-        common = any(len(pool.synthetic) for pool in task.common)
-        candidates = len(synthetic_arms(baselines[0].recipe, options.shares, common=common, kinds=options.arms))
-        bar.total = options.seeds * (len(baselines) + candidates + 2 + len(curve) + (further is not None))
-        probe = run_tier(
-            "probe",
-            task,
-            book,
-            baselines,
-            lambda chosen: synthetic_arms(chosen.recipe, options.shares, common=common, kinds=options.arms),
-            options=options,
-            seed=seed,
-        )
-        recipe = book.arms[probe.baseline].recipe
-        book.run([synthetic_only(recipe)])
-        points, left_out = _curve_points(task, book, probe, curve, further is not None)
-        bar.total = bar.n
+    if extractor is not None and settings.probe.copies:
+        copies = augmented_features(experiment, extractor, content_key(experiment.key, extractor.sha256))
+    used = extractor.sha256 if extractor is not None and copies is not None else None
+    probe, curve, left_out = _probe_tier(experiment, copies, content_key(experiment.key, asdict(settings.probe), used))
     tiers = [probe]
     if options.tier == "full":
-        tiers.append(
-            full_tier(
-                task, table, probe, real, synthetic, further, key=key, folder=folder, options=options, seed=seed,
-                progress=progress,
-            )
-        )  # fmt: skip
+        tiers.append(full_tier(experiment, probe))
     final = tiers[-1]
-    groups, small = score_subgroups(
+    subgroups = score_subgroups(
         final.comparer,
         task,
         columns,
         first=final.synthetic,
         second=final.baseline,
-        least=max(5, options.least_patients // 4),
+        least=max(5, settings.least_patients // 4),
     )
-    curve_part = None
-    if points:
-        own = len(np.unique(task.rare.patients))
-        curve_part = curve_dict(points, probe.comparer.figures(probe.synthetic))
-        curve_part["real_patients"] = own
-        curve_part["sentence"] = worth_sentence(curve_part, own)
+    harmed = [f"{group['column']} = {group['value']}" for group in subgroups["groups"] if group["verdict"] == "harm"]
+    judgement = final.judgement
+    sentence = verdict_sentence(
+        judgement, final.against_baseline, task, baseline=final.baseline, harmed=harmed, tier=final.name
+    )
     report = {
         "task": task.counts(),
         "tier": final.name,
         "seeds": options.seeds,
-        "specificity": options.specificity,
+        "specificity": settings.specificity,
         "tiers": [tier_dict(tier, task) for tier in tiers],
-        "subgroups": {"groups": [group.as_dict() for group in groups], "too_small": small},
-        "learning_curve": curve_part,
+        "subgroups": subgroups,
+        "learning_curve": curve,
         "notes": _notes(task, options, curve_left_out=left_out, augmented=copies is not None),
-        "verdict": _verdict_dict(final, task, groups),
+        "verdict": {
+            "verdict": judgement.verdict,
+            "figures": list(judgement.figures),
+            "harmed_subgroups": harmed,
+            "sentence": sentence,
+        },
         "options": asdict(options),
+        "settings": asdict(settings),
     }
     return DownstreamResult(report=report)
 
 
-def _curve_points(
-    task: Task, book: ScoreBook, probe: Tier, curve: Sequence[int], beyond: bool
-) -> tuple[list[CurvePoint], list[int]]:
-    """Train the baseline with fewer (or further) rare patients; return the points, and the numbers that do not exist."""
-    recipe = book.arms[probe.baseline].recipe
-    own = len(np.unique(task.rare.patients))
-    existing = own + len(np.unique(task.rare.further_patients))
-    arms = {number: curve_arm(recipe, number) for number in curve if number <= existing and number != own}
-    if beyond and existing > own:
-        ceiling = ceiling_arm(recipe, existing)
-        arms[existing] = ceiling
-        book.run([ceiling])
-    book.run(list(arms.values()))
-    if not curve and not beyond:
-        return [], []
-    names = {number: arm.name for number, arm in arms.items()} | {own: probe.baseline}
-    points = [
-        CurvePoint(patients=number, figures=probe.comparer.figures(name)) for number, name in sorted(names.items())
-    ]
-    left_out = [number for number in curve if number > existing]
-    return (points if len(points) > 1 else []), left_out
+def _probe_tier(
+    experiment: Experiment, copies: np.ndarray | None, key: str
+) -> tuple[Tier, dict[str, Any] | None, list[int]]:
+    """Return the probe tier with all arms trained, the learning curve, and the numbers of patients that do not exist."""
+    task, options, settings = experiment.task, experiment.options, experiment.settings
+    features = [side.features for side in experiment.sides]
+    data = ProbeData.of(task, experiment.table, features, components=settings.probe.components, copies=copies)
+    common = any(len(pool.synthetic) for pool in task.common)
+    baselines = baseline_arms(augment=copies is not None)
 
+    def train(arm: Arm, repeats: range) -> tuple[np.ndarray, np.ndarray]:
+        return train_probe(task, experiment.table, data, arm, seed=experiment.seed, repeats=repeats, settings=settings)
 
-def _verdict_dict(tier: Tier, task: Task, groups: Sequence[Subgroup]) -> dict[str, Any]:
-    harmed = [f"{group.column} = {group.value}" for group in groups if group.reading == "harm"]
-    return {
-        "reading": tier.verdict.reading,
-        "figures": list(tier.verdict.figures),
-        "harmed_subgroups": harmed,
-        "sentence": verdict_sentence(
-            tier.verdict, tier.against_baseline, task, baseline=tier.baseline, harmed=harmed, tier=tier.name
-        ),
-    }
+    def candidates(baseline: Arm) -> list[Arm]:
+        return synthetic_arms(baseline.recipe, options.shares, common=common, kinds=options.arms)
+
+    arms = len(baselines) + len(candidates(baselines[0])) + 2
+    further = len(options.learning_curve) + (experiment.further is not None)
+    with experiment.progress_bar("training probes", arms + further) as bar:
+        book = ScoreBook(
+            folder=experiment.folder,
+            key=key,
+            train=train,
+            seeds=options.seeds,
+            sizes=(len(task.validation.rows), len(task.test.rows)),
+            together=True,
+            bar=bar,
+        )
+        probe = run_tier("probe", experiment, book, baselines, candidates)
+        # Real scans only of classes that the set lacks.
+        recipe = book.arms[probe.baseline].recipe
+        book.run([Arm(name="synthetic_only", kind="control", recipe=recipe, rare_share=1.0, common_share=1.0)])
+        curve, left_out = learning_curve(experiment, probe)
+        bar.total = bar.n
+    return probe, curve, left_out
 
 
 def _notes(task: Task, options: DownstreamOptions, *, curve_left_out: Sequence[int], augmented: bool) -> list[str]:
@@ -257,24 +177,18 @@ def _notes(task: Task, options: DownstreamOptions, *, curve_left_out: Sequence[i
     rare = task.validation.rare_patients
     if rare < FEW_VALIDATION:
         notes.append(
-            f"Validation has {rare} {'patient' if rare == 1 else 'patients'} of {task.rare_class}: the choice of baseline "
-            f"and share rests on few; {FEW_VALIDATION} or more would make it firmer."
+            f"The choice of baseline and share is uncertain: validation has {rare} "
+            f"{'patient' if rare == 1 else 'patients'} of {task.rare_class}, {FEW_VALIDATION} or more would be better."
         )
     if not any(len(pool.synthetic) for pool in task.common):
         notes.append(
-            "The set has synthetic scans of the rare class only, so looking synthetic may become part of being rare."
+            "The set has synthetic scans of the rare class only, so a classifier may learn that synthetic means rare."
         )
     if not augmented:
-        notes.append(
-            "No augmented copies were extracted: baselines with classical augmentation took no part in the probe."
-        )
+        notes.append("The probe tier has no baselines with classical augmentation: no augmented copies were extracted.")
     if curve_left_out:
-        numbers = ", ".join(str(number) for number in curve_left_out)
-        notes.append(f"The learning curve leaves out {numbers}: there are not so many real rare training patients.")
+        numbers = ", ".join(map(str, curve_left_out))
+        notes.append(f"The learning curve leaves out {numbers}: there are fewer real rare training patients.")
     if options.seeds < 5:
-        notes.append(f"{options.seeds} trainings of each arm say little about how they scatter; 5 or more are better.")
+        notes.append(f"{options.seeds} trainings of each arm show little of how results vary; 5 or more are better.")
     return notes
-
-
-def _count(features: np.ndarray | None) -> str:
-    return "none" if features is None else str(len(features))

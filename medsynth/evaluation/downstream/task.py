@@ -2,40 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
+from medsynth.cohorts import PreparedCohort
 from medsynth.errors import ConfigError, DataError
-
-
-class TaskScans(Protocol):
-    """What the task needs of a prepared cohort; see `PreparedCohort` for each."""
-
-    @property
-    def scans(self) -> np.ndarray: ...
-
-    @property
-    def labels(self) -> np.ndarray: ...
-
-    @property
-    def splits(self) -> np.ndarray: ...
-
-    @property
-    def patients(self) -> np.ndarray: ...
-
-    @property
-    def classes(self) -> tuple[str, ...]: ...
-
-    @property
-    def rows(self) -> Sequence[Any]:
-        """Rows of the cohort, of which only `attributes` is read."""
-        ...
-
-    @property
-    def key(self) -> str: ...
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -90,38 +63,39 @@ class Task:
 
     def counts(self) -> dict[str, Any]:
         """Return the numbers of scans and patients of the task, for the report."""
-        rest = [len(pool.real) for pool in self.common]
+        train = {"rare_scans": len(self.rare.real), "rare_patients": len(np.unique(self.rare.patients))}
+        held_out = {
+            name: {
+                "rare_scans": int(part.truth.sum()),
+                "rare_patients": part.rare_patients,
+                "rest_scans": int((~part.truth).sum()),
+            }
+            for name, part in (("validation", self.validation), ("test", self.test))
+        }
         return {
             "rare_class": self.rare_class,
-            "train": {
-                "rare_scans": len(self.rare.real),
-                "rare_patients": len(np.unique(self.rare.patients)),
-                "rest_scans": int(sum(rest)),
-            },
+            "train": train | {"rest_scans": sum(len(pool.real) for pool in self.common)},
             "synthetic": {
                 "rare_scans": len(self.rare.synthetic),
-                "rest_scans": int(sum(len(pool.synthetic) for pool in self.common)),
+                "rest_scans": sum(len(pool.synthetic) for pool in self.common),
             },
-            **{
-                name: {
-                    "rare_scans": int(part.truth.sum()),
-                    "rare_patients": part.rare_patients,
-                    "rest_scans": int((~part.truth).sum()),
-                }
-                for name, part in (("validation", self.validation), ("test", self.test))
-            },
+            **held_out,
         }
 
 
 def make_task(
-    real: TaskScans, synthetic: TaskScans, *, rare_class: str | None = None, further: TaskScans | None = None
+    real: PreparedCohort,
+    synthetic: PreparedCohort,
+    *,
+    rare_class: str | None = None,
+    further: PreparedCohort | None = None,
 ) -> Task:
-    """Return the task of telling `rare_class` from the rest.
+    """Return the task of detecting `rare_class` among the rest.
 
     By default that is the class with the fewest real training scans among those with synthetic scans. Training takes the
     real rows of `train` and all synthetic rows; `further` are real scans of the rare class beyond the cohort, used for the
     learning curve and the ceiling only. Raises `ConfigError` for an unknown class, `DataError` where a patient is in two
-    splits or in `further` too, or where training, validation or test lack the rare class or the rest.
+    splits, or where training, validation or test lack the rare class or the rest.
     """
     made = np.array(synthetic.classes)[synthetic.labels] if len(synthetic.labels) else np.array([], dtype=str)
     names = np.array(real.classes)[real.labels]
@@ -140,46 +114,38 @@ def make_task(
             raise DataError(
                 f"real: need each patient in one split, got some in {first} and {second}; try `medsynth index`"
             )
-    order = [rare_class, *(label for label in real.classes if label != rare_class)]
-    pools = tuple(
-        Pool(
-            label=label,
-            rare=label == rare_class,
-            real=np.flatnonzero(train & (names == label)),
-            patients=real.patients[train & (names == label)],
-            synthetic=np.flatnonzero(made == label),
-            **_further(further, label if label == rare_class else None),
-        )
-        for label in order
-        if (train & (names == label)).any() or label == rare_class
-    )
-    held_out = {
-        split: HeldOut(
+    pools = []
+    for label in (rare_class, *(label for label in real.classes if label != rare_class)):
+        own = np.flatnonzero(train & (names == label))
+        beyond = np.zeros(0, dtype=np.int64)
+        if further is not None and label == rare_class:
+            beyond = np.flatnonzero(np.array(further.classes)[further.labels] == label)
+        if len(own) or label == rare_class:
+            pools.append(
+                Pool(
+                    label=label,
+                    rare=label == rare_class,
+                    real=own,
+                    patients=real.patients[own],
+                    synthetic=np.flatnonzero(made == label),
+                    further=beyond,
+                    further_patients=beyond if further is None else further.patients[beyond],
+                )
+            )
+    validation, test = (
+        HeldOut(
             rows=np.flatnonzero(real.splits == split),
             truth=names[real.splits == split] == rare_class,
             patients=real.patients[real.splits == split],
         )
         for split in ("val", "test")
-    }
-    task = Task(rare_class=rare_class, pools=pools, validation=held_out["val"], test=held_out["test"])
-    _check(task)
-    return task
-
-
-def _further(further: TaskScans | None, label: str | None) -> dict[str, np.ndarray]:
-    nothing = np.zeros(0, dtype=np.int64)
-    if further is None or label is None:
-        return {"further": nothing, "further_patients": nothing}
-    chosen = np.flatnonzero(np.array(further.classes)[further.labels] == label)
-    return {"further": chosen, "further_patients": further.patients[chosen]}
-
-
-def _check(task: Task) -> None:
-    if len(task.rare.real) == 0 or not task.common:
+    )
+    if len(pools[0].real) == 0 or len(pools) == 1:
         raise DataError(
-            f"real: need training scans of {task.rare_class} and of the rest, got none of one; try another rare_class"
+            f"real: need training scans of {rare_class} and of the rest, got none of one; try another rare_class"
         )
-    for name, part in (("val", task.validation), ("test", task.test)):
+    for name, part in (("val", validation), ("test", test)):
         if part.truth.all() or not part.truth.any():
-            missing = "the rest" if part.truth.any() else task.rare_class
-            raise DataError(f"real: need {name} scans of {missing} and more, got none; try another split")
+            missing = "the rest" if part.truth.any() else rare_class
+            raise DataError(f"real: need {name} scans of {rare_class} and of the rest, got none of {missing}")
+    return Task(rare_class=rare_class, pools=tuple(pools), validation=validation, test=test)

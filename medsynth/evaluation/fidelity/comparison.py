@@ -4,48 +4,93 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Literal, NamedTuple
 
 import numpy as np
 
-from medsynth.config import FidelityOptions
-from medsynth.evaluation.fidelity.draws import as_indicators, disjoint_halves, half_size, random_picks
-from medsynth.evaluation.fidelity.measured import (
-    DISTANCE,
-    FAITHFULNESS,
-    LIKENESS,
-    VARIETY,
-    Measured,
-    Reading,
-    Words,
-    interval,
-)
 from medsynth.measures.distances import (
     Kernels,
     Projection,
+    extrapolated_frechet_distance,
     frechet_distance,
     kernel_distance_interval,
     projected_dims,
 )
-from medsynth.measures.extrapolation import extrapolated_frechet_distance
-from medsynth.measures.manifold import Spacings
-from medsynth.measures.texture import intensity_distances, standardised_distances
+from medsynth.measures.neighbours import Spacings
+from medsynth.measures.texture import intensity_distance, standardised_distances
 
-__all__ = ["TOO_FEW", "Comparison", "Group", "Measured", "Reading", "Similarities", "compare", "deciding"]
-
-TOO_FEW = 10  # scans on a side below which a figure says little
+TOO_FEW = 10  # scans per side below which a figure says little
+_TAILS = (0.025, 0.975)
 _SPAN = 256
-# Figures that take long stand on the first few of the draws.
+# Slow figures use only the first of the draws.
 _EXTRAPOLATIONS, _SUBSETS = 30, 2
 _FULL_DISTANCES = 10
 
+Verdict = Literal["as close", "further", "closer", "as varied", "less varied", "more varied", "cannot tell"]
 Draws = tuple[np.ndarray, np.ndarray, np.ndarray]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FidelitySettings:
+    """Sizes of the fidelity table."""
+
+    max_scans: int = 2000  # of each class and side at most, drawn at random
+    pca_dims: int = 64  # principal axes before the Fréchet distance
+    repeats: int = 100  # random halvings of the real scans behind each real-versus-real figure
+    neighbours: int = 5  # that span the balls of precision, recall, density and coverage
+    ssim_pairs: int = 200  # random pairs of scans behind each SSIM figure
+    sheet_scans: int = 8  # synthetic scans of each class on the contact sheet
+
+
+class Words(NamedTuple):
+    """The verdict on a figure below, within or above the interval of real against real."""
+
+    below: Verdict
+    within: Verdict
+    above: Verdict
+
+
+DISTANCE = Words(below="closer", within="as close", above="further")
+FAITHFULNESS = Words(below="further", within="as close", above="closer")
+VARIETY = Words(below="less varied", within="as varied", above="more varied")
+LIKENESS = Words(below="more varied", within="as varied", above="less varied")
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A figure with its 95 % interval, beside the same figure of real scans against real scans (`real_*`)."""
+
+    value: float
+    low: float
+    high: float
+    real_median: float
+    real_low: float
+    real_high: float
+    verdict: Verdict
+
+    @classmethod
+    def beside(cls, value: tuple[float, float, float], real: tuple[float, float, float], words: Words) -> Measured:
+        """Return a figure and its verdict, from (middle, low, high) of the candidates and of real against real."""
+        middle, (_, low, high) = value[0], real
+        verdict = words.within
+        if np.isnan([middle, low, high]).any() or not np.isfinite(high):
+            verdict = "cannot tell"
+        elif not low <= middle <= high:
+            verdict = words.above if middle > high else words.below
+        return cls(*value, *real, verdict)
+
+    @classmethod
+    def of_draws(cls, across: np.ndarray, inside: np.ndarray, words: Words) -> Measured:
+        """Return a figure from its values in the draws `(R,)` of candidates, and in those of real against real."""
+        value, real = ((float(np.median(draws)), *interval(draws)) for draws in (across, inside))
+        return cls.beside(value, real, words)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
     """Candidates against real scans of a reference split.
 
-    `scans_a_side` scans stand on either side of every figure, also real against real; None is what does not apply.
+    Every figure compares `scans_a_side` scans with as many, also real against real; None is what does not apply.
 
     Distance: `kid`; `frechet` along `pca_dims` principal axes, and `frechet_infinite`, extrapolated to infinitely many scans;
     `precision` and `density`; `fid` where features are those of FID, over all their dimensions, with `fid_comparable` false
@@ -76,6 +121,13 @@ class Comparison:
     intensity: Measured
     texture: Measured | None
 
+    def deciding(self, extractor: str) -> dict[str, Measured]:
+        """Return the figures that decide the verdict, by their names in the report: KID, FD, and FID if comparable."""
+        figures = {f"KID-{extractor}": self.kid, f"FD-{extractor}": self.frechet}
+        if self.fid is not None and self.fid_comparable:
+            figures["FID"] = self.fid
+        return figures
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Similarities:
@@ -95,7 +147,7 @@ class Similarities:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Group:
-    """What is compared of the scans of one class of one set: all arrays have one row a scan.
+    """What is compared of the scans of one class of one set: all arrays have one row per scan.
 
     `features` `(n, D)`, `patients` `(n,)`, `intensities` (histograms `(n, C, bins)`), `textures` `(n, F)` or None for scans too
     small for them; `similarities` by the name of the measure, of the whole group.
@@ -125,17 +177,17 @@ class Group:
         )
 
 
-def compare(
+def compare_groups(
     references: Sequence[Group],
     candidates: Sequence[Group],
     *,
-    options: FidelityOptions,
+    settings: FidelitySettings,
     generator: np.random.Generator,
     fid: bool = False,
 ) -> Comparison | None:
     """Return how far candidates are from real scans, or None if there are not even two real scans of two patients.
 
-    Both are given class by class (for one class: one group each). In each of `options.repeats` repeats, two halves A and B
+    Both are given class by class (for one class: one group each). In each of `settings.repeats` repeats, two halves A and B
     of the real scans without a common patient and a set S of the candidates are drawn, with the same number of scans
     of each class in all three; figures are of (A, S) and, beside it, of (A, B). So both have the same bias and the same
     scatter, and classes are mixed alike. `fid` says that the features are those of FID.
@@ -148,19 +200,10 @@ def compare(
     if not usable:
         return None
     references, candidates, sizes = zip(*usable, strict=True)
-    drawn = [
-        (*disjoint_halves(real.patients, size, options.repeats, generator),
-         random_picks(len(others), size, options.repeats, generator))
-        for real, others, size in zip(references, candidates, sizes, strict=True)
-    ]  # fmt: skip
-    one, other, picked = (
-        _joined([draw[which] for draw in drawn], [len(group) for group in groups])
-        for which, groups in ((0, references), (1, references), (2, candidates))
-    )
-    draws = one, other, picked
+    draws = _draw(references, candidates, sizes, settings.repeats, generator)
     real, others = (np.concatenate([group.features for group in side]) for side in (references, candidates))
     size = sum(sizes)
-    dims = projected_dims(options.pca_dims, size)
+    dims = projected_dims(settings.pca_dims, size)
     kernels = Kernels.of(real, others)
     alone = len(sizes) == 1
     frechet, infinite = _frechet_figures(real, others, dims, draws, generator)
@@ -174,9 +217,9 @@ def compare(
         kid_of_all=_kernel_figure_of_all(kernels, generator) if alone else None,
         frechet=frechet,
         frechet_infinite=infinite,
-        fid=_full_figure(real, others, draws) if fid else None,
+        fid=_by_draw(frechet_distance, real, others, _first(draws, _FULL_DISTANCES)) if fid else None,
         fid_comparable=fid and size >= 2 * real.shape[1],
-        **_manifold_figures(real, others, draws, options.neighbours),
+        **_manifold_figures(real, others, draws, settings.neighbours),
         ssim=_similarity_figure("ssim", references[0], candidates[0], draws, generator) if alone else None,
         ms_ssim=_similarity_figure("ms_ssim", references[0], candidates[0], draws, generator) if alone else None,
         intensity=_intensity_figure(references, candidates, draws),
@@ -184,12 +227,80 @@ def compare(
     )
 
 
-def deciding(found: Comparison, extractor: str) -> dict[str, Measured]:
-    """Return the figures that decide a verdict, by their names in the report: KID, FD, and FID where it is comparable."""
-    figures = {f"KID-{extractor}": found.kid, f"FD-{extractor}": found.frechet}
-    if found.fid is not None and found.fid_comparable:
-        figures["FID"] = found.fid
-    return figures
+def half_size(patients: np.ndarray) -> int:
+    """Return how many scans each of two halves without a common patient surely has, whatever the order of patients.
+
+    `patients` `(N,)` is the patient of each scan. With one scan per patient this is half of the scans, rounded down; 0 if
+    one patient has all.
+    """
+    if len(patients) == 0:
+        return 0
+    most = int(np.unique(patients, return_counts=True)[1].max())
+    return max(0, len(patients) - most + 1) // 2
+
+
+def disjoint_halves(
+    patients: np.ndarray, size: int, repeats: int, generator: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return `repeats` random pairs of halves of `size` scans each, positions `(repeats, size)` twice, no patient in both.
+
+    `size` is at most `half_size(patients)`. Two scans of one patient are alike; halves that shared patients would
+    seem closer than any new patients can be.
+    """
+    assert size <= half_size(patients), "halves without a common patient do not reach this size"
+    _, numbers, counts = np.unique(patients, return_inverse=True, return_counts=True)
+    halves = np.empty((2, repeats, size), dtype=np.int64)
+    for repeat in range(repeats):
+        side = np.empty(len(counts), dtype=np.int64)
+        filled = [0, 0]
+        for patient in generator.permutation(len(counts)):
+            side[patient] = int(filled[1] < filled[0])
+            filled[side[patient]] += counts[patient]
+        for half in (0, 1):
+            halves[half, repeat] = generator.permutation(np.flatnonzero(side[numbers] == half))[:size]
+    return halves[0], halves[1]
+
+
+def random_picks(count: int, size: int, repeats: int, generator: np.random.Generator) -> np.ndarray:
+    """Return `repeats` random draws of `size` out of `count` items without replacement, positions `(repeats, size)`."""
+    return np.stack([generator.permutation(count)[:size] for _ in range(repeats)])
+
+
+def as_indicators(picks: np.ndarray, count: int) -> np.ndarray:
+    """Return draws `(repeats, size)` as rows of zeros and ones `(repeats, count)`."""
+    indicators = np.zeros((len(picks), count))
+    np.put_along_axis(indicators, picks, 1.0, axis=1)
+    return indicators
+
+
+def interval(values: np.ndarray) -> tuple[float, float]:
+    """Return the central 95 % of draws `(R,)` that are known; NaN where none is."""
+    known = values[~np.isnan(values)]
+    if len(known) == 0:
+        return float("nan"), float("nan")
+    # Between an infinite draw and a finite one nothing can be interpolated.
+    low, high = np.quantile(known, _TAILS, method="linear" if np.isfinite(known).all() else "nearest")
+    return float(low), float(high)
+
+
+def _draw(
+    references: Sequence[Group],
+    candidates: Sequence[Group],
+    sizes: Sequence[int],
+    repeats: int,
+    generator: np.random.Generator,
+) -> Draws:
+    """Return A, B and S of every repeat as positions in the concatenated groups, `(repeats, sum of sizes)` each."""
+    drawn: list[list[np.ndarray]] = [[], [], []]
+    starts = [0, 0, 0]
+    for real, others, size in zip(references, candidates, sizes, strict=True):
+        one, other = disjoint_halves(real.patients, size, repeats, generator)
+        picks = one, other, random_picks(len(others), size, repeats, generator)
+        for which, (pick, count) in enumerate(zip(picks, (len(real), len(real), len(others)), strict=True)):
+            drawn[which].append(pick + starts[which])
+            starts[which] += count
+    one, other, picked = (np.concatenate(parts, axis=1) for parts in drawn)
+    return one, other, picked
 
 
 def _kernel_figure(kernels: Kernels, draws: Draws) -> Measured:
@@ -210,7 +321,7 @@ def _frechet_figures(
     """Return the Fréchet distance along the principal axes of half A, to which B and S are equally new; also extrapolated.
 
     Axes of all real scans would hold more of the variance of B than of S, and favour S. The axes of a half lie in the span of
-    all real scans; it is only for speed that this span is cut to its first dimensions.
+    all real scans, which is cut to its first dimensions only for speed.
     """
     span = Projection.fit(real, max(_SPAN, 2 * dims))
     real, others = span.project(real), span.project(others)
@@ -220,7 +331,7 @@ def _frechet_figures(
         return frechet_distance(axes.project(first), axes.project(second))
 
     def extrapolated(first: np.ndarray, second: np.ndarray) -> float:
-        return extrapolated_frechet_distance(first, second, dims=dims, generator=generator, subsets=_SUBSETS).value
+        return extrapolated_frechet_distance(first, second, dims=dims, generator=generator, subsets=_SUBSETS)
 
     return (
         _by_draw(along_axes, real, others, draws),
@@ -228,31 +339,22 @@ def _frechet_figures(
     )
 
 
-def _full_figure(real: np.ndarray, others: np.ndarray, draws: Draws) -> Measured:
-    return _by_draw(frechet_distance, real, others, _first(draws, _FULL_DISTANCES))
-
-
 def _manifold_figures(real: np.ndarray, others: np.ndarray, draws: Draws, neighbours: int) -> dict[str, Measured]:
     spacings = Spacings.of(real, others)
     halves = list(zip(*draws, strict=True))
     across = [spacings.across(half, draw, neighbours=neighbours) for half, _, draw in halves]
     inside = [spacings.inside(half, rest, neighbours=neighbours) for half, rest, _ in halves]
-
-    def figure(name: str, words: Words) -> Measured:
+    words = {"precision": FAITHFULNESS, "density": FAITHFULNESS, "recall": VARIETY, "coverage": VARIETY}
+    figures = {}
+    for name, said in words.items():
         one, other = (np.array([getattr(found, name) for found in side]) for side in (across, inside))
-        return Measured.of_draws(one, other, words)
-
-    return {
-        "precision": figure("precision", FAITHFULNESS),
-        "density": figure("density", FAITHFULNESS),
-        "recall": figure("recall", VARIETY),
-        "coverage": figure("coverage", VARIETY),
-    }
+        figures[name] = Measured.of_draws(one, other, said)
+    return figures
 
 
 def _intensity_figure(references: Sequence[Group], candidates: Sequence[Group], draws: Draws) -> Measured:
     real, others = (np.concatenate([group.intensities for group in side]) for side in (references, candidates))
-    return _by_draw(lambda first, second: intensity_distances(first, second).wasserstein, real, others, draws)
+    return _by_draw(intensity_distance, real, others, draws)
 
 
 def _texture_figure(references: Sequence[Group], candidates: Sequence[Group], draws: Draws) -> Measured | None:
@@ -286,7 +388,7 @@ def _similarity_figure(
 def _by_draw(
     distance: Callable[[np.ndarray, np.ndarray], float], real: np.ndarray, others: np.ndarray, draws: Draws
 ) -> Measured:
-    """Return a distance of (A, S) in each draw beside that of (A, B), from one row a scan."""
+    """Return a distance of (A, S) in each draw beside that of (A, B), from one row per scan."""
     across = [distance(real[half], others[draw]) for half, _, draw in zip(*draws, strict=True)]
     inside = [distance(real[half], real[rest]) for half, rest, _ in zip(*draws, strict=True)]
     return Measured.of_draws(np.array(across), np.array(inside), DISTANCE)
@@ -294,9 +396,3 @@ def _by_draw(
 
 def _first(draws: Draws, count: int) -> Draws:
     return draws[0][:count], draws[1][:count], draws[2][:count]
-
-
-def _joined(draws: Sequence[np.ndarray], sizes: Sequence[int]) -> np.ndarray:
-    """Return draws of each group as draws of positions in the concatenated groups."""
-    starts = np.cumsum([0, *sizes[:-1]])
-    return np.concatenate([draw + start for draw, start in zip(draws, starts, strict=True)], axis=1)

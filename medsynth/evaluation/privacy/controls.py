@@ -6,16 +6,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from medsynth.cohorts import PreparedCohort
-from medsynth.config import PrivacyOptions
+from medsynth.evaluation.arrays import HELD_OUT, SEEN, ScanArrays
+from medsynth.evaluation.privacy.nearness import GateSettings
 from medsynth.seeds import numpy_generator
 
-SEEN = ("train", "val")  # what a generator may have seen
 PLANTED = ("exact", "mirrored", "shifted", "contrast", "noise", "all at once")
-CONTRAST, BRIGHTNESS = (
-    0.1,
-    0.1,
-)  # largest relative change of contrast; and of brightness, where the range of a scan is 2
+_CONTRAST = 0.1  # largest relative change
+_BRIGHTNESS = 0.1  # largest change, where the range of a scan is 2
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -34,20 +31,22 @@ class HeldOut:
     calibrates: np.ndarray
 
 
-def draw_held_out(real: PreparedCohort, labels: tuple[int, ...], options: PrivacyOptions, seed: int) -> HeldOut:
-    """Return the held-out scans of the classes `labels`, by whole patients, at most `options.held_out_scans` of a class.
+def draw_held_out(real: ScanArrays, labels: tuple[int, ...], settings: GateSettings, seed: int) -> HeldOut:
+    """Return the held-out scans of the classes `labels`, by whole patients, at most `settings.held_out_scans` of a class.
 
-    Test scans of each class; where these are of fewer than `options.min_patients` patients, so too few to be halved with
+    Test scans of each class; where these are of fewer than `settings.min_patients` patients, so too few to be halved with
     any certainty, also the class's train and val scans, each to be compared with all patients but its own.
     """
     parts = []
     for label in labels:
         generator = numpy_generator(seed, "privacy", "held out", real.classes[label])
-        test = real.indices("test", label)
-        rows = _by_patients(test, real.patients, options.held_out_scans, generator)
-        if len(np.unique(real.patients[test])) < options.min_patients:
-            room = options.held_out_scans - len(rows)
-            rows = np.concatenate([rows, _by_patients(real.indices(SEEN, label), real.patients, room, generator)])
+        test = real.rows_of(real.classes[label], HELD_OUT)
+        rows = _by_patients(test, real.patients, settings.held_out_scans, generator)
+        if len(np.unique(real.patients[test])) < settings.min_patients:
+            room = settings.held_out_scans - len(rows)
+            rows = np.concatenate(
+                [rows, _by_patients(real.rows_of(real.classes[label], SEEN), real.patients, room, generator)]
+            )
         parts.append(rows)
     rows = np.concatenate([np.zeros(0, dtype=np.int64), *parts])
     patients = real.patients[rows]
@@ -61,17 +60,17 @@ def draw_held_out(real: PreparedCohort, labels: tuple[int, ...], options: Privac
 
 
 def plant_copies(
-    real: PreparedCohort, label: int, options: PrivacyOptions, seed: int
+    real: ScanArrays, label: int, settings: GateSettings, seed: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return copies of training scans of a class `(P, C, *spatial)` float16, the row of each donor, and its kind.
 
     Kinds are indices into `PLANTED` and take turns: exact; mirrored along a random choice of axes; shifted by up to
-    `options.shift` pixels along each axis with edges continued; contrast and brightness changed by up to 10 %; with white
-    noise of standard deviation `options.noise`; all of these. Donors differ as long as there are enough.
+    `settings.shift` pixels along each axis with edges continued; contrast and brightness changed by up to 10 %; with white
+    noise of standard deviation `settings.noise`; all of these. Donors differ as long as there are enough.
     """
     generator = numpy_generator(seed, "privacy", "planted", real.classes[label])
-    seen = real.indices(SEEN, label)
-    count = options.planted if len(seen) else 0
+    seen = real.rows_of(real.classes[label], SEEN)
+    count = settings.planted if len(seen) else 0
     rounds = [generator.permutation(seen) for _ in range(-(-count // max(1, len(seen))))]
     donors = np.concatenate([np.zeros(0, dtype=np.int64), *rounds])[:count]
     kinds = np.arange(count) % len(PLANTED)
@@ -80,18 +79,18 @@ def plant_copies(
         scan = np.asarray(real.scans[donor], dtype=np.float32)
         applied = range(1, 5) if PLANTED[kind] == "all at once" else (kind,)
         for change in applied:
-            scan = _changed(scan, PLANTED[change], options, generator)
+            scan = _changed(scan, PLANTED[change], settings, generator)
         copies[place] = scan.clip(-1, 1)
     return copies, donors, kinds
 
 
-def _changed(scan: np.ndarray, kind: str, options: PrivacyOptions, generator: np.random.Generator) -> np.ndarray:
+def _changed(scan: np.ndarray, kind: str, settings: GateSettings, generator: np.random.Generator) -> np.ndarray:
     rank = scan.ndim - 1
     if kind == "mirrored":
         chosen = 1 + generator.integers(2**rank - 1)  # any but none of the axes
         return np.flip(scan, tuple(axis for axis in range(1, 1 + rank) if chosen >> (axis - 1) & 1))
     if kind == "shifted":
-        most = [min(options.shift, length // 4) for length in scan.shape[1:]]
+        most = [min(settings.shift, length // 4) for length in scan.shape[1:]]
         offsets = [0] * rank
         while any(most) and not any(offsets):
             offsets = [int(generator.integers(-one, one + 1)) for one in most]
@@ -100,11 +99,11 @@ def _changed(scan: np.ndarray, kind: str, options: PrivacyOptions, generator: np
         inside = [slice(start, start + length) for start, length in zip(starts, scan.shape[1:], strict=True)]
         return padded[(slice(None), *inside)]
     if kind == "contrast":
-        contrast = 1 + CONTRAST * generator.choice([-1, 1]) * generator.uniform(0.5, 1)
-        brightness = BRIGHTNESS * generator.uniform(-1, 1)
+        contrast = 1 + _CONTRAST * generator.choice([-1, 1]) * generator.uniform(0.5, 1)
+        brightness = _BRIGHTNESS * generator.uniform(-1, 1)
         return ((scan + 1) * contrast - 1 + brightness).clip(-1, 1)
     if kind == "noise":
-        return scan + generator.normal(0, options.noise, scan.shape)
+        return scan + generator.normal(0, settings.noise, scan.shape)
     return scan
 
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 from scipy.stats import norm
 from sklearn.neighbors import NearestNeighbors
 
-from medsynth.config import PrivacyOptions
-from medsynth.measures.alignment import aligned_neighbours
+from medsynth.evaluation.arrays import ScanArrays
+from medsynth.measures.alignment import AlignedReferences
 
 CRITERIA = ("pixels", "stands_out", "features_stand_out")
 _BY_CLASS = (True, False, False)  # whose typical value depends on the class
@@ -18,13 +20,36 @@ _FEW = 8  # calibration scans of a class below which all classes say what is typ
 _LOWER = 0.1587  # share below one standard deviation
 _NARROWEST = 0.02  # spread of ln(distance) at least, against cohorts that are all alike
 _CLEARLY = 1 / 3  # d1 < d2 / 3 (arXiv 2310.02664)
+_PERMUTATIONS = 5000
+
+
+@dataclass(frozen=True, kw_only=True)
+class GateSettings:
+    """Thresholds and sizes of the privacy gate."""
+
+    max_false_alarms: float = (
+        0.02  # share of held-out scans; thresholds are set for a third of it, to hold for others too
+    )
+    min_patients: int = 50  # real patients of a class, to set and check its threshold
+    min_power: float = 0.95  # share of planted copies that must be found
+    shift: int = 4  # pixels by which a copy may be shifted along each axis, at most a quarter of the axis
+    smoothing: float = 1.0  # standard deviation, in pixels, of the Gaussian applied to both scans
+    neighbours: int = 8  # nearest patients of each scan
+    planted: int = 96  # copies planted in each class as positive control
+    noise: float = 0.05  # standard deviation on some of these, where the range of a scan is 2
+    held_out_scans: int = 600  # of each class at most
+    set_excess: float = 0.2  # part of a class that would have to be copied to explain how it leans to training patients
+    significance: float = 0.01  # chance that a class without copies fails by its count of flagged scans or by its lean
+    membership_scans: int = 100  # of each class at most, and as many test scans
+    membership_sigmas: tuple[float, ...] = (0.3, 1.0, 3.0)  # noise levels of the loss
+    membership_limit: float = 0.8  # of the lower end of the interval of the AUC
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Nearness:
     """Of N scans, `(N,)` each: the distance to the nearest patient, in pixels and in features, and how far it stands out.
 
-    `pixels` are distances of `measures.alignment` to the nearest training scan, `rows` its row, `second` the distance to the
+    `pixels` are distances of `measures.alignment` to the nearest reference scan, `rows` its row, `second` the distance to the
     nearest of another patient. `stands_out` is `pixels` over the median distance to the next nearest patients: 1 where
     the nearest is one of many, 0 for an exact copy. `features` and `features_stand_out` are the same with Euclidean
     distances of features, NaN where there are none. NaN also without enough patients.
@@ -44,52 +69,66 @@ class Nearness:
         return np.log(np.maximum(known, _NEVER_ZERO))
 
 
-def measure_nearness(
-    scans: np.ndarray,
-    references: np.ndarray,
-    *,
-    among: np.ndarray,
-    patients: np.ndarray,
-    options: PrivacyOptions,
-    rows: np.ndarray | None = None,
-    barred: np.ndarray | None = None,
-    features: np.ndarray | None = None,
-    reference_features: np.ndarray | None = None,
-    progress: bool = False,
-    title: str = "comparing scans",
-) -> Nearness:
-    """Return how near the scans at `rows` are to the references at `among`, whose `patients` `(R,)` count once each.
+class References:
+    """Real scans at the rows `among`, which others are compared with; each patient counts once."""
 
-    `features` are those of the scans at `rows`. A scan does not find the patient `barred` (-1: finds all).
-    """
-    found = aligned_neighbours(
-        scans,
-        references,
-        groups=patients,
-        rows=rows,
-        among=among,
-        barred=barred,
-        count=options.neighbours,
-        shift=options.shift,
-        smoothing=options.smoothing,
-        progress=progress,
-        title=title,
-    )
-    count = len(found.distances)
-    near, near_rows = np.full((count, options.neighbours), np.inf), np.full(count, -1)
-    if features is not None and reference_features is not None and count:
-        near, near_rows = _feature_neighbours(
-            features, reference_features, among, patients, np.full(count, -1) if barred is None else barred, options
+    def __init__(self, real: ScanArrays, among: np.ndarray, settings: GateSettings, *, progress: bool = False) -> None:
+        self._real, self._among, self._neighbours, self._progress = real, among, settings.neighbours, progress
+        self._aligned = AlignedReferences(
+            real.scans, groups=real.patients, among=among, shift=settings.shift, smoothing=settings.smoothing
         )
-    return Nearness(
-        pixels=_known(found.distances[:, 0]),
-        rows=found.indices[:, 0],
-        second=_known(found.distances[:, 1]),
-        stands_out=_standing_out(found.distances),
-        features=_known(near[:, 0]),
-        features_rows=near_rows,
-        features_stand_out=_standing_out(near),
-    )
+
+    def measure(
+        self,
+        scans: np.ndarray,
+        *,
+        title: str,
+        features: np.ndarray | None = None,
+        rows: np.ndarray | None = None,
+        barred: np.ndarray | None = None,
+    ) -> Nearness:
+        """Return how near the scans at `rows` (all by default) are; `features` are those of all `scans`.
+
+        A scan does not find the patient `barred` (-1: finds all).
+        """
+        found = self._aligned.nearest(
+            scans, self._neighbours, rows=rows, barred=barred, progress=self._progress, title=title
+        )
+        count = len(found.distances)
+        near, near_rows = np.full((count, self._neighbours), np.inf), np.full(count, -1)
+        if features is not None and count:
+            own = features if rows is None else features[rows]
+            near, near_rows = self._in_features(own, np.full(count, -1) if barred is None else barred)
+        return Nearness(
+            pixels=_known(found.distances[:, 0]),
+            rows=found.indices[:, 0],
+            second=_known(found.distances[:, 1]),
+            stands_out=_standing_out(found.distances),
+            features=_known(near[:, 0]),
+            features_rows=near_rows,
+            features_stand_out=_standing_out(near),
+        )
+
+    def _in_features(self, features: np.ndarray, barred: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return Euclidean distances `(Q, neighbours)` to the nearest patients, and the row `(Q,)` of the first."""
+        patients, neighbours = self._real.patients, self._neighbours
+        most_scans = int(np.unique(patients[self._among], return_counts=True)[1].max())
+        wanted = min(len(self._among), neighbours * min(most_scans, 8) + most_scans)
+        search = NearestNeighbors(n_neighbors=wanted, algorithm="brute").fit(
+            np.asarray(self._real.features[self._among], dtype=np.float32)
+        )
+        distances = np.full((len(features), neighbours), np.inf)
+        rows = np.full(len(features), -1)
+        for start in range(0, len(features), 512):
+            found, places = search.kneighbors(np.asarray(features[start : start + 512], dtype=np.float32))
+            for place, (far, candidates) in enumerate(zip(found, self._among[places], strict=True), start):
+                others = patients[candidates] != barred[place]
+                far, candidates = far[others], candidates[others]
+                _, first = np.unique(patients[candidates], return_index=True)
+                kept = np.sort(first)[:neighbours]
+                distances[place, : len(kept)] = far[kept]
+                rows[place] = candidates[kept[0]] if len(kept) else -1
+        return distances, rows
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -134,14 +173,14 @@ def calibrate(values: np.ndarray, labels: np.ndarray, classes: int, target: floa
     """
     if len(values) == 0:
         return None
-    overall = _column(np.nanmedian, values)
+    overall = _by_column(np.nanmedian, values)
     typical = np.tile(overall, (classes, 1))
     for label in range(classes):
         of_class = values[labels == label]
         if len(of_class) >= _FEW:
-            typical[label] = np.where(_BY_CLASS, _column(np.nanmedian, of_class), overall)
+            typical[label] = np.where(_BY_CLASS, _by_column(np.nanmedian, of_class), overall)
     residuals = values - typical[labels]
-    spread = np.maximum(-_column(lambda column: np.nanquantile(column, _LOWER), residuals), _NARROWEST)
+    spread = np.maximum(-_by_column(lambda column: np.nanquantile(column, _LOWER), residuals), _NARROWEST)
     thresholds = Thresholds(typical=typical, spread=spread, cut=-np.inf, scans=len(values))
     scores = np.sort(thresholds.scores(values, labels))
     position = int(target * (len(scores) + 1))
@@ -149,9 +188,76 @@ def calibrate(values: np.ndarray, labels: np.ndarray, classes: int, target: floa
     return Thresholds(typical=typical, spread=spread, cut=float(cut), scans=len(values))
 
 
-def _column(measure: object, values: np.ndarray) -> np.ndarray:
+def equal_rows(scans: np.ndarray, references: np.ndarray) -> np.ndarray:
+    """Return the first reference that equals each scan in every pixel, or -1, `(N,)`; either may be a memory map."""
+    known: dict[bytes, int] = {}
+    for row, scan in enumerate(references):
+        known.setdefault(digest_scan(scan), row)
+    return np.array([known.get(digest_scan(scan), -1) for scan in scans], dtype=np.int64)
+
+
+def digest_scan(scan: np.ndarray) -> bytes:
+    """Return a hash of the values of a scan."""
+    # Equal values as equal bytes: one type, and no negative zero.
+    return hashlib.sha256((np.asarray(scan, dtype=np.float32) + np.float32(0)).tobytes()).digest()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lean:
+    """`share` of `scans` synthetic scans whose nearest patient is one that the generator saw; `expected` without copying.
+
+    `excess` is (share - expected) / (1 - expected): the part of the set that would have to be copied to explain it. `p_value`
+    is the chance of such a share or a higher one when it makes no difference which side a patient is on.
+    """
+
+    share: float
+    expected: float
+    excess: float
+    p_value: float
+    scans: int
+
+
+def measure_lean(
+    nearest: np.ndarray, real: ScanArrays, seen: np.ndarray, generator: np.random.Generator
+) -> Lean | None:
+    """Return how far the `nearest` real rows `(M,)` of synthetic scans lean to patients with rows in `seen`; None if M is 0.
+
+    A test of the whole set without any threshold on distances. A generator that draws smooth or typical scans comes nearer to the
+    training scans than real patients do, who have outliers among them, but it comes just as near to patients that it never saw.
+    So each synthetic scan looks for its nearest patient among all, and without copying the sides turn up as often as they would
+    if patients had been split anew (the question of Meehan et al. 2020, arXiv 2004.05675, asked by sides).
+
+    The test permutes sides among the patients of each class: it holds for any number of synthetic scans, for sides of unequal
+    size, where a few patients are the nearest of many scans, and for any generator. -1 in `nearest` does not count. It assumes a
+    random split by patient.
+    """
+    nearest = nearest[nearest >= 0]
+    patients, first, numbers = np.unique(real.patients, return_index=True, return_inverse=True)
+    sides = np.isin(patients, real.patients[seen])
+    if len(nearest) == 0 or sides.all():
+        return None
+    counts = np.bincount(numbers[nearest], minlength=len(patients))
+    strata = real.labels[first]
+    observed = int(counts[sides].sum())
+    sums = np.zeros(_PERMUTATIONS, dtype=np.int64)
+    expected = 0.0
+    for stratum in np.unique(strata):
+        inside = strata == stratum
+        of_stratum, seen_here = counts[inside], int(sides[inside].sum())
+        expected += float(of_stratum.sum() * seen_here / inside.sum())
+        sums += np.array([generator.permutation(of_stratum)[:seen_here].sum() for _ in range(_PERMUTATIONS)])
+    share, expected = observed / len(nearest), expected / len(nearest)
+    return Lean(
+        share=share,
+        expected=expected,
+        excess=(share - expected) / (1 - expected) if expected < 1 else 0.0,
+        p_value=float((1 + (sums >= observed).sum()) / (1 + _PERMUTATIONS)),
+        scans=len(nearest),
+    )
+
+
+def _by_column(measure: Callable[[np.ndarray], np.floating], values: np.ndarray) -> np.ndarray:
     """Return `measure` of each column, NaN where nothing in it is known."""
-    assert callable(measure)
     return np.array([measure(column) if np.isfinite(column).any() else np.nan for column in values.T])
 
 
@@ -162,35 +268,6 @@ def _standing_out(distances: np.ndarray) -> np.ndarray:
     some = np.isfinite(known[:, 1:]).any(axis=1)
     result[some] = known[some, 0] / np.maximum(np.nanmedian(known[some, 1:], axis=1), _NEVER_ZERO)
     return result
-
-
-def _feature_neighbours(
-    features: np.ndarray,
-    references: np.ndarray,
-    among: np.ndarray,
-    patients: np.ndarray,
-    barred: np.ndarray,
-    options: PrivacyOptions,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return Euclidean distances `(Q, neighbours)` to the nearest patients, and the row `(Q,)` of the first."""
-    most_scans = int(np.unique(patients[among], return_counts=True)[1].max())
-    wanted = min(len(among), options.neighbours * min(most_scans, 8) + most_scans)
-    search = NearestNeighbors(n_neighbors=wanted, algorithm="brute").fit(
-        np.asarray(references[among], dtype=np.float32)
-    )
-    distances = np.full((len(features), options.neighbours), np.inf)
-    rows = np.full(len(features), -1)
-    for start in range(0, len(features), 512):
-        some = slice(start, start + 512)
-        found, places = search.kneighbors(np.asarray(features[some], dtype=np.float32))
-        for place, (far, candidates) in enumerate(zip(found, among[places], strict=True), start):
-            others = patients[candidates] != barred[place]
-            far, candidates = far[others], candidates[others]
-            _, first = np.unique(patients[candidates], return_index=True)
-            kept = np.sort(first)[: options.neighbours]
-            distances[place, : len(kept)] = far[kept]
-            rows[place] = candidates[kept[0]] if len(kept) else -1
-    return distances, rows
 
 
 def _known(distances: np.ndarray) -> np.ndarray:

@@ -1,19 +1,17 @@
-"""What the privacy gate found, its reading of each class and of the set, and their words."""
+"""What the privacy gate found, its verdict on each class and on the set, and their words."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.stats import binomtest, fisher_exact
 
-from medsynth.config import PrivacyOptions
-from medsynth.evaluation.privacy.datacopying import Lean
 from medsynth.evaluation.privacy.membership import MembershipResult
+from medsynth.evaluation.privacy.nearness import GateSettings, Lean
 
-Reading = Literal["pass", "fail", "cannot tell"]
 MEASURED = ("pixels", "stands_out", "features_stand_out", "features")
 _BINS = 30
 
@@ -23,6 +21,11 @@ class Share(NamedTuple):
 
     found: int
     of: int
+
+    @classmethod
+    def of_those(cls, found: np.ndarray) -> Share:
+        """Return the share of those that are true."""
+        return cls(int(found.sum()), len(found))
 
     @property
     def value(self) -> float:
@@ -40,7 +43,7 @@ class Share(NamedTuple):
     def as_dict(self) -> dict[str, Any]:
         """Return plain values."""
         low, high = self.interval
-        return {"found": self.found, "of": self.of, "share": _plain(self.value), "low": low, "high": high}
+        return {"found": self.found, "of": self.of, "share": self.value, "low": low, "high": high}
 
 
 class Copy(NamedTuple):
@@ -58,35 +61,7 @@ class Copy(NamedTuple):
     unmistakable: bool
     pixels: float
     second: float
-    stands_out: float
-    features_stand_out: float
     dropped: bool
-
-
-@dataclass(frozen=True, kw_only=True)
-class Spread:
-    """5th percentile, median and 95th percentile; NaN of none."""
-
-    low: float
-    median: float
-    high: float
-
-    @classmethod
-    def of(cls, values: np.ndarray) -> Spread:
-        """Return those of the values that are known."""
-        known = values[np.isfinite(values)]
-        low, median, high = np.quantile(known, [0.05, 0.5, 0.95]) if len(known) else [np.nan] * 3
-        return cls(low=float(low), median=float(median), high=float(high))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Figure:
-    """A distance of the synthetic scans, of held-out real scans and of planted copies; below `threshold` lie copies."""
-
-    synthetic: Spread
-    held_out: Spread
-    planted: Spread
-    threshold: float
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -95,6 +70,8 @@ class PrivacyRow:
 
     `held_out_seen` of the held-out scans are train or val scans, each compared with all patients but its own;
     `held_out_unmistakable` of them look like unmistakable copies themselves. `lean` is by pixels and by features.
+    `figures` are distances of `nearness.Nearness` of the synthetic scans, of held-out real scans and of planted copies, with the
+    threshold below which copies lie.
     """
 
     label: str
@@ -108,11 +85,10 @@ class PrivacyRow:
     held_out_seen: int
     held_out_unmistakable: int
     calibration_patients: int
-    calibration_scans: int
     false_alarms: Share
     power: Share
     power_by_kind: dict[str, Share]
-    figures: dict[str, Figure]
+    figures: dict[str, dict[str, Any]]
     lean: dict[str, Lean | None]
     histogram: dict[str, list[float]]
 
@@ -121,100 +97,95 @@ class PrivacyRow:
         """Synthetic scans that were not dropped."""
         return self.synthetic - self.dropped
 
-    def failures(self, options: PrivacyOptions, classes: int) -> list[str]:
+    def failures(self, settings: GateSettings, classes: int) -> list[str]:
         """Return why the class fails, as clauses; `classes` share the significance of the set-level tests."""
         reasons = []
         if self.identical:
-            reasons.append(
-                f"{_counted(self.identical, 'scan')} of {self.judged} {_is(self.identical)} identical to a real scan"
-            )
+            reasons.append(f"{_scans(self.identical)} of {self.judged} {_is(self.identical)} identical to a real scan")
         close = self.unmistakable - self.identical
         real = Share(self.held_out_unmistakable, self.held_out_scans)
         # What never happens to real scans needs no second case.
-        if close and (real.found == 0 or self._more_often(close, real, options)):
+        if close and (real.found == 0 or self._more_often(close, real, settings)):
             what = "an unmistakable copy" if close == 1 else "unmistakable copies"
-            reasons.append(f"{_counted(close, 'scan')} of {self.judged} {_is(close)} {what} of real scans")
-        permitted = options.max_false_alarms
+            reasons.append(f"{_scans(close)} of {self.judged} {_is(close)} {what} of real scans")
+        permitted = settings.max_false_alarms
         if (
             self.judged
-            and binomtest(self.flagged, self.judged, permitted, alternative="greater").pvalue < options.significance
-            and self._more_often(self.flagged, self.false_alarms, options)
+            and binomtest(self.flagged, self.judged, permitted, alternative="greater").pvalue < settings.significance
+            and self._more_often(self.flagged, self.false_alarms, settings)
         ):
             reasons.append(
-                f"{self.flagged} of {self.judged} are flagged as copies, more than the {permitted:.0%} that false alarms explain"
+                f"{_scans(self.flagged)} of {self.judged} {_is(self.flagged)} flagged as copies, "
+                f"more than the {permitted:.0%} that false alarms explain"
             )
         for by, lean in self.lean.items():
-            if lean is None or lean.excess < options.set_excess:
+            if lean is None or lean.excess < settings.set_excess:
                 continue
-            if lean.p_value < options.significance / (len(self.lean) * classes):
+            if lean.p_value < settings.significance / (len(self.lean) * classes):
                 reasons.append(
-                    f"the nearest patient in {by} is a training patient for {lean.share:.0%} "
-                    f"({lean.expected:.0%} without copying)"
+                    f"the nearest patient in {by} is a training patient for {lean.share:.0%} of the scans "
+                    f"({lean.expected:.0%} expected without copying)"
                 )
         return reasons
 
-    def doubts(self, options: PrivacyOptions) -> list[str]:
-        """Return why nothing can be told of a class that does not fail, as clauses."""
+    def doubts(self, settings: GateSettings) -> list[str]:
+        """Return why a class that does not fail could not be judged, as clauses."""
         reasons = []
         if self.judged == 0:
             reasons.append("no scan is left to judge")
-        if self.held_out_patients < options.min_patients:
+        if self.held_out_patients < settings.min_patients:
             reasons.append(
-                f"there {_is(self.held_out_patients)} {_counted(self.held_out_patients, 'real patient')} to compare with, "
-                f"at least {options.min_patients} are needed"
+                f"too few patients to judge: {self.held_out_patients} real patients to compare with, "
+                f"{settings.min_patients} needed"
             )
-        if self.false_alarms.interval[0] > options.max_false_alarms:
+        if self.false_alarms.interval[0] > settings.max_false_alarms:
             reasons.append(
-                f"{self.false_alarms.found} of {self.false_alarms.of} held-out real scans are flagged themselves"
+                f"too many false alarms: {self.false_alarms.found} of {self.false_alarms.of} held-out real scans are flagged"
             )
-        if not self.power.value >= options.min_power:
-            reasons.append(f"only {self.power.found} of {self.power.of} planted copies are found")
+        if not self.power.value >= settings.min_power:
+            reasons.append(f"too few planted copies found: {self.power.found} of {self.power.of}")
         return reasons
 
-    def verdict(self, options: PrivacyOptions, classes: int) -> dict[str, str]:
-        """Return `label`, `reading` and `sentence`."""
-        reading: Reading = "pass"
-        dropped = f" {_counted(self.dropped, 'scan')} {_was(self.dropped)} dropped before." if self.dropped else ""
+    def verdict(self, settings: GateSettings, classes: int) -> dict[str, str]:
+        """Return `label`, `verdict` (`pass`, `fail` or `cannot tell`) and `sentence`."""
+        verdict = "pass"
         power = (
             f"the gate finds {self.power.found} of {self.power.of} planted copies and flags "
             f"{self.false_alarms.found} of {self.false_alarms.of} held-out real scans"
         )
-        if failures := self.failures(options, classes):
-            reading, sentence = "fail", f"Fails: {'; '.join(failures)}."
-        elif doubts := self.doubts(options):
-            reading, sentence = "cannot tell", f"Cannot tell: {'; '.join(doubts)} ({power})."
+        if failures := self.failures(settings, classes):
+            verdict, sentence = "fail", f"Fails: {'; '.join(failures)}."
+        elif doubts := self.doubts(settings):
+            reasons = "; ".join(doubts)
+            verdict, sentence = "cannot tell", f"{reasons[0].upper()}{reasons[1:]} ({power})."
         else:
             sentence = f"No sign of copying: {self.flagged} of {self.judged} scans flagged; {power}."
-        return {"label": self.label, "reading": reading, "sentence": sentence + dropped}
+        return {"label": self.label, "verdict": verdict, "sentence": sentence + _dropped(self.dropped)}
 
-    def as_dict(self, options: PrivacyOptions, classes: int) -> dict[str, Any]:
-        """Return plain values for `report.json`."""
+    def as_dict(self, settings: GateSettings, classes: int) -> dict[str, Any]:
+        """Return plain values for `report.json`, NaN among them."""
         shares = {"false_alarms": self.false_alarms.as_dict(), "power": self.power.as_dict()}
-        by_kind = {kind: share.as_dict() for kind, share in self.power_by_kind.items()}
-        skipped = ("false_alarms", "power", "power_by_kind", "figures", "lean", "histogram")
+        shares["power_by_kind"] = {kind: share.as_dict() for kind, share in self.power_by_kind.items()}
         return {
-            **self.verdict(options, classes),
-            **{name: value for name, value in vars(self).items() if name not in skipped},
+            **vars(self),
+            **self.verdict(settings, classes),
             "judged": self.judged,
             **shares,
-            "power_by_kind": by_kind,
-            "figures": {name: asdict(figure) for name, figure in self.figures.items()},
             "lean": {by: None if lean is None else asdict(lean) for by, lean in self.lean.items()},
-            "histogram": self.histogram,
         }
 
-    def _more_often(self, found: int, real: Share, options: PrivacyOptions) -> bool:
+    def _more_often(self, found: int, real: Share, settings: GateSettings) -> bool:
         """Whether the judged scans are found more often than real scans, by Fisher's exact test."""
         table = [[found, self.judged - found], [real.found, real.of - real.found]]
-        return float(fisher_exact(table, alternative="greater").pvalue) < options.significance
+        return float(fisher_exact(table, alternative="greater").pvalue) < settings.significance
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class PrivacyResult:
-    """The gate: one row a class, the flagged scans, groups of equal synthetic rows, edits beside their donors, membership.
+    """The gate: one row per class, the flagged scans, groups of equal synthetic rows, edits beside their donors, membership.
 
-    `suspects` are the scans that look most like copies, flagged or not, the worst first; `real_pixels` is how many scans say
-    that they hold pixels of real ones, as inpainted scans and completed sequences do.
+    `suspects` are the scans that look most like copies, flagged or not, the worst first; `real_pixels` is how many scans hold
+    pixels of real ones, as inpainted scans and completed sequences do.
     """
 
     rows: tuple[PrivacyRow, ...]
@@ -223,52 +194,61 @@ class PrivacyResult:
     repeated: tuple[tuple[int, ...], ...]
     edits: dict[str, float | int] | None
     membership: MembershipResult | None
-    options: PrivacyOptions
-    seed: int
-    real_pixels: int = 0
+    settings: GateSettings
+    drop_copies: bool
+    real_pixels: int
 
     def verdict(self) -> dict[str, str]:
-        """Return `reading` and `sentence` of the set: it fails with any class or real pixels, and passes if all classes do."""
-        verdicts = [row.verdict(self.options, len(self.rows)) for row in self.rows]
-        failed = [verdict["label"] for verdict in verdicts if verdict["reading"] == "fail"]
-        untold = [verdict["label"] for verdict in verdicts if verdict["reading"] == "cannot tell"]
-        member = self.membership is not None and self.membership.fails
-        judged, dropped = (sum(getattr(row, name) for row in self.rows) for name in ("judged", "dropped"))
-        tail = f" {_counted(dropped, 'flagged scan')} {_was(dropped)} dropped." if dropped else ""
-        if failed or member or self.real_pixels:
-            causes = [f"copying in {_listed(failed)}"] if failed else []
-            if self.real_pixels:
-                holds = "holds" if self.real_pixels == 1 else "hold"
-                causes.append(
-                    f"{_counted(self.real_pixels, 'scan')} {holds} pixels of real ones, so the set must stay in the house"
-                )
-            causes += ["the denoiser's loss tells training patients from new ones"] if member else []
-            return {"reading": "fail", "sentence": f"The privacy gate fails: {'; '.join(causes)}.{tail}"}
-        if untold:
-            return {"reading": "cannot tell", "sentence": f"The privacy gate cannot tell for {_listed(untold)}.{tail}"}
-        flagged = sum(row.flagged for row in self.rows)
-        return {
-            "reading": "pass",
-            "sentence": f"The privacy gate passes: {flagged} of {judged} scans flagged, no more than false alarms explain."
-            f"{tail} This is no proof that nobody can be recognised.",
-        }
+        """Return `verdict` and `sentence` of the set: it fails with any class or real pixels, and passes if all classes do."""
+        verdicts = [row.verdict(self.settings, len(self.rows)) for row in self.rows]
+        failed, unjudged = (
+            [each["label"] for each in verdicts if each["verdict"] == verdict] for verdict in ("fail", "cannot tell")
+        )
+        causes = [f"signs of copying in {_listed(failed)}"] if failed else []
+        if self.real_pixels:
+            contains = "contains" if self.real_pixels == 1 else "contain"
+            causes.append(
+                f"{_scans(self.real_pixels)} {contains} pixels of real scans, so the set must stay within your institution"
+            )
+        if self.membership is not None and self.membership.fails:
+            causes.append("the model's loss reveals its training patients")
+        judged, flagged, dropped = (
+            sum(getattr(row, name) for row in self.rows) for name in ("judged", "flagged", "dropped")
+        )
+        verdict = "pass"
+        sentence = (
+            f"The privacy gate passes: {flagged} of {judged} scans flagged, no more than false alarms explain."
+            f"{_dropped(dropped)} This does not prove that nobody can be recognised."
+        )
+        if causes:
+            verdict, sentence = "fail", f"The privacy gate fails: {'; '.join(causes)}.{_dropped(dropped)}"
+        elif unjudged:
+            verdict = "cannot tell"
+            sentence = f"The privacy gate could not judge {_listed(unjudged)}.{_dropped(dropped)}"
+        return {"verdict": verdict, "sentence": sentence}
 
     def as_dict(self) -> dict[str, Any]:
-        """Return everything for `report.json`: numbers, texts, and None for what cannot be told. No path, no patient."""
-        content: dict[str, Any] = {
+        """Return everything for `report.json`: numbers, texts and None, NaN among them. No path, no patient."""
+        return {
             **self.verdict(),
-            "rows": [row.as_dict(self.options, len(self.rows)) for row in self.rows],
+            "rows": [row.as_dict(self.settings, len(self.rows)) for row in self.rows],
             "copies": [copy._asdict() for copy in self.copies],
             "suspects": [copy._asdict() for copy in self.suspects],
             "dropped": sum(row.dropped for row in self.rows),
+            "drop_copies": self.drop_copies,
             "repeated": [list(rows) for rows in self.repeated],
             "edits": self.edits,
             "membership": None if self.membership is None else self.membership.as_dict(),
             "real_pixels": self.real_pixels,
-            "options": asdict(self.options),
+            "options": asdict(self.settings),
         }
-        cleaned: dict[str, Any] = _cleaned(content)
-        return cleaned
+
+
+def spread(values: np.ndarray) -> dict[str, float]:
+    """Return the 5th percentile, median and 95th percentile of the values that are known; NaN of none."""
+    known = values[np.isfinite(values)]
+    low, median, high = np.quantile(known, [0.05, 0.5, 0.95]).tolist() if len(known) else [np.nan] * 3
+    return {"low": low, "median": median, "high": high}
 
 
 def count_distances(distances: Mapping[str, np.ndarray]) -> dict[str, list[float]]:
@@ -280,28 +260,18 @@ def count_distances(distances: Mapping[str, np.ndarray]) -> dict[str, list[float
     return {"edges": edges.tolist(), **{name: shares.tolist() for name, shares in counts.items()}}
 
 
-def _cleaned(content: Any) -> Any:
-    if isinstance(content, Mapping):
-        return {key: _cleaned(value) for key, value in content.items()}
-    if isinstance(content, list | tuple):
-        return [_cleaned(value) for value in content]
-    return _plain(content)
-
-
-def _plain(value: Any) -> Any:
-    return None if isinstance(value, float) and not np.isfinite(value) else value
-
-
-def _counted(count: int, noun: str) -> str:
-    return f"{count} {noun}{'' if count == 1 else 's'}"
+def _scans(count: int) -> str:
+    return f"{count} scan{'' if count == 1 else 's'}"
 
 
 def _is(count: int) -> str:
     return "is" if count == 1 else "are"
 
 
-def _was(count: int) -> str:
-    return "was" if count == 1 else "were"
+def _dropped(count: int) -> str:
+    if count == 0:
+        return ""
+    return f" {count} flagged scan{' was' if count == 1 else 's were'} set aside."
 
 
 def _listed(names: list[str]) -> str:

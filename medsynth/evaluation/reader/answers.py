@@ -9,19 +9,19 @@ from pathlib import Path
 
 from medsynth.cohorts.manifest import read_table, reason_of, require_columns
 from medsynth.errors import DataError
-from medsynth.evaluation.reader.key import StudyKey
+from medsynth.evaluation.reader.study import StudyKey
 
 COLUMNS = ("study", "case", "reader", "answer", "class", "confidence", "seconds")
 _LARGEST = 2**22  # bytes; an answer takes some sixty
 _SHOWN = 40  # characters of a cell in a message
-# A pseudonym, not a name: a letter or digit, then up to 19 of these, `_`, `.` and `-`. The page holds readers to the same.
+# A pseudonym, not a name: a letter or digit, then up to 19 of these, `_`, `.` and `-`. The page enforces the same.
 _READER = re.compile(r"[^\W_][\w.-]{0,19}")
-_SECONDS = re.compile(r"[0-9]{1,7}(\.[0-9]{1,3})?")
+_SECONDS = re.compile(r"([0-9]{1,7}(\.[0-9]{1,3})?)?")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """What one reader said of one case (its number, from 1); `label`, `confidence` (1 to 5) and `seconds` may be open."""
+    """A reader's answer to one case (its number, from 1); `label`, `confidence` (1 to 5) and `seconds` may be missing."""
 
     reader: str
     case: int
@@ -35,8 +35,8 @@ def read_answers(files: Sequence[Path], key: StudyKey) -> list[Answer]:
     """Return the answers in CSV files with the columns `study,case,reader,answer,class,confidence,seconds`.
 
     `class`, `confidence` and `seconds` may be empty. Raises `DataError`, which names file and row (as a spreadsheet counts
-    them: the header is row 1), for another study, a case that there is none of, a second answer of a reader to a case, also
-    in another file, and whatever else the page does not write.
+    them: the header is row 1), for another study, an unknown case, a second answer of a reader to a case, also in another
+    file, and any value that the page does not write.
     """
     answers: list[Answer] = []
     seen: dict[tuple[str, int], str] = {}
@@ -58,34 +58,33 @@ def read_answers(files: Sequence[Path], key: StudyKey) -> list[Answer]:
 
 
 def _answer(cells: Mapping[str, str], key: StudyKey, where: str) -> Answer:
-    given = {name: cells[name].strip() for name in COLUMNS}
-    if given["study"] != key.study:
-        raise _wrong(where, f"answers to the study {key.study}", given["study"], "the page of this report folder")
-    case = int(given["case"]) if re.fullmatch(r"[0-9]{1,6}", given["case"]) else 0
-    if not 1 <= case <= len(key.cases):
-        raise _wrong(where, f"a case from 1 to {len(key.cases)}", given["case"], "exporting again")
-    if not _READER.fullmatch(given["reader"]):
-        raise _wrong(
-            where,
+    study, case, reader, answer, label, confidence, seconds = (cells[name].strip() for name in COLUMNS)
+    number = int(case) if re.fullmatch(r"[0-9]{1,6}", case) else 0
+    again = "exporting again"
+    for valid, need, got, hint in (
+        (study == key.study, f"answers to the study {key.study}", study, "the page of this report folder"),
+        (1 <= number <= len(key.cases), f"a case from 1 to {len(key.cases)}", case, again),
+        (
+            _READER.fullmatch(reader),
             "a reader's pseudonym of up to 20 letters, digits, '_', '.' and '-'",
-            given["reader"],
+            reader,
             "initials",
-        )
-    if given["answer"] not in ("real", "synthetic"):
-        raise _wrong(where, "the answer real or synthetic", given["answer"], "exporting again")
-    if given["class"] not in ("", *key.classes):
-        raise _wrong(where, f"a class ({', '.join(key.classes)}) or none", given["class"], "exporting again")
-    if given["confidence"] not in ("", "1", "2", "3", "4", "5"):
-        raise _wrong(where, "a confidence from 1 to 5 or none", given["confidence"], "exporting again")
-    if given["seconds"] and not _SECONDS.fullmatch(given["seconds"]):
-        raise _wrong(where, "seconds as a number or nothing", given["seconds"], "exporting again")
+        ),
+        (answer in ("real", "synthetic"), "the answer real or synthetic", answer, again),
+        (label in ("", *key.classes), f"a class ({', '.join(key.classes)}) or none", label, again),
+        (confidence in ("", *"12345"), "a confidence from 1 to 5 or none", confidence, again),
+        (_SECONDS.fullmatch(seconds), "seconds as a number or nothing", seconds, again),
+    ):
+        if not valid:
+            shown = got if len(got) <= _SHOWN else got[: _SHOWN - 1] + "…"
+            raise DataError(f"{where}: need {need}, got {shown!r}; try {hint}")
     return Answer(
-        reader=given["reader"],
-        case=case,
-        answer=given["answer"],
-        label=given["class"] or None,
-        confidence=int(given["confidence"]) if given["confidence"] else None,
-        seconds=float(given["seconds"]) if given["seconds"] else None,
+        reader=reader,
+        case=number,
+        answer=answer,
+        label=label or None,
+        confidence=int(confidence) if confidence else None,
+        seconds=float(seconds) if seconds else None,
     )
 
 
@@ -98,8 +97,3 @@ def _check_size(file: Path) -> None:
         raise DataError(
             f"{file}: need answers of at most {_LARGEST} bytes, got {size}; try the CSV that the page exports"
         )
-
-
-def _wrong(where: str, need: str, got: str, hint: str) -> DataError:
-    shown = got if len(got) <= _SHOWN else got[: _SHOWN - 1] + "…"
-    return DataError(f"{where}: need {need}, got {shown!r}; try {hint}")

@@ -1,13 +1,14 @@
-"""Scores the answers of readers against the key."""
+"""Scores the answers of readers against the key, and states the result in plain sentences."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from itertools import combinations
 from pathlib import Path
 from statistics import fmean, median
+from typing import Any, Literal
 
 import numpy as np
 from scipy.optimize import brentq
@@ -16,23 +17,182 @@ from sklearn.metrics import cohen_kappa_score
 
 from medsynth.errors import DataError
 from medsynth.evaluation.reader.answers import Answer, read_answers
-from medsynth.evaluation.reader.key import KEY_FILE, StudyKey, find_key
-from medsynth.evaluation.reader.result import Agreement, Figures, Reader, ReaderResult, Share
+from medsynth.evaluation.reader.study import KEY_FILE, StudyKey, find_key
 from medsynth.measures.statistics import Resampled, Resamples
 from medsynth.seeds import numpy_generator
 
 _SIGNIFICANCE, _POWER = 0.05, 0.8
 _RESAMPLES = 2000
 _ROUNDING = 1e-9
+_FEWEST = 6  # answers; five that are all right are not significant
 
-# Whether an answer is right, 1 or 0; NaN where there is none, or where the figure is about other cases.
-_Verdict = Callable[[Answer], float]
+Verdict = Literal["told apart", "not told apart", "cannot tell"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Share:
+    """`right` of `of` answers, as a share with its 95 % interval; all three are None without answers.
+
+    The interval of one reader is exact (Clopper & Pearson 1934), that over readers a two-way bootstrap. `p_value` is two-sided,
+    of the hypothesis that the truth is one half; None where guessing would not be right half of the time.
+    """
+
+    right: int
+    of: int
+    value: float | None = None
+    low: float | None = None
+    high: float | None = None
+    p_value: float | None = None
+
+    @property
+    def verdict(self) -> Verdict:
+        """Whether answers differ from guessing, also by being wrong more often."""
+        if self.p_value is None:
+            return "cannot tell"
+        return "told apart" if self.p_value < _SIGNIFICANCE else "not told apart"
+
+    def sentence(self, who: str) -> str:
+        """Return the share of `who` with its interval, its p-value and what follows from it."""
+        if self.value is None or self.low is None or self.high is None or self.p_value is None:
+            return f"{who} identified {self.right} of {self.of} scans correctly: too few answers to judge."
+        p_value = "< 0.001" if self.p_value < 0.001 else f"= {self.p_value:.3f}"
+        if self.p_value >= _SIGNIFICANCE:
+            meaning = "consistent with guessing"
+        elif self.value > 0.5:
+            meaning = "better than guessing"
+        else:
+            meaning = "worse than guessing: the two kinds look different, but the synthetic scans are taken for real"
+        return (
+            f"{who} identified {self.right} of {self.of} scans correctly as real or synthetic ({_percent(self.value)}, "
+            f"95 % interval {_percent(self.low)} to {_percent(self.high)}, p {p_value}): {meaning}."
+        )
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f} %"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figures:
+    """Shares of right answers: whether scans are real, on all, synthetic and real ones; and which class, on either kind."""
+
+    accuracy: Share
+    sensitivity: Share
+    specificity: Share
+    class_on_real: Share
+    class_on_synthetic: Share
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reader:
+    """One reader, by pseudonym.
+
+    `smallest_found` is the smallest true accuracy that this number of answers distinguishes from one half with 80 % power, None
+    if they are too few. `confidence` is the mean over right and over wrong answers, `seconds` the median per case; None without
+    any.
+    """
+
+    name: str
+    figures: Figures
+    smallest_found: float | None
+    confidence_right: float | None
+    confidence_wrong: float | None
+    seconds: float | None
+
+    @property
+    def verdict(self) -> Verdict:
+        """Whether this reader can tell the scans apart."""
+        return "cannot tell" if self.smallest_found is None else self.figures.accuracy.verdict
+
+    def sentence(self) -> str:
+        """Return how well the reader told real from synthetic."""
+        return self.figures.accuracy.sentence(self.name)
+
+    def power(self) -> str:
+        """Return what this number of answers of a reader can show."""
+        answers = self.figures.accuracy.of
+        if self.smallest_found is None:
+            return f"Too few answers to judge: {answers}, at least {_FEWEST} needed."
+        return (
+            f"{answers} answers of one reader detect a true accuracy of {math.ceil(100 * self.smallest_found)} % or more four "
+            "times out of five; a lower one may be missed."
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Agreement:
+    """Cohen's kappa of two readers on the cases that both answered, for real or synthetic and for the class.
+
+    None where it is not defined: no common cases, or both always said the same.
+    """
+
+    first: str
+    second: str
+    cases: int
+    answer: float | None
+    label: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReaderResult:
+    """A scored study: its readers, and where these are several, all of them together and how far they agree."""
+
+    key: StudyKey
+    readers: tuple[Reader, ...]
+    pooled: Figures | None
+    agreement: tuple[Agreement, ...]
+
+    @property
+    def verdict(self) -> Verdict:
+        """Whether the readers together can tell the scans apart."""
+        return self.readers[0].verdict if self.pooled is None else self.pooled.accuracy.verdict
+
+    def sentence(self) -> str:
+        """Return how well the readers together told real from synthetic."""
+        if self.pooled is None:
+            return f"{self.readers[0].sentence()} {self.readers[0].power()}"
+        return self.pooled.accuracy.sentence(f"{len(self.readers)} readers together")
+
+    def check_sets(self, sets: Mapping[str, str]) -> None:
+        """Raise `DataError` if the study is about other scans than those with these hashes."""
+        if dict(self.key.sets) != dict(sets):
+            raise DataError(
+                "reader_answers: need answers about these real and synthetic scans, got a study of others; "
+                "try the cohorts that the study was made from"
+            )
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the part `reader_study` of `report.json`; it names readers by pseudonym and no scan."""
+        sources = [case.source for case in self.key.cases]
+        answered = {reader.name: reader.figures.accuracy.of for reader in self.readers}
+        return {
+            "study": self.key.study,
+            "cases": {"real": sources.count("real"), "synthetic": sources.count("synthetic")},
+            "classes": list(self.key.classes),
+            "real_splits": self.key.real_splits(),
+            "readers": [
+                asdict(reader) | {"verdict": reader.verdict, "sentence": reader.sentence(), "power": reader.power()}
+                for reader in self.readers
+            ],
+            "pooled": None if self.pooled is None else asdict(self.pooled),
+            "agreement": [asdict(pair) for pair in self.agreement],
+            "verdict": self.verdict,
+            "sentence": self.sentence(),
+            "notes": [
+                *self.key.notes(),
+                *(
+                    f"{name} did not answer {len(sources) - count} of {len(sources)} cases."
+                    for name, count in answered.items()
+                    if count < len(sources)
+                ),
+            ],
+        }
 
 
 def score_files(files: Sequence[Path], folder: Path, *, seed: int = 0) -> ReaderResult:
-    """Return the scores of the answers in CSV files to the study whose key lies in a report folder.
+    """Return the scores of the answers in CSV files to the study whose key is in a report folder.
 
-    `DataError` without a key there, for files of another study, and for whatever `read_answers` refuses.
+    `DataError` without a key there, for files of another study, and as for `read_answers`.
     """
     key = find_key(folder)
     if key is None:
@@ -53,21 +213,18 @@ def score_answers(answers: Sequence[Answer], key: StudyKey, *, seed: int = 0) ->
         by_reader.setdefault(answer.reader, {})[answer.case] = answer
     if not by_reader:
         raise DataError("reader_answers: need at least one answer, got none; try the CSV that the page exports")
-    verdicts = _verdicts(key)
-    readers = tuple(_reader(name, list(own.values()), verdicts) for name, own in by_reader.items())
+    tables = _tables(by_reader, key)
+    readers = tuple(
+        _reader(name, list(own.values()), key, {figure: table[place] for figure, table in tables.items()})
+        for place, (name, own) in enumerate(by_reader.items())
+    )
     pooled = None
     if len(readers) > 1:
-        draws = Resamples.draw(
-            np.arange(len(key.cases)),
-            len(readers),
-            generator=numpy_generator(seed, "reader answers"),
-            resamples=_RESAMPLES,
-        )
+        cases = np.arange(len(key.cases))
+        generator = numpy_generator(seed, "reader answers")
+        draws = Resamples.draw(cases, len(readers), generator=generator, resamples=_RESAMPLES)
         pooled = Figures(
-            **{
-                name: _pooled_share(_table(by_reader, verdict, len(key.cases)), draws, against_half=name == "accuracy")
-                for name, verdict in verdicts.items()
-            }
+            **{name: _pooled_share(table, draws, against_half=name == "accuracy") for name, table in tables.items()}
         )
     agreement = tuple(_agreement(one, other, by_reader) for one, other in combinations(by_reader, 2))
     return ReaderResult(key=key, readers=readers, pooled=pooled, agreement=agreement)
@@ -76,7 +233,7 @@ def score_answers(answers: Sequence[Answer], key: StudyKey, *, seed: int = 0) ->
 def exact_share(right: int, of: int, *, against_half: bool = False) -> Share:
     """Return a share with its Clopper-Pearson interval and, on request, the p-value of the exact two-sided binomial test."""
     if of == 0:
-        return Share(right=0, of=0, value=None, low=None, high=None)
+        return Share(right=0, of=0)
     test = binomtest(right, of, 0.5)
     interval = test.proportion_ci(0.95, method="exact")
     return Share(
@@ -90,17 +247,16 @@ def exact_share(right: int, of: int, *, against_half: bool = False) -> Share:
 
 
 def smallest_accuracy_found(answers: int) -> float | None:
-    """Return the smallest true accuracy above one half that the binomial test of so many answers finds with 80 % power.
+    """Return the smallest true accuracy above one half that the binomial test of the answers finds with 80 % power.
 
-    The test is two-sided at 5 %. None where not even answers that are all right would be significant (five or fewer).
+    The test is two-sided at 5 %. None where even answers that are all right would not be significant (five or fewer).
     """
+    if answers < _FEWEST:
+        return None
     # By symmetry the test rejects from some number of right answers on, and as far below the middle.
     enough = next(
-        (right for right in range(answers // 2, answers + 1) if 2 * binom.sf(right - 1, answers, 0.5) < _SIGNIFICANCE),
-        None,
+        right for right in range(answers // 2, answers + 1) if 2 * binom.sf(right - 1, answers, 0.5) < _SIGNIFICANCE
     )
-    if enough is None:
-        return None
 
     def excess(accuracy: float) -> float:
         found = binom.sf(enough - 1, answers, accuracy) + binom.cdf(answers - enough, answers, accuracy)
@@ -109,63 +265,54 @@ def smallest_accuracy_found(answers: int) -> float | None:
     return float(brentq(excess, 0.5, 1.0, xtol=1e-9))
 
 
-def _verdicts(key: StudyKey) -> dict[str, _Verdict]:
-    """Return the figures by name, as functions of an answer."""
-
-    def told(answer: Answer) -> float:
-        return float(answer.answer == key.cases[answer.case - 1].source)
-
-    def named(answer: Answer) -> float:
-        return math.nan if answer.label is None else float(answer.label == key.cases[answer.case - 1].label)
-
-    def only(source: str, verdict: _Verdict) -> _Verdict:
-        return lambda answer: verdict(answer) if key.cases[answer.case - 1].source == source else math.nan
-
+def _tables(by_reader: Mapping[str, Mapping[int, Answer]], key: StudyKey) -> dict[str, np.ndarray]:
+    """Return for each figure whether answers are right, `(readers, cases)`: 1 or 0, NaN for no answer and for other cases."""
+    answered, named = (np.full((len(by_reader), len(key.cases)), np.nan) for _ in range(2))
+    for place, own in enumerate(by_reader.values()):
+        for number, answer in own.items():
+            case = key.cases[number - 1]
+            answered[place, number - 1] = answer.answer == case.source
+            if answer.label is not None:
+                named[place, number - 1] = answer.label == case.label
+    real = np.array([case.source == "real" for case in key.cases])
     return {
-        "accuracy": told,
-        "sensitivity": only("synthetic", told),
-        "specificity": only("real", told),
-        "class_on_real": only("real", named),
-        "class_on_synthetic": only("synthetic", named),
+        "accuracy": answered,
+        "sensitivity": np.where(real, np.nan, answered),
+        "specificity": np.where(real, answered, np.nan),
+        "class_on_real": np.where(real, named, np.nan),
+        "class_on_synthetic": np.where(real, np.nan, named),
     }
 
 
-def _reader(name: str, answers: Sequence[Answer], verdicts: dict[str, _Verdict]) -> Reader:
-    shares = {}
-    for figure, verdict in verdicts.items():
-        known = [value for value in map(verdict, answers) if not math.isnan(value)]
-        shares[figure] = exact_share(int(sum(known)), len(known), against_half=figure == "accuracy")
-    rated = [(verdicts["accuracy"](answer), answer.confidence) for answer in answers if answer.confidence is not None]
+def _reader(name: str, answers: Sequence[Answer], key: StudyKey, rows: Mapping[str, np.ndarray]) -> Reader:
+    shares = {
+        figure: exact_share(int(np.nansum(row)), int((~np.isnan(row)).sum()), against_half=figure == "accuracy")
+        for figure, row in rows.items()
+    }
+    rated: dict[bool, list[int]] = {True: [], False: []}
+    for answer in answers:
+        if answer.confidence is not None:
+            rated[answer.answer == key.cases[answer.case - 1].source].append(answer.confidence)
     seconds = [answer.seconds for answer in answers if answer.seconds is not None]
-    right, wrong = ([rating for verdict, rating in rated if verdict == wanted] for wanted in (1, 0))
     return Reader(
         name=name,
         figures=Figures(**shares),
         smallest_found=smallest_accuracy_found(len(answers)),
-        confidence_right=fmean(right) if right else None,
-        confidence_wrong=fmean(wrong) if wrong else None,
+        confidence_right=fmean(rated[True]) if rated[True] else None,
+        confidence_wrong=fmean(rated[False]) if rated[False] else None,
         seconds=median(seconds) if seconds else None,
     )
-
-
-def _table(by_reader: dict[str, dict[int, Answer]], verdict: _Verdict, cases: int) -> np.ndarray:
-    """Return verdicts `(readers, cases)`, NaN where a reader gave no answer."""
-    table = np.full((len(by_reader), cases), np.nan)
-    for place, own in enumerate(by_reader.values()):
-        for case, answer in own.items():
-            table[place, case - 1] = verdict(answer)
-    return table
 
 
 def _pooled_share(table: np.ndarray, draws: Resamples, *, against_half: bool) -> Share:
     """Return the mean over readers of their shares, with the two-way bootstrap interval over readers and cases.
 
-    Where no draw differs (all answers right, say), the exact interval for the number of cases stands in.
+    Where no draw differs (all answers right, say), the exact interval for the number of cases is used instead.
     """
     known = ~np.isnan(table)
     right, of = int(np.nansum(table)), int(known.sum())
     if not known.any(axis=1).all():
-        return Share(right=right, of=of, value=None, low=None, high=None)
+        return Share(right=right, of=of)
     hits = np.where(known, table, 0.0)
     weights = draws.scans.astype(np.float64)
     with np.errstate(invalid="ignore"):
@@ -175,10 +322,9 @@ def _pooled_share(table: np.ndarray, draws: Resamples, *, against_half: bool) ->
     value = found.value + 0.5
     if found.standard_error < _ROUNDING:
         cases = int(known.any(axis=0).sum())
-        exact = exact_share(round(value * cases), cases, against_half=True)
-        return replace(exact, right=right, of=of, p_value=exact.p_value if against_half else None)
+        return replace(exact_share(round(value * cases), cases, against_half=against_half), right=right, of=of)
     if not (math.isfinite(found.low) and math.isfinite(found.high)):
-        return Share(right=right, of=of, value=value, low=None, high=None)
+        return Share(right=right, of=of, value=value)
     return Share(
         right=right,
         of=of,
@@ -189,7 +335,7 @@ def _pooled_share(table: np.ndarray, draws: Resamples, *, against_half: bool) ->
     )
 
 
-def _agreement(one: str, other: str, by_reader: dict[str, dict[int, Answer]]) -> Agreement:
+def _agreement(one: str, other: str, by_reader: Mapping[str, Mapping[int, Answer]]) -> Agreement:
     common = sorted(by_reader[one].keys() & by_reader[other].keys())
     pairs = [(by_reader[one][case], by_reader[other][case]) for case in common]
     return Agreement(

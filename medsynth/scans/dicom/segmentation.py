@@ -9,17 +9,15 @@ import numpy as np
 from pydicom import dcmread
 from pydicom.dataset import Dataset
 
-from medsynth.errors import ConfigError
+from medsynth.errors import ConfigError, one_line
 from medsynth.files import write_bytes
-from medsynth.scans.dicom.attributes import Identity, identify, line, mark_synthetic
 from medsynth.scans.dicom.elements import quiet
-from medsynth.scans.dicom.layout import SliceLayout, lay_out
 from medsynth.scans.dicom.series import may_be_dicom
-from medsynth.scans.dicom.writing import encode
-from medsynth.scans.limits import check_affine, one_line
+from medsynth.scans.dicom.writing import Identity, SliceLayout, encode, identify, lay_out, line, mark_synthetic
+from medsynth.scans.limits import check_affine
 from medsynth.scans.scan import Scan
 
-_NO_DATE, _NO_TIME = "19000101", "000000"  # the standard asks for a date; this one says none
+_NO_DATE, _NO_TIME = "19000101", "000000"  # the standard requires a date; this one stands for none
 _SAME_PLACE = 1e-3  # millimetres, and cosines
 
 
@@ -27,9 +25,9 @@ def write_segmentation(mask: Scan, path: Path | str, *, images: Path | str, labe
     """Write a mask as a DICOM SEG file with one binary segment, called `label`, of type lesion.
 
     `images` is the folder (or the file of one slice) that `write_dicom` wrote as CT or MR of the scan on whose grid the mask
-    lies; patient, study and frame of reference are its, and so is the origin: `mask.provenance` may stay empty. What is not 0
-    belongs to the segment. The file is whole or absent, equal masks give equal bytes, and its date is always 1900-01-01, since
-    the standard asks for one. Needs highdicom (`pip install 'medsynth-diffusion[dicom]'`).
+    lies. Patient, study, frame of reference and origin are taken from it, so `mask.provenance` may be empty. Every voxel other
+    than 0 belongs to the segment. The file is complete or absent, equal masks give equal bytes, and its date is always
+    1900-01-01, since the standard requires one. Needs highdicom (`pip install 'medsynth-diffusion[dicom]'`).
 
     Raises `ConfigError` for images that are not synthetic CT or MR, a mask on another grid, or without highdicom.
     """

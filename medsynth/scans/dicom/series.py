@@ -9,14 +9,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from medsynth.errors import DataError
-from medsynth.scans.dicom.instance import Instance, read_instance
-from medsynth.scans.dicom.source import is_dicom
-from medsynth.scans.limits import check_exists, one_line
+from medsynth.errors import DataError, one_line
+from medsynth.scans.dicom.elements import is_dicom
+from medsynth.scans.dicom.header import Instance, read_instance
+from medsynth.scans.limits import check_exists
 
 SERIES = "series/"  # begins the item of a path that names a series of a folder, as in `folder#series/1.2.3`
 
-# They may lie beside DICOM files, which often have no suffix, or the end of a UID as one.
+# Such files may lie beside DICOM files, which often have no suffix, or the end of a UID as one.
 _OTHERS = re.compile(
     r".*\.(bmp|bz2|cfg|csv|docx?|gif|gz|html?|ini|jpe?g|json|log|md|mat|nii|npy|npz|pdf|png|py|rtf|tar|tiff?|toml|tsv|txt|xlsx?"
     r"|xml|ya?ml|zip)",
@@ -24,41 +24,36 @@ _OTHERS = re.compile(
 )
 _KEPT = 20_000  # instances whose headers are remembered
 
-_Stamp = tuple[tuple[str, int, int], ...]
-
 
 @dataclass(frozen=True, kw_only=True)
 class Folder:
-    """The DICOM files right in a folder, sorted by name: those whose headers could be read, and why the others could not."""
+    """The DICOM files in a folder (not below it), sorted by name: the readable headers, and why others cannot be read."""
 
     instances: tuple[Instance, ...]
     problems: tuple[tuple[Path, str], ...]
 
 
-_known: dict[str, tuple[_Stamp, Folder]] = {}
+_known: dict[str, tuple[list[tuple[str, int, int]], Folder]] = {}
 _known_turn = threading.Lock()
 
 
 def may_be_dicom(name: str) -> bool:
-    """Return whether a file of this name is looked at: not hidden, and of no suffix that is another format's."""
+    """Return whether a file of this name may be DICOM: it is not hidden and has no suffix of another format."""
     return not name.startswith(".") and not _OTHERS.fullmatch(name)
 
 
 def read_folder(folder: Path, *, on_file: Callable[[], object] = lambda: None) -> Folder:
-    """Return the headers of the DICOM files right in `folder`; they are read again only where a file has changed.
-
-    `on_file` is called for each file that is read.
-    """
+    """Return the headers of the DICOM files in `folder`; they are read again only if a file has changed."""
     with os.scandir(folder) as entries:
         found = sorted(
             (entry.name, entry.stat().st_size, entry.stat().st_mtime_ns)
             for entry in entries
             if may_be_dicom(entry.name) and entry.is_file()
         )
-    # The path as it was given is part of every message, the absolute one of what it means.
-    key, stamp = f"{folder}\n{os.path.abspath(folder)}", tuple(found)
+    # Messages contain the path as the caller wrote it, so both it and its meaning are part of the key.
+    key = f"{folder}\n{os.path.abspath(folder)}"
     with _known_turn:
-        if key in _known and _known[key][0] == stamp:
+        if key in _known and _known[key][0] == found:
             return _known[key][1]
     instances: list[Instance] = []
     problems: list[tuple[Path, str]] = []
@@ -75,14 +70,14 @@ def read_folder(folder: Path, *, on_file: Callable[[], object] = lambda: None) -
         _known.pop(key, None)
         while _known and sum(len(known.instances) for _, known in _known.values()) + len(instances) > _KEPT:
             del _known[next(iter(_known))]
-        _known[key] = (stamp, result)
+        _known[key] = (found, result)
     return result
 
 
 def group_scans(instances: Sequence[Instance]) -> list[tuple[Instance, ...]]:
-    """Return the files that make one scan each, in the order of their first files; what is no image is left out.
+    """Return the files that make one scan each, in the order of their first files, without files that are not images.
 
-    Slices of one SeriesInstanceUID are one scan; a picture (such as a radiograph) or a file of many frames is one of its own.
+    Slices of one SeriesInstanceUID are one scan; a picture (such as a radiograph) or a file of many frames is a scan of its own.
     """
     scans: dict[tuple[str, str], list[Instance]] = {}
     for one in instances:
@@ -93,9 +88,9 @@ def group_scans(instances: Sequence[Instance]) -> list[tuple[Instance, ...]]:
 
 
 def find_scan(path: Path, item: str | None, name: str) -> tuple[Instance, ...]:
-    """Return the files of the one scan that a file, a folder, or a series of a folder (`series/UID` as `item`) holds.
+    """Return the files of the one scan in a file, in a folder, or in a series of a folder (`series/UID` as `item`).
 
-    Raises `DataError` where that is none or several, or where a file of the folder cannot be read.
+    Raises `DataError` if there is none or several, or if a file of the folder cannot be read.
     """
     if item is None and not os.path.isdir(path):
         check_exists(name, path)
@@ -112,15 +107,12 @@ def find_scan(path: Path, item: str | None, name: str) -> tuple[Instance, ...]:
         return scans[0]
     if not scans:
         kinds = ", ".join(sorted({one.kind for one in folder.instances})) or "no DICOM file"
-        got = f"{kinds}" if item is None else "none of this SeriesInstanceUID"
+        got = kinds if item is None else "none of this SeriesInstanceUID"
         raise DataError(f"{name}: need the files of a DICOM series, got {got}; try another folder")
-    shown = ", ".join(_told(scan) for scan in scans[:3]) + (f" and {len(scans) - 3} more" if len(scans) > 3 else "")
+    shown = ", ".join(
+        scan[0].source.file.name if len(scan) == 1 else f"{scan[0].series} ({len(scan)} {scan[0].modality or 'files'})"
+        for scan in scans[:3]
+    ) + (f" and {len(scans) - 3} more" if len(scans) > 3 else "")
     first = scans[0][0]
-    try_instead = first.name if len(scans[0]) == 1 else f"{one_line(path)}#{SERIES}{one_line(first.series)}"
-    raise DataError(f"{name}: need one series, got {len(scans)}: {shown}; try {try_instead}")
-
-
-def _told(scan: Sequence[Instance]) -> str:
-    if len(scan) == 1:
-        return one_line(scan[0].source.file.name)
-    return f"{one_line(scan[0].series)} ({len(scan)} {one_line(scan[0].modality) or 'files'})"
+    example = first.name if len(scans[0]) == 1 else f"{one_line(path)}#{SERIES}{first.series}"
+    raise DataError(f"{name}: need one series, got {len(scans)}: {shown}; try {example}")

@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 
-from medsynth.config import DownstreamOptions, ProbeOptions
+from medsynth.config import DownstreamOptions
+from medsynth.evaluation.downstream.experiment import Experiment, ProbeSettings, Settings
+from medsynth.evaluation.downstream.task import make_task
 
 CLASSES = ("common", "other", "rare")
 DIMS = 16
 QUICK = DownstreamOptions(
     seeds=3,
     shares=(0.5, 0.75),
-    resamples=300,
     subgroups="none",
-    probe=ProbeOptions(steps=80, batch_size=64, components=DIMS, learning_rate=0.05),
+)
+QUICK_SETTINGS = Settings(
+    resamples=300, probe=ProbeSettings(steps=80, batch_size=64, components=DIMS, learning_rate=0.05)
 )
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class MadeTask:
-    """What `score_downstream` needs of a prepared cohort, and its features."""
+    """A side of `score_downstream`: what is needed of a prepared cohort, and its features."""
 
     scans: np.ndarray
     labels: np.ndarray
@@ -32,6 +36,25 @@ class MadeTask:
     rows: tuple[SimpleNamespace, ...]
     key: str
     features: np.ndarray
+
+    @property
+    def prepared(self) -> MadeTask:
+        return self
+
+
+def made_experiment(real: MadeTask, synthetic: MadeTask, settings: Settings, folder: Path) -> Experiment:
+    """Return the experiment of two sides with the quick options."""
+    return Experiment(
+        task=make_task(real, synthetic),
+        real=real,
+        synthetic=synthetic,
+        further=None,
+        options=QUICK,
+        settings=settings,
+        folder=folder,
+        seed=0,
+        progress=False,
+    )
 
 
 def draw_class(label: int, count: int, generator: np.random.Generator, *, gap: float = 1.6) -> np.ndarray:
@@ -81,3 +104,22 @@ def synthetic_set(real: MadeTask, worth: str, seed: int = 0, *, count: int = 120
         else:
             features.append(2 * generator.normal(size=(count, DIMS)).astype(np.float32))
     return as_cohort(features, [0, 1, 2], ["train"] * 3, f"{worth}-{seed}")
+
+
+def pictures(seed: int = 0, *, dims: int = 2, side: int = 16, contrast: float = 0.25) -> tuple[MadeTask, MadeTask]:
+    """Real and synthetic cohorts whose rare scans have a bright corner; features are the pixels."""
+    generator = np.random.default_rng(seed)
+    cohorts = []
+    for name in ("real", "synthetic"):
+        task = (
+            real_cohort(seed, held_out=(24, 24))
+            if name == "real"
+            else synthetic_set(cohorts[0], "fresh", seed, count=30)
+        )
+        scans = generator.normal(0, 0.3, size=(len(task.labels), 1, *[side] * dims)).clip(-1, 1)
+        corner = (slice(None), 0, *[slice(0, side // 3)] * dims)
+        scans[corner] += contrast * (task.labels == 2).reshape(-1, *[1] * dims)
+        scans = scans.clip(-1, 1).astype(np.float16)
+        flat = scans.reshape(len(scans), -1).astype(np.float32)
+        cohorts.append(replace(task, scans=scans, features=flat, key=f"pictures-{name}-{seed}"))
+    return cohorts[0], cohorts[1]

@@ -1,24 +1,26 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
-from medsynth.config import ClassifierOptions, DownstreamOptions
 from medsynth.errors import ConfigError
-from medsynth.evaluation.downstream.arms import Arm, Recipe, Table
+from medsynth.evaluation.downstream.arms import Arm, Recipe
 from medsynth.evaluation.downstream.classifier import Lite0Classifier, PixelTrainer, build_network, usable_networks
+from medsynth.evaluation.downstream.experiment import ClassifierSettings, Settings
 from medsynth.evaluation.downstream.judging import validation_figures
-from medsynth.evaluation.downstream.task import Task, make_task
+from medsynth.evaluation.downstream.task import Task
 from medsynth.measures.features import EfficientNetLite0
-from tests.evaluation.downstream.test_gain import pictures
+from tests.evaluation.downstream.made_task import made_experiment, pictures
 
 
-def trainer(*, contrast: float = 0.25, **options) -> tuple[PixelTrainer, Task]:
+def trainer(*, contrast: float = 0.25, **settings) -> tuple[PixelTrainer, Task]:
     real, made = pictures(contrast=contrast)
-    task = make_task(real, made)
-    chosen = DownstreamOptions(classifier=ClassifierOptions(device="cpu", **options))
-    return PixelTrainer(task, Table.of(task), (real.scans, made.scans, None), options=chosen, seed=0), task
+    chosen = Settings(classifier=ClassifierSettings(device="cpu", **settings))
+    experiment = made_experiment(real, made, chosen, Path("unused"))
+    return PixelTrainer(experiment), experiment.task
 
 
 def arm(network: str, **recipe) -> Arm:
@@ -29,9 +31,9 @@ def arm(network: str, **recipe) -> Arm:
 
 def test_a_bright_corner_is_learnt_from_pixels():
     train, task = trainer(contrast=0.8, steps=60, batch_size=32, width=8, learning_rate=5e-3)
-    validation, test = train(arm("densenet"), 0)
-    assert (validation.shape, test.shape) == ((len(task.validation.rows),), (len(task.test.rows),))
-    assert validation_figures(task.test, test[None])["auroc"] > 0.9
+    validation, test = train(arm("densenet"), range(1))
+    assert (validation.shape, test.shape) == ((1, len(task.validation.rows)), (1, len(task.test.rows)))
+    assert validation_figures(task.test, test)["auroc"] > 0.9
 
 
 def test_trainings_repeat_and_differ_and_leave_other_randomness_alone():
@@ -39,10 +41,10 @@ def test_trainings_repeat_and_differ_and_leave_other_randomness_alone():
     torch.manual_seed(5)
     expected = torch.rand(1)
     torch.manual_seed(5)
-    first = train(arm("densenet", augment=True, mixup=True), 0)
+    first = train(arm("densenet", augment=True, mixup=True), range(1))
     assert torch.equal(torch.rand(1), expected)
-    np.testing.assert_array_equal(train(arm("densenet", augment=True, mixup=True), 0)[1], first[1])
-    assert np.abs(train(arm("densenet", augment=True, mixup=True), 1)[1] - first[1]).max() > 1e-4
+    np.testing.assert_array_equal(train(arm("densenet", augment=True, mixup=True), range(1))[1], first[1])
+    assert np.abs(train(arm("densenet", augment=True, mixup=True), range(1, 2))[1] - first[1]).max() > 1e-4
 
 
 def test_lite0_starts_from_the_features_of_the_extractor():
@@ -57,16 +59,16 @@ def test_lite0_starts_from_the_features_of_the_extractor():
 
 def test_lite0_is_fine_tuned():
     train, _ = trainer(steps=2, batch_size=4, lite0_side=32)
-    test = train(arm("lite0"), 0)[1]
+    test = train(arm("lite0"), range(1))[1]
     assert np.isfinite(test).all()
     assert test.std() > 0
 
 
 def test_networks_that_suit_the_axes():
-    both = DownstreamOptions()
-    assert usable_networks(both, 2) == ("densenet", "lite0")
+    both = ("densenet", "lite0")
+    assert usable_networks(both, 2) == both
     assert usable_networks(both, 3) == ("densenet",)
     with pytest.raises(ConfigError, match="3D"):
-        usable_networks(DownstreamOptions(classifier=ClassifierOptions(networks=("lite0",))), 3)
+        usable_networks(("lite0",), 3)
     with torch.no_grad():
-        assert build_network("densenet", 2, 3, both)(torch.zeros(2, 2, 16, 16, 16)).shape == (2, 1)
+        assert build_network("densenet", 2, 3, ClassifierSettings())(torch.zeros(2, 2, 16, 16, 16)).shape == (2, 1)

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from medsynth.config import DownstreamOptions
+from medsynth.evaluation.downstream.experiment import Settings
 from medsynth.evaluation.downstream.judging import (
     PRIMARY,
     Comparer,
@@ -17,7 +17,7 @@ from medsynth.evaluation.downstream.judging import (
     judge,
     validation_figures,
 )
-from medsynth.evaluation.downstream.learning_curve import parse_curve, patients_worth
+from medsynth.evaluation.downstream.learning_curve import patients_worth
 from medsynth.evaluation.downstream.task import HeldOut, Task
 from medsynth.measures.statistics import Estimate, holm
 
@@ -57,7 +57,6 @@ def difference(values: dict[str, tuple[float, float]], *, specificity: float = 0
     adjusted = holm(np.array([estimates[name].p_value for name in PRIMARY]))
     return Difference(
         estimates=estimates,
-        replicated={name: estimates[name] for name in PRIMARY},
         adjusted=dict(zip(PRIMARY, adjusted, strict=True)),
         bounds=dict.fromkeys(PRIMARY, (0.0, 0.0)),
     )
@@ -67,7 +66,7 @@ UP, DOWN, SAME = (0.1, 0.001), (-0.1, 0.001), (0.01, 0.6)
 
 
 @pytest.mark.parametrize(
-    ("values", "reading", "figures"),
+    ("values", "expected", "figures"),
     [
         ((UP, SAME, SAME), "gain", ("auroc",)),
         ((SAME, UP, UP), "gain", ("auprc", "sensitivity")),
@@ -78,11 +77,11 @@ UP, DOWN, SAME = (0.1, 0.001), (-0.1, 0.001), (0.01, 0.6)
         ((DOWN, SAME, SAME), "harm", ("auroc",)),
     ],
 )
-def test_verdicts(values, reading, figures):
+def test_verdicts(values, expected, figures):
     found = difference(dict(zip(PRIMARY, values, strict=True)))
     control = difference(dict.fromkeys(PRIMARY, UP))
     verdict = judge(TASK, found, control, least_patients=20)
-    assert verdict.reading == reading
+    assert verdict.verdict == expected
     assert set(verdict.figures) == set(figures)
 
 
@@ -90,23 +89,23 @@ def test_what_duplicates_do_as_well_is_no_gain():
     found = difference(dict.fromkeys(PRIMARY, UP))
     control = difference({"auroc": SAME, "auprc": SAME, "sensitivity": SAME})
     verdict = judge(TASK, found, control, least_patients=20)
-    assert verdict.reading == "no gain"
+    assert verdict.verdict == "no gain"
     assert "duplicates" in verdict.reason
 
 
 def test_another_threshold_is_no_gain():
     values = {"auroc": SAME, "auprc": SAME, "sensitivity": UP}
     control = difference(dict.fromkeys(PRIMARY, UP))
-    assert judge(TASK, difference(values), control, least_patients=20).reading == "gain"
-    assert judge(TASK, difference(values, specificity=-0.05), control, least_patients=20).reading == "no gain"
+    assert judge(TASK, difference(values), control, least_patients=20).verdict == "gain"
+    assert judge(TASK, difference(values, specificity=-0.05), control, least_patients=20).verdict == "no gain"
 
 
 def test_too_few_or_undefined_cannot_tell():
     up = difference(dict.fromkeys(PRIMARY, UP))
-    assert judge(TASK, up, up, least_patients=61).reading == "cannot tell"
-    assert judge(replace(TASK, validation=held_out(1, 100)), up, up, least_patients=20).reading == "cannot tell"
+    assert judge(TASK, up, up, least_patients=61).verdict == "cannot tell"
+    assert judge(replace(TASK, validation=held_out(1, 100)), up, up, least_patients=20).verdict == "cannot tell"
     undefined = replace(up, adjusted={**up.adjusted, "auprc": float("nan")})
-    assert judge(TASK, undefined, up, least_patients=20).reading == "cannot tell"
+    assert judge(TASK, undefined, up, least_patients=20).verdict == "cannot tell"
 
 
 def test_bounds_and_adjusted_p_values_agree():
@@ -135,7 +134,8 @@ def test_a_better_arm_is_better_and_the_same_arm_the_same():
     comparer = Comparer(
         TASK,
         {"good": scored(2.5), "poor": scored(0.8), "again": scored(0.8)},
-        options=DownstreamOptions(seeds=3, resamples=400),
+        seeds=3,
+        settings=Settings(resamples=400),
         seed=0,
     )
     found = comparer.difference("good", "poor")
@@ -171,8 +171,3 @@ def test_worth_is_read_off_the_curve():
     # a curve that falls back: the first crossing counts
     dented = np.array([[0.6], [0.8], [0.7]])
     assert patients_worth(patients, dented, np.array([0.7]))[0] == pytest.approx(np.sqrt(200))
-
-
-def test_curves_are_parsed():
-    assert parse_curve(" 40, 10,20,10") == (10, 20, 40)
-    assert parse_curve("") == ()

@@ -8,15 +8,14 @@ import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
 
-from medsynth.config import DownstreamOptions, ProbeOptions
 from medsynth.evaluation.downstream.arms import Arm, Recipe, Table
-from medsynth.evaluation.downstream.probe import ProbeData, loss_slope, rate_factor, train_probe
+from medsynth.evaluation.downstream.experiment import ProbeSettings, Settings
+from medsynth.evaluation.downstream.probe import ProbeData, train_probe
 from medsynth.evaluation.downstream.task import Task, make_task
+from medsynth.evaluation.downstream.training import loss_slope, rate_factor
 from tests.evaluation.downstream.made_task import DIMS, MadeTask, real_cohort, synthetic_set
 
-LONG = DownstreamOptions(
-    probe=ProbeOptions(steps=1500, batch_size=512, learning_rate=0.05, weight_decay=0.0, components=DIMS)
-)
+LONG = Settings(probe=ProbeSettings(steps=1500, batch_size=512, learning_rate=0.05, weight_decay=0.0, components=DIMS))
 
 
 @pytest.fixture(scope="module")
@@ -25,13 +24,13 @@ def made() -> tuple[MadeTask, Task, Table, ProbeData]:
     synthetic = synthetic_set(real, "fresh")
     task = make_task(real, synthetic)  # type: ignore[arg-type]
     table = Table.of(task)
-    return real, task, table, ProbeData.of(task, table, real.features, synthetic.features, None, components=DIMS)
+    return real, task, table, ProbeData.of(task, table, [real.features, synthetic.features], components=DIMS)
 
 
-def logits(made, options: DownstreamOptions, **recipe) -> np.ndarray:
+def logits(made, settings: Settings, **recipe) -> np.ndarray:
     _, task, table, data = made
     arm = Arm(name="", kind="baseline", recipe=Recipe(**recipe))
-    return train_probe(task, table, data, arm, options=options, seed=0, repeats=range(1))[1][0]
+    return train_probe(task, table, data, arm, settings=settings, seed=0, repeats=range(1))[1][0]
 
 
 def converged(made, weight: dict[int, float] | None) -> np.ndarray:
@@ -88,11 +87,11 @@ def test_slopes_are_the_derivative_of_the_loss(balance):
 
 def test_a_training_does_not_depend_on_those_beside_it(made):
     _, task, table, data = made
-    options = replace(LONG, probe=replace(LONG.probe, steps=50))
+    settings = replace(LONG, probe=replace(LONG.probe, steps=50))
     for recipe in (Recipe(), Recipe(balance="oversample", mixup=True)):
         arm = Arm(name="", kind="baseline", recipe=recipe)
         together, alone = (
-            train_probe(task, table, data, arm, options=options, seed=0, repeats=repeats)
+            train_probe(task, table, data, arm, settings=settings, seed=0, repeats=repeats)
             for repeats in (range(3), range(1, 2))
         )
         for first, second in zip(together, alone, strict=True):
@@ -105,16 +104,16 @@ def test_copies_are_seen_only_where_asked(made):
     synthetic = np.zeros((360, DIMS), dtype=np.float32)
     copies = np.full((len(table), 2, DIMS), np.nan, dtype=np.float32)
     copies[table.rare, :] = 50.0
-    data = ProbeData.of(task, table, real.features, synthetic, None, components=DIMS, copies=copies)
-    plain = ProbeData.of(task, table, real.features, synthetic, None, components=DIMS)
+    data = ProbeData.of(task, table, [real.features, synthetic], components=DIMS, copies=copies)
+    plain = ProbeData.of(task, table, [real.features, synthetic], components=DIMS)
     assert data.training.shape[1] == 3
     torch.testing.assert_close(data.training[:, 0], plain.training[:, 0])
     torch.testing.assert_close(data.training[~table.rare, 1], plain.training[~table.rare, 0])
     assert (data.training[table.rare, 1] - plain.training[table.rare, 0]).abs().mean() > 5
-    options = replace(LONG, probe=replace(LONG.probe, steps=30))
+    settings = replace(LONG, probe=replace(LONG.probe, steps=30))
     arms = [Arm(name="", kind="baseline", recipe=Recipe(augment=augment)) for augment in (False, True)]
     first, second = (
-        [train_probe(task, table, each, arm, options=options, seed=0, repeats=range(1))[1] for each in (plain, data)]
+        [train_probe(task, table, each, arm, settings=settings, seed=0, repeats=range(1))[1] for each in (plain, data)]
         for arm in arms
     )
     np.testing.assert_array_equal(*first)

@@ -1,5 +1,6 @@
 """The privacy gate on cohorts whose truth is known: fresh scans pass, copies fail, few patients tell nothing."""
 
+import dataclasses
 import json
 import re
 from dataclasses import replace
@@ -8,42 +9,50 @@ import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter
 
-from medsynth.cohorts import PreparedCohort, Row
 from medsynth.cohorts.phantom import FRESH_PATIENTS, phantom_scan
-from medsynth.config import PrivacyOptions
-from medsynth.errors import ConfigError, DataError
-from medsynth.evaluation import Pair
-from medsynth.evaluation.privacy import score_privacy
-from medsynth.evaluation.privacy.controls import PLANTED, SEEN, draw_held_out, plant_copies
+from medsynth.errors import DataError
+from medsynth.evaluation import Evaluation, Pair, build_report
+from medsynth.evaluation.arrays import SEEN, ScanArrays
+from medsynth.evaluation.privacy import GateSettings, MembershipResult, score_privacy
+from medsynth.evaluation.privacy.controls import PLANTED, draw_held_out, plant_copies
+from medsynth.evaluation.privacy.membership import MembershipRow
+from medsynth.evaluation.privacy.nearness import equal_rows
 from medsynth.evaluation.privacy.result import Share
 from medsynth.reporting.report import render_page
-from medsynth.scans import Intensity
 
 SIDE = 32
-OPTIONS = PrivacyOptions(planted=48)
+SETTINGS = GateSettings(planted=48)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Scans:
+    """What the gate needs; features are means over blocks: what is left of a scan at very low resolution."""
+
+    scans: np.ndarray
+    labels: np.ndarray
+    splits: np.ndarray
+    patients: np.ndarray
+    donors: np.ndarray | None
+    real_pixels: np.ndarray
+    classes: tuple[str, ...]
+    rows_of = ScanArrays.rows_of
+
+    @property
+    def features(self):
+        scans = self.scans.astype(np.float32)
+        return scans.reshape(len(scans), SIDE // 8, 8, SIDE // 8, 8).mean((2, 4)).reshape(len(scans), -1)
 
 
 def cohort(scans, labels, splits, patients, classes=("common", "rare"), donors=None):
-    rows = tuple(
-        Row(
-            path=f"{number}.png",
-            label=classes[label],
-            patient_id=str(patient),
-            split=split,
-            attributes={} if donors is None else {"donor": str(donors[number])},
-        )
-        for number, (label, split, patient) in enumerate(zip(labels, splits, patients, strict=True))
-    )
-    return PreparedCohort(
+    count = len(labels)
+    return Scans(
         scans=np.asarray(scans, dtype=np.float16),
         labels=np.asarray(labels),
         splits=np.asarray(splits),
         patients=np.asarray(patients),
-        rows=rows,
+        donors=None if donors is None else np.asarray(donors),
+        real_pixels=np.zeros(count, dtype=bool),
         classes=classes,
-        intensity=Intensity(low=(0.0,), high=(1.0,)),
-        affine=np.eye(4),
-        key="",
     )
 
 
@@ -62,21 +71,9 @@ def made_of(scans, labels, donors=None):
     return cohort(scans, labels, ["train"] * len(scans), range(len(scans)), donors=donors)
 
 
-def features(prepared):
-    """Means over blocks: what is left of a scan at very low resolution."""
-    scans = prepared.scans.astype(np.float32)
-    return scans.reshape(len(scans), SIDE // 8, 8, SIDE // 8, 8).mean((2, 4)).reshape(len(scans), -1)
-
-
-def judge(real, made, **changes):
-    return score_privacy(
-        real,
-        made,
-        real_features=features(real),
-        synthetic_features=features(made),
-        options=replace(OPTIONS, **changes),
-        progress=False,
-    )
+def judge(real, made, *, drop_copies=False, membership=None, **changes):
+    settings = replace(SETTINGS, **changes)
+    return score_privacy(real, made, settings=settings, drop_copies=drop_copies, membership=membership, progress=False)
 
 
 @pytest.fixture(scope="module")
@@ -101,12 +98,12 @@ def fresh_result(real, fresh):
 
 
 def copies_of(real, label, count=48, seed=5):
-    return plant_copies(real, label, replace(OPTIONS, planted=count), seed)
+    return plant_copies(real, label, replace(SETTINGS, planted=count), seed)
 
 
 def test_fresh_real_scans_pass(fresh_result):
-    assert fresh_result.verdict()["reading"] == "pass"
-    assert [row.verdict(OPTIONS, 2)["reading"] for row in fresh_result.rows] == ["pass", "pass"]
+    assert fresh_result.verdict()["verdict"] == "pass"
+    assert [row.verdict(SETTINGS, 2)["verdict"] for row in fresh_result.rows] == ["pass", "pass"]
     assert len(fresh_result.copies) <= 0.02 * 120
     for row in fresh_result.rows:
         assert row.false_alarms.of == 50  # half of the test patients set no threshold
@@ -117,13 +114,9 @@ def test_fresh_real_scans_pass(fresh_result):
 
 
 def test_a_set_that_says_it_holds_real_pixels_fails(real, fresh):
-    rows = tuple(
-        replace(row, attributes={**row.attributes, "contains_real_pixels": str(int(number < 2))})
-        for number, row in enumerate(fresh.rows)
-    )
-    verdict = judge(real, replace(fresh, rows=rows)).verdict()
-    assert verdict["reading"] == "fail"
-    assert "2 scans hold pixels of real ones, so the set must stay in the house" in verdict["sentence"]
+    verdict = judge(real, replace(fresh, real_pixels=np.arange(120) < 2)).verdict()
+    assert verdict["verdict"] == "fail"
+    assert "2 scans contain pixels of real scans, so the set must stay within your institution" in verdict["sentence"]
 
 
 @pytest.mark.parametrize("kind", range(len(PLANTED)), ids=PLANTED)
@@ -132,7 +125,7 @@ def test_copies_fail_alone_and_are_found(real, kind):
     chosen = kinds == kind
     made = made_of(copies[chosen], [0] * 24)
     result = judge(real, made, planted=0)
-    assert result.verdict()["reading"] == "fail"
+    assert result.verdict()["verdict"] == "fail"
     found = {copy.synthetic_row: copy.donor_row for copy in result.copies}
     assert len(found) >= 0.95 * 24
     assert [found[row] for row in found] == [donors[chosen][row] for row in found]
@@ -144,7 +137,7 @@ def test_copies_fail_as_half_of_a_set_and_the_others_are_not_accused(real, fresh
     fresh_rows = np.r_[0:48, 60:108]
     made = made_of(np.concatenate([copies, rare, fresh.scans[fresh_rows]]), [0] * 48 + [1] * 48 + [0] * 48 + [1] * 48)
     result = judge(real, made)
-    assert [row.verdict(OPTIONS, 2)["reading"] for row in result.rows] == ["fail", "fail"]
+    assert [row.verdict(SETTINGS, 2)["verdict"] for row in result.rows] == ["fail", "fail"]
     found = np.array([copy.synthetic_row for copy in result.copies])
     assert (found < 96).sum() >= 0.95 * 96
     assert (found >= 96).sum() <= 0.02 * 96
@@ -157,7 +150,7 @@ def test_dropping_copies_leaves_a_set_that_passes(real, fresh):
     copies, _, _ = copies_of(real, 0)
     made = made_of(np.concatenate([copies, fresh.scans]), [0] * 48 + list(fresh.labels))
     result = judge(real, made, drop_copies=True)
-    assert result.verdict()["reading"] == "pass"
+    assert result.verdict()["verdict"] == "pass"
     assert 46 <= result.rows[0].dropped <= 50
     assert result.rows[0].judged == 108 - result.rows[0].dropped
     assert all(copy.dropped for copy in result.copies)
@@ -168,11 +161,11 @@ def test_dropping_copies_leaves_a_set_that_passes(real, fresh):
 
 def test_one_identical_scan_fails_a_set_also_if_it_is_a_test_scan(real, fresh):
     scans = fresh.scans.copy()
-    row = int(real.indices("test", 1)[7])
+    row = int(real.rows_of("rare", ("test",))[7])
     scans[100] = real.scans[row]
     result = judge(real, made_of(scans, fresh.labels), planted=6)
-    assert result.verdict()["reading"] == "fail"
-    assert "identical" in result.rows[1].failures(OPTIONS, 2)[0]
+    assert result.verdict()["verdict"] == "fail"
+    assert "identical" in result.rows[1].failures(SETTINGS, 2)[0]
     assert [(copy.synthetic_row, copy.donor_row, copy.donor_split) for copy in result.copies if copy.unmistakable] == [
         (100, row, "test")
     ]
@@ -198,21 +191,24 @@ def test_few_patients_tell_nothing(real, fresh):
     few = np.r_[0:20, 90:100, 150:165, 250:265]
     small = cohort(real.scans[few], real.labels[few], real.splits[few], real.patients[few])
     result = judge(small, fresh)
-    assert result.verdict()["reading"] == "cannot tell"
+    assert result.verdict()["verdict"] == "cannot tell"
     # Train and val scans help out, each compared with the others.
     assert [row.held_out_patients for row in result.rows] == [15 + 20, 15 + 10]
     assert [row.held_out_seen for row in result.rows] == [20, 10]
-    assert "at least 50" in result.rows[0].verdict(OPTIONS, 2)["sentence"]
+    assert (
+        "Too few patients to judge: 35 real patients to compare with, 50 needed"
+        in result.rows[0].verdict(SETTINGS, 2)["sentence"]
+    )
     copies, _, _ = copies_of(small, 0)
-    assert judge(small, made_of(copies, [0] * 48)).verdict()["reading"] == "fail"
+    assert judge(small, made_of(copies, [0] * 48)).verdict()["verdict"] == "fail"
 
 
 def test_a_gate_that_finds_no_copies_cannot_tell(real, fresh):
     result = judge(real, fresh, noise=1.5)
     noisy = PLANTED.index("noise")
     assert result.rows[0].power_by_kind[PLANTED[noisy]].value < 0.5
-    assert result.verdict()["reading"] == "cannot tell"
-    assert "planted copies" in result.rows[0].verdict(OPTIONS, 2)["sentence"]
+    assert result.verdict()["verdict"] == "cannot tell"
+    assert "planted copies" in result.rows[0].verdict(SETTINGS, 2)["sentence"]
 
 
 def test_a_generator_of_smooth_typical_scans_is_not_accused(real):
@@ -222,34 +218,34 @@ def test_a_generator_of_smooth_typical_scans_is_not_accused(real):
     drawn = np.stack([pool[generator.permutation(300)[:4]].mean(0) for _ in range(60)])
     result = judge(real, made_of(drawn, [0] * 60))
     row = result.rows[0]
-    assert row.figures["pixels"].synthetic.median < row.figures["pixels"].held_out.low
+    assert row.figures["pixels"]["synthetic"]["median"] < row.figures["pixels"]["held_out"]["low"]
     assert abs(row.lean["pixels"].excess) < 0.3
-    assert not any("nearest patient" in reason for reason in row.failures(OPTIONS, 1))
+    assert not any("nearest patient" in reason for reason in row.failures(SETTINGS, 1))
 
 
 def test_a_set_that_leans_to_its_training_patients_fails(real):
     """Half training scan, half another: too far from each for a copy, but no new patient would lean so."""
     generator = np.random.default_rng(4)
-    seen = real.indices(SEEN, 0)
+    seen = real.rows_of("common", SEEN)
     pairs = [generator.permutation(seen)[:2] for _ in range(80)]
     mixed = np.stack([0.6 * real.scans[a].astype(np.float32) + 0.4 * real.scans[b] for a, b in pairs])
     row = judge(real, made_of(mixed, [0] * 80)).rows[0]
     assert row.lean["pixels"].excess > 0.5
     assert row.lean["pixels"].p_value < 0.001
-    assert any("nearest patient in pixels" in reason for reason in row.failures(OPTIONS, 1))
+    assert any("nearest patient in pixels" in reason for reason in row.failures(SETTINGS, 1))
 
 
 def test_likeness_to_the_own_donor_is_no_copying_but_to_others_it_is(real):
     """The same near copies with their donors named, and with others named."""
-    seen = real.indices(SEEN, 0)[:60]
+    seen = real.rows_of("common", SEEN)[:60]
     generator = np.random.default_rng(5)
     edits = real.scans[seen] + 0.3 * generator.uniform(-1, 1) + generator.normal(0, 0.02, (60, 1, SIDE, SIDE))
     own = judge(real, made_of(edits, [0] * 60, donors=seen))
-    assert own.verdict()["reading"] == "pass"
+    assert own.verdict()["verdict"] == "pass"
     assert own.edits["scans"] == own.edits["donors"] == 60
     assert own.edits["median"] < 0.1
     others = judge(real, made_of(edits, [0] * 60, donors=np.roll(seen, 1)))
-    assert others.verdict()["reading"] == "fail"
+    assert others.verdict()["verdict"] == "fail"
     assert len(others.copies) >= 57
 
 
@@ -263,7 +259,7 @@ def test_repeated_synthetic_scans_are_named(real, fresh):
 def test_no_patient_calibrates_and_measures(real):
     patients = np.arange(len(real.scans)) // 3
     grouped = replace(real, patients=patients)
-    held = draw_held_out(grouped, (0, 1), replace(OPTIONS, min_patients=80), 0)
+    held = draw_held_out(grouped, (0, 1), replace(SETTINGS, min_patients=80), 0)
     setting = set(held.patients[held.calibrates])
     assert not setting & set(held.patients[~held.calibrates])
     assert 0.35 < held.calibrates.mean() < 0.65
@@ -271,10 +267,10 @@ def test_no_patient_calibrates_and_measures(real):
 
 
 def test_the_result_is_plain_repeatable_and_names_no_patient(real, fresh, fresh_result):
-    content = json.dumps(fresh_result.as_dict(), allow_nan=False)
+    content = json.dumps(build_report(privacy=fresh_result)["privacy"], allow_nan=False)
     assert ".png" not in content
     assert "anonymous" not in content
-    assert json.dumps(judge(real, fresh).as_dict()) == content
+    assert json.dumps(build_report(privacy=judge(real, fresh))["privacy"]) == content
     report = json.loads(content)
     assert set(report["rows"][0]["figures"]) == {"pixels", "stands_out", "features_stand_out", "features"}
     assert sum(report["rows"][0]["histogram"]["synthetic"]) == pytest.approx(1)
@@ -286,12 +282,6 @@ def test_clopper_pearson():
 
 
 def test_wrong_input_is_refused(real, fresh):
-    with pytest.raises(ConfigError, match="max_false_alarms"):
-        judge(real, fresh, max_false_alarms=0)
-    with pytest.raises(ConfigError, match="neighbours"):
-        judge(real, fresh, neighbours=1)
-    with pytest.raises(DataError, match="donor of synthetic row 0"):
-        judge(real, made_of(fresh.scans[:1], [0], donors=[99999]))
     with pytest.raises(DataError, match="train or val"):
         judge(replace(real, splits=np.full(len(real.scans), "test")), fresh)
 
@@ -307,43 +297,49 @@ def test_phantom_patients():
         slices(150, 0), [0] * 150, ["train"] * 80 + ["test"] * 70, range(150), classes=("solid_nodule", "other")
     )
     new = cohort(slices(40, FRESH_PATIENTS), [0] * 40, ["train"] * 40, range(40), classes=("solid_nodule",))
-    assert judge(phantom, new).verdict()["reading"] == "pass"
+    assert judge(phantom, new).verdict()["verdict"] == "pass"
     copies, _, _ = copies_of(phantom, 0)
     half = cohort(np.concatenate([new.scans, copies]), [0] * 88, ["train"] * 88, range(88), classes=("solid_nodule",))
     result = judge(phantom, half)
-    assert result.verdict()["reading"] == "fail"
+    assert result.verdict()["verdict"] == "fail"
     found = np.array([copy.synthetic_row for copy in result.copies])
     assert (found >= 40).sum() >= 0.95 * 48
     assert (found < 40).sum() == 0
+
+
+def test_a_model_that_gives_its_training_patients_away_fails_the_set(real, fresh):
+    row = MembershipRow(label=None, auc=0.95, low=0.9, high=0.99, member_patients=30, new_patients=30, scans=60)
+    found = MembershipResult(rows=(row,), sigmas=(1.0,), limit=0.8)
+    verdict = judge(real, fresh, membership=found).verdict()
+    assert verdict["verdict"] == "fail"
+    assert verdict["sentence"] == "The privacy gate fails: the model's loss reveals its training patients."
+
+
+def test_only_scans_equal_in_every_pixel_are_identical():
+    references = np.random.default_rng(0).normal(size=(5, 1, 4, 4)).astype(np.float16)
+    candidates = references[[3, 1, 4]].astype(np.float32)
+    candidates[1, 0, 2, 2] += 1e-3
+    assert equal_rows(candidates, references).tolist() == [3, -1, 4]
+    zeros = np.zeros((1, 1, 2, 2), dtype=np.float16)
+    assert equal_rows(-zeros, zeros).tolist() == [0], "zero has no sign"
+    assert equal_rows(np.zeros((0, 1, 2, 2)), zeros).shape == (0,)
 
 
 def test_the_section_of_the_report_shows_the_verdict_and_the_rows(real, fresh, fresh_result):
     scans = fresh.scans.copy()
     scans[5] = real.scans[17]
     failed = judge(real, made_of(scans, fresh.labels), planted=6)
-    for result, reading in ((fresh_result, "pass"), (failed, "fail")):
-        report = {
-            "schema": "",
-            "fidelity": None,
-            "privacy": json.loads(json.dumps(result.as_dict())),
-            "downstream": None,
-            "verdict": {"fidelity": None, "privacy": result.verdict(), "downstream": None},
-            "notes": [],
-            "versions": {},
-            "settings": {},
-        }
-        pairs = [
+    for result, verdict in ((fresh_result, "pass"), (failed, "fail")):
+        pairs = tuple(
             Pair(copy=each, synthetic=scans[each.synthetic_row], real=real.scans[each.donor_row])
             for each in result.suspects
-        ]
-        page = render_page(report, pairs=pairs, title="Trial")
-        assert len(re.findall("<figcaption>(?:rare|common), synthetic row", page)) == 8
-        assert (
-            "synthetic row"
-            not in render_page(report, pairs=pairs, real_pictures=False, title="Trial").split("<table")[0]
         )
-        assert f">{reading}</span>" in page
-        assert all(row.verdict(OPTIONS, 2)["sentence"].replace("'", "&#39;") in page for row in result.rows)
+        evaluation = Evaluation(report=build_report(privacy=result), pairs=pairs)
+        page = render_page(evaluation)
+        assert len(re.findall("<figcaption>(?:rare|common), synthetic row", page)) == 8
+        assert "synthetic row" not in render_page(evaluation, real_pictures=False).split("<table")[0]
+        assert f">{verdict}</span>" in page
+        assert all(row.verdict(SETTINGS, 2)["sentence"].replace("'", "&#39;") in page for row in result.rows)
         assert "anonymous" not in page
     assert "common, synthetic row 5, real row 17: distance 0.00, " in page
     assert "<td>5<small>common</small></td>" in page

@@ -1,19 +1,19 @@
 """Membership inference: an untrained network knows nobody, one that remembers its training scans gives them away."""
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
-from medsynth.cohorts import PreparedCohort, Row
-from medsynth.config import NetworkOptions, PrivacyOptions
+from medsynth.config import NetworkOptions
+from medsynth.evaluation.arrays import ScanArrays
+from medsynth.evaluation.privacy import GateSettings
 from medsynth.evaluation.privacy.membership import denoising_losses, score_membership
 from medsynth.networks import build_denoiser
-from medsynth.scans import Intensity
 
 SIGMAS = (0.3, 1.0)
-OPTIONS = PrivacyOptions(membership_sigmas=SIGMAS, membership_scans=40)
+SETTINGS = GateSettings(membership_sigmas=SIGMAS, membership_scans=40)
 
 
 class Remembers(torch.nn.Module):
@@ -37,52 +37,28 @@ class Remembers(torch.nn.Module):
         return torch.einsum("nk,kcij->ncij", weights, self.known)
 
 
-@dataclass(frozen=True)
-class Spec:
-    classes: tuple[str, ...] = ("one", "two")
-    shape: tuple[int, ...] = (1, 8, 8)
-    mask: bool = False
-
-
-@dataclass(frozen=True)
-class FakeRun:
-    denoiser: torch.nn.Module
-    spec: Spec = Spec()
-    distilled: bool = False
-
-    def load_denoiser(self):
-        return self.denoiser
-
-
 @pytest.fixture(scope="module")
 def real():
     generator = np.random.default_rng(0)
     labels = np.repeat([0, 1], 60)
     splits = np.tile(np.repeat(["train", "test"], 30), 2)
     scans = generator.uniform(-1, 1, (120, 1, 8, 8)) * np.where(labels, 1, 0.3)[:, None, None, None]
-    names = ("one", "two")
-    return PreparedCohort(
+    return ScanArrays(
         scans=scans.astype(np.float16),
+        features=np.zeros((120, 1)),
         labels=labels,
         splits=splits,
         patients=np.arange(120) // 2,
-        rows=tuple(
-            Row(path="x.png", label=names[label], patient_id="p", split=split)
-            for label, split in zip(labels, splits, strict=True)
-        ),
-        classes=names,
-        intensity=Intensity(low=(0.0,), high=(1.0,)),
-        affine=np.eye(4),
-        key="",
+        classes=("one", "two"),
     )
 
 
 def remembering(real, split):
-    return Remembers(torch.from_numpy(real.scans[real.indices(split)].astype(np.float32)))
+    return Remembers(torch.from_numpy(real.scans[real.splits == split].astype(np.float32)))
 
 
 def test_a_network_that_remembers_gives_its_scans_away(real):
-    result = score_membership(real, FakeRun(remembering(real, "train")), options=OPTIONS, progress=False)
+    result = score_membership(real, remembering(real, "train"), real.classes, settings=SETTINGS, progress=False)
     together = result.rows[-1]
     assert together.label is None
     assert together.auc > 0.98
@@ -92,7 +68,7 @@ def test_a_network_that_remembers_gives_its_scans_away(real):
 
 
 def test_a_network_that_remembers_the_others_reads_the_other_way_round(real):
-    result = score_membership(real, FakeRun(remembering(real, "test")), options=OPTIONS, progress=False)
+    result = score_membership(real, remembering(real, "test"), real.classes, settings=SETTINGS, progress=False)
     assert result.rows[-1].auc < 0.02
     assert not result.fails
 
@@ -107,14 +83,15 @@ def test_an_untrained_network_knows_nobody_though_classes_differ_in_loss(real):
     uneven = np.r_[0:30, 30:45, 60:75, 90:120]
     half = replace(
         real,
-        **{name: getattr(real, name)[uneven] for name in ("scans", "labels", "splits", "patients")},
-        rows=tuple(real.rows[row] for row in uneven),
+        **{name: getattr(real, name)[uneven] for name in ("scans", "features", "labels", "splits", "patients")},
     )
-    result = score_membership(half, FakeRun(blind), options=replace(OPTIONS, membership_scans=100), progress=False)
+    result = score_membership(
+        half, blind, half.classes, settings=replace(SETTINGS, membership_scans=100), progress=False
+    )
     told = [row for row in result.rows if row.label is None]
     assert not told  # 15 scans of 8 patients are too few on one side of each class
     assert result.reason
-    whole = score_membership(real, FakeRun(blind), options=OPTIONS, progress=False)
+    whole = score_membership(real, blind, real.classes, settings=SETTINGS, progress=False)
     assert whole.rows[-1].low < 0.5 < whole.rows[-1].high
     assert not whole.fails
 
@@ -123,28 +100,9 @@ def test_the_loss_is_the_squared_error_at_fixed_noise(real):
     rows = np.array([3, 64])
     losses = denoising_losses(remembering(real, "train"), real, rows, real.classes, (1e-4,), 0, False)
     assert losses[0, 0] < 1e-8  # remembered: back to the scan itself
-    nearest = np.square(real.scans[64].astype(float) - real.scans[real.indices("train")].astype(float))
+    nearest = np.square(real.scans[64].astype(float) - real.scans[real.splits == "train"].astype(float))
     expected = nearest.mean((1, 2, 3)).min()
     assert losses[1, 0] == pytest.approx(expected, rel=1e-3)
     alone = denoising_losses(remembering(real, "train"), real, rows[1:], real.classes, SIGMAS, 7, False)
     both = denoising_losses(remembering(real, "train"), real, rows, real.classes, SIGMAS, 7, False)
     np.testing.assert_allclose(alone[0], both[1], rtol=1e-5)
-
-
-def test_a_distilled_run_is_not_measured(real):
-    """Weights that remember every training scan would be found, but a student's answers are no denoiser's."""
-    remembers = remembering(real, "train")
-    assert score_membership(real, FakeRun(remembers), options=OPTIONS, progress=False).fails
-    result = score_membership(real, FakeRun(remembers, distilled=True), options=OPTIONS, progress=False)
-    assert result.rows == ()
-    assert "its teacher" in result.as_dict()["reason"]
-    assert not result.fails
-
-
-def test_another_grid_is_not_measured(real):
-    result = score_membership(
-        real, FakeRun(remembering(real, "train"), Spec(shape=(1, 16, 16))), options=OPTIONS, progress=False
-    )
-    assert result.rows == ()
-    assert "grid" in result.as_dict()["reason"]
-    assert not result.fails

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from medsynth.cohorts import PreparedCohort, Row
-from medsynth.evaluation.reader import Case, ReaderStudy, StudyKey
+from medsynth.evaluation.reader.study import Case, ReaderStudy, StudyKey
 from medsynth.scans import Intensity
 
 SETS = {"real": "a" * 64, "synthetic": "b" * 64}

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from medsynth.errors import DataError
-from medsynth.evaluation.reader import Answer, read_answers
+from medsynth.evaluation.reader.answers import Answer, read_answers
 from tests.evaluation.reader.made import study_key
 
 KEY = study_key("rsrs", "iwwi")

@@ -9,7 +9,8 @@ import pytest
 from scipy.stats import beta, binom, binomtest
 
 from medsynth.errors import DataError
-from medsynth.evaluation.reader import KEY_FILE, Answer, score_files
+from medsynth.evaluation.reader import KEY_FILE, score_files
+from medsynth.evaluation.reader.answers import Answer
 from medsynth.evaluation.reader.scoring import exact_share, score_answers, smallest_accuracy_found
 from medsynth.files import write_json
 from tests.evaluation.reader.made import study_key
@@ -54,7 +55,7 @@ def test_figures_of_one_reader_by_hand():
     assert reader.confidence_right == pytest.approx((5 + 5 + 5 + 5 + 3) / 5)
     assert reader.confidence_wrong == pytest.approx((1 + 2) / 2)
     assert reader.seconds == 4.5
-    assert reader.reading == result.reading == "not told apart"
+    assert reader.verdict == result.verdict == "not told apart"
     assert result.pooled is None
     assert result.agreement == ()
 
@@ -104,21 +105,22 @@ def test_too_few_answers_find_nothing():
     assert smallest_accuracy_found(6) == pytest.approx(0.8 ** (1 / 6), abs=1e-4)
     result = score_answers(said("AB", "rrrss"), study_key("rrrss", "iiiii"))
     assert result.readers[0].figures.accuracy.value == 1
-    assert result.reading == "cannot tell"
-    assert "too few to tell any reader from guessing" in result.sentence()
+    assert result.verdict == "cannot tell"
+    assert "Too few answers to judge: 5, at least 6 needed." in result.sentence()
 
 
 def test_a_reader_who_sees_all_and_one_who_is_always_wrong():
     key = study_key("r" * 10 + "s" * 10, "i" * 20)
     right = score_answers(said("AB", "r" * 10 + "s" * 10), key)
     wrong = score_answers(said("AB", "s" * 10 + "r" * 10), key)
-    assert (right.reading, wrong.reading) == ("told apart", "told apart")
+    assert (right.verdict, wrong.verdict) == ("told apart", "told apart")
     assert (
-        "20 of 20 scans rightly real or synthetic (100 %, 95 % interval 83 % to 100 %, p < 0.001)" in right.sentence()
+        "20 of 20 scans correctly as real or synthetic (100 %, 95 % interval 83 % to 100 %, p < 0.001)"
+        in right.sentence()
     )
-    assert "the synthetic one is taken for real" in wrong.sentence()
+    assert "the synthetic scans are taken for real" in wrong.sentence()
     constant = score_answers(said("AB", "s" * 20), key)
-    assert constant.reading == "not told apart"
+    assert constant.verdict == "not told apart"
     assert (constant.readers[0].figures.sensitivity.value, constant.readers[0].figures.specificity.value) == (1, 0)
 
 
@@ -127,7 +129,7 @@ def test_open_cases_do_not_count_and_are_named():
     figures = result.readers[0].figures
     assert (figures.accuracy.right, figures.accuracy.of) == (6, 7)
     assert (figures.class_on_real.right, figures.class_on_real.of) == (2, 2)
-    assert result.as_dict()["notes"] == ["AB left 1 of 8 cases open."]
+    assert result.as_dict()["notes"] == ["AB did not answer 1 of 8 cases."]
 
 
 def simulated(readers: int, cases: int, skill: np.ndarray, seed: int, hardness: np.ndarray | None = None):
@@ -155,7 +157,7 @@ def test_several_readers_are_averaged_with_an_interval_over_readers_and_cases():
     assert pooled.low < pooled.value < pooled.high
     # Twelve readers say more than one.
     assert pooled.high - pooled.low < min(share.high - share.low for share in shares)
-    assert result.sentence().startswith(f"12 readers together called {pooled.right} of 480")
+    assert result.sentence().startswith(f"12 readers together identified {pooled.right} of 480")
     assert score_answers(answers, key) == result, "the bootstrap is seeded"
 
 

@@ -1,0 +1,124 @@
+"""Guidance of a run: the classes it steers away from, and the weaker model of autoguidance."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from medsynth.config import GuidanceOptions
+from medsynth.diffusion import check_guidance
+from medsynth.errors import ConfigError, DataError
+from medsynth.networks import Denoiser
+from medsynth.runs import TEXT_FILE, Run, load_run
+
+EARLY = "early"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Weak:
+    """A weaker model that fits the run it guides: that of the run folder `folder`, or this run's early weights.
+
+    `fingerprint` (sha256) identifies its weights, `scale` is that of the guidance.
+    """
+
+    folder: Path
+    early: bool
+    fingerprint: str
+    scale: float
+
+    def load(self, denoiser: Denoiser) -> Denoiser | None:
+        """Return its denoiser on the device of the one it guides, read once per process; None if guidance is off."""
+        if self.scale == 1:
+            return None
+        return _load(self.folder, self.early, self.fingerprint, str(denoiser.device))
+
+
+def check_guidance_of(run: Run, guidance: GuidanceOptions) -> Weak | None:
+    """Return the weaker model of autoguidance, None without one.
+
+    Raises `ConfigError` for guidance that cannot work with this run, or whose weaker model does not fit it; `DataError` for a
+    folder that is no run.
+    """
+    check_guidance(guidance)
+    parse_pairs(guidance.against, run.spec.classes)
+    if guidance.scale != 1 and not guidance.weak and not run.options.get("label_dropout"):
+        raise ConfigError(
+            "guidance.scale: need a run trained with label_dropout above 0, or guidance.weak, got neither; try scale 1"
+        )
+    if not guidance.weak:
+        return None
+    if run.distilled:
+        raise ConfigError(
+            "guidance.weak: need a run of medsynth train, got a distilled one; try the run that it came from"
+        )
+    if guidance.weak == EARLY:
+        if run.early is None:
+            raise ConfigError(
+                "guidance.weak: need a run that kept its early weights (monitor.early_share), got none; try the run folder of a "
+                "smaller or less trained model"
+            )
+        return Weak(folder=run.folder, early=True, fingerprint=run.early, scale=guidance.scale)
+    other = load_run(guidance.weak)
+    if differs := _differences(run, other):
+        raise ConfigError(
+            f"guidance.weak: need a run like the one it guides, got another in {', '.join(differs)}; try a smaller network, "
+            "or fewer steps, with the config.yaml of this run"
+        )
+    return Weak(folder=other.folder, early=False, fingerprint=other.fingerprint, scale=guidance.scale)
+
+
+def rival_labels(guidance: GuidanceOptions, classes: Sequence[str], labels: Tensor) -> Tensor:
+    """Return the class `(N,)` that guidance steers each scan away from: no class unless one is named."""
+    pairs = parse_pairs(guidance.against, classes)
+    return torch.tensor([pairs.get(label, len(classes)) for label in labels.tolist()])
+
+
+def parse_pairs(text: str, classes: Sequence[str]) -> dict[int, int]:
+    """Return the pairs of class indices in `guidance.against`, such as `viral=bacterial,rare=common`; nothing for no text.
+
+    A label may contain "=": the split that names two classes counts. Raises `ConfigError` for a part that is no pair of two
+    different classes, or a class that occurs twice on the left.
+    """
+    pairs: dict[int, int] = {}
+    for part in filter(None, (each.strip() for each in text.split(","))):
+        splits = [(part[:place].strip(), part[place + 1 :].strip()) for place in range(len(part)) if part[place] == "="]
+        known = [pair for pair in splits if pair[0] in classes and pair[1] in classes]
+        if not known:
+            raise ConfigError(
+                f"guidance.against: need class=class with classes of {', '.join(classes)}; got {part!r}; "
+                f"try {classes[-1]}={classes[0]}"
+            )
+        first, second = (classes.index(name) for name in known[0])
+        if first == second or first in pairs:
+            raise ConfigError(f"guidance.against: need each class once and with another one, got {part!r}")
+        pairs[first] = second
+    return pairs
+
+
+def _differences(run: Run, weak: Run) -> list[str]:
+    """Return what keeps a weaker model from taking the conditions or the noisy scans of the run it guides."""
+    # Autoencoders are compared by the fingerprint of their weights, which their options contain.
+    names = ("classes", "shape", "channel_names", "autoencoder", "attributes", "observed")
+    differs = [name for name in names if getattr(run.spec, name) != getattr(weak.spec, name)]
+    further = {
+        "text": run.checksums.get(TEXT_FILE) != weak.checksums.get(TEXT_FILE),
+        "intensity": run.spec.intensity.as_dict() != weak.spec.intensity.as_dict(),
+        "stem": run.spec.network.stem != weak.spec.network.stem,
+        "distilled": weak.distilled,
+    }
+    return differs + [name for name, differ in further.items() if differ]
+
+
+@lru_cache(maxsize=1)
+def _load(folder: Path, early: bool, fingerprint: str, device: str) -> Denoiser:
+    run = load_run(folder)
+    if (run.early if early else run.fingerprint) != fingerprint:
+        raise DataError(
+            f"{folder}: need the weights of guidance.weak that the set was begun with, got others; try again after its training"
+        )
+    return run.load_early(device) if early else run.load_denoiser(device)

@@ -1,0 +1,38 @@
+"""The synthetic set on disk: its files, rows and provenance, opened and written in one place.
+
+A set is a folder with `cohort.csv` and `provenance.json`; sets of other generators may lack the provenance. Every row says
+`synthetic=1`. Rows of medsynth also have `seed`, `run` (16 digits of the run's fingerprint), `method` (`sample` or `edit`), and
+where they apply `donor`, `region_from`, `observed_from` (row numbers of a real cohort), `contains_real_pixels`, `text`, and the
+attributes the scan was conditioned on. The hash of a set's content is `medsynth.cohorts.hash_cohort`.
+"""
+
+from medsynth.sets.opening import COHORT_FILE, find_cohort_file, grid_of, open_real, open_synthetic
+from medsynth.sets.provenance import (
+    PROVENANCE_FILE,
+    SET_FORMAT,
+    generator_of,
+    holds_real_pixels,
+    made_by_medsynth,
+    read_provenance,
+    resume_set,
+)
+from medsynth.sets.writing import scan_stem, set_row, write_augmented, write_scans
+
+__all__ = [
+    "COHORT_FILE",
+    "PROVENANCE_FILE",
+    "SET_FORMAT",
+    "find_cohort_file",
+    "generator_of",
+    "grid_of",
+    "holds_real_pixels",
+    "made_by_medsynth",
+    "open_real",
+    "open_synthetic",
+    "read_provenance",
+    "resume_set",
+    "scan_stem",
+    "set_row",
+    "write_augmented",
+    "write_scans",
+]
