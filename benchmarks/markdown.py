@@ -9,9 +9,7 @@ from typing import Any
 def shown(found: Mapping[str, Any], *, sign: bool = False) -> str:
     """Return `value (low to high)`, a dash for what is not known; with `sign`, positive numbers have a plus."""
     form = "{:+.3f}" if sign else "{:.3f}"
-    value, low, high = (
-        "–" if found[name] is None else form.format(found[name]) for name in ("value", "low", "high")
-    )
+    value, low, high = ("–" if found[name] is None else form.format(found[name]) for name in ("value", "low", "high"))
     return f"{value} ({low} to {high})"
 
 

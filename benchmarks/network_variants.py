@@ -3,11 +3,11 @@
     OMP_NUM_THREADS=1 python -m benchmarks.network_variants --cohort cohort.csv --config lung_nodule_3d \
         --variants "shrinkage=false; shrinkage=true; pixel; haar; haar, 2 levels" --seconds 300 --out runs/variants
 
-A variant is the network of the configuration with some options changed (`levels=1 channels=48/96/128 centring=true`), or one of
+A variant is the network of the configuration with some options changed (`levels=1 channels=48/96/128 shrinkage=true`), or one of
 `pixel`, `haar` and `haar, 2 levels`: the UNet of `benchmarks.volume_cost` (32, 64 and 96 channels) behind each stem. A step is
 timed first, in processor seconds on one thread, so that other work on the machine does not count; then each variant trains for
 as many steps as the seconds allow, with its own schedule of the learning rate. The errors are root mean squares over validation
-scans in [-1, 1], the loss weighs them alike for all variants. Finished parts are kept.
+scans in [-1, 1]; the loss weights them in the same way for all variants. Finished parts are kept.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import argparse
 import json
 import re
 import time
-from dataclasses import replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,6 @@ import yaml
 import medsynth
 from benchmarks.machine import describe_machine
 from benchmarks.volume_cost import NETWORK, STEMS
-from medsynth.config import MonitorOptions, NetworkOptions
 from medsynth.diffusion import loss_weight
 from medsynth.files import write_json
 from medsynth.runs import Run, load_run
@@ -35,17 +34,17 @@ _SHORT, _LONG = 2, 8  # steps of the two trainings that time one
 _SPREAD = 0.5  # sigma_data behind the weights of the loss
 
 
-def network_of(name: str, configured: NetworkOptions) -> NetworkOptions:
+def network_of(name: str, configured: dict[str, Any]) -> dict[str, Any]:
     """Return the options of a variant."""
     if name in STEMS:
         stem, levels = STEMS[name]
-        return replace(NETWORK, stem=stem, levels=levels)
+        return asdict(NETWORK) | {"stem": stem, "levels": levels}
     changes: dict[str, Any] = {}
     for part in name.split():
         option, _, text = part.partition("=")
         values = [yaml.safe_load(value) for value in text.split("/")]
-        changes[option] = tuple(values) if len(values) > 1 else values[0]
-    return replace(configured, **changes)
+        changes[option] = values if len(values) > 1 else values[0]
+    return configured | changes
 
 
 def train_for(
@@ -58,14 +57,13 @@ def train_for(
         "seed": arguments.seed,
         "cache_dir": arguments.out / "cache",
         "network": network_of(name, options["network"]),
-        "optimiser": replace(options["optimiser"], warmup_steps=min(50, steps)),
-        "monitor": MonitorOptions(
-            validate_every=steps if validate else 0,
-            validation_scans=arguments.scans,
-            preview_every=0,
-            checkpoint_every=max(steps, 1),
-            early_share=0.0,
-        ),
+        "optimiser": options["optimiser"] | {"warmup_steps": min(50, steps)},
+        "monitor": {
+            "validate_every": steps if validate else 0,
+            "preview_every": 0,
+            "checkpoint_every": max(steps, 1),
+            "early_share": 0.0,
+        },
     }
     began = time.process_time()
     run = medsynth.train(**options, cohort=arguments.cohort, out=folder)
@@ -118,7 +116,6 @@ def main() -> None:
         help="separated by semicolons",
     )
     parser.add_argument("--seconds", type=float, default=300, help="processor seconds of training for each")
-    parser.add_argument("--scans", type=int, default=48, help="validation scans of a class")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--result", type=Path, help="JSON to write")
@@ -135,7 +132,7 @@ def main() -> None:
         values = " | ".join(f"{row['errors'][level]:.3f}" for level in levels)
         print(f"| {name} | {row['seconds_a_step']:.2f} | {row['steps']} | {row['loss']:.3f} | {values} |", flush=True)
     if arguments.result:
-        chosen = {name: getattr(arguments, name) for name in ("config", "seconds", "scans", "seed")}
+        chosen = {name: getattr(arguments, name) for name in ("config", "seconds", "seed")}
         write_json(arguments.result, describe_machine() | chosen | {"variants": found})
 
 

@@ -1,8 +1,8 @@
-"""How often a worthless set reads `gain`: repeats of the probe tier with duplicates of training scans as the synthetic set.
+"""How often a worthless set gets the verdict `gain`: the probe tier, repeated with duplicates of training scans as synthetic set.
 
-Without `--cohort` features are made up: three Gaussian classes with a falling spectrum, of the sizes of X-ray-40. With it, a
+Without `--cohort`, features are simulated: three Gaussian classes with a falling spectrum, of the sizes of X-ray-40. With it, a
 cohort's own features are used (extracted once into `--features`); each repeat redraws the rare training patients, the rare
-validation patients (`--validation`) and, with replacement, the test patients. Results are one JSON line a repeat; a
+validation patients (`--validation`) and, with replacement, the test patients. The result has one JSON line for each repeat; a
 second call continues. `--worth fresh` is the positive control: scans of other patients as the synthetic set.
 
 python -m benchmarks.null_gain --out benchmarks/results/null_gain.jsonl
@@ -12,7 +12,6 @@ python -m benchmarks.null_gain --out benchmarks/results/null_gain_xray.jsonl --c
 from __future__ import annotations
 
 import argparse
-import io
 import json
 from collections import Counter
 from dataclasses import asdict, dataclass
@@ -26,13 +25,13 @@ from tqdm import tqdm
 
 from benchmarks.machine import describe_machine
 from medsynth.cohorts import prepare_cohort, read_cohort
-from medsynth.config import DownstreamOptions, GridOptions, IntensityOptions, ProbeOptions
-from medsynth.evaluation.downstream.arms import Table, baseline_arms, synthetic_arms
+from medsynth.config import DownstreamOptions, GridOptions, IntensityOptions
+from medsynth.evaluation.downstream import Settings, make_task
+from medsynth.evaluation.downstream.arms import baseline_arms, synthetic_arms
+from medsynth.evaluation.downstream.experiment import Experiment, ProbeSettings
 from medsynth.evaluation.downstream.judging import PRIMARY
 from medsynth.evaluation.downstream.probe import ProbeData, train_probe
-from medsynth.evaluation.downstream.scoring import ScoreBook
-from medsynth.evaluation.downstream.task import make_task
-from medsynth.evaluation.downstream.tiers import run_tier
+from medsynth.evaluation.downstream.tiers import ScoreBook, run_tier
 from medsynth.evaluation.features import cached_features
 from medsynth.measures.distances import Projection
 from medsynth.measures.features import EfficientNetLite0
@@ -55,7 +54,7 @@ class Drawn:
     spare: list[np.ndarray]
 
     def as_scans(self) -> Any:
-        """Return what `make_task` wants to know of a prepared cohort."""
+        """Return what `make_task` reads of a prepared cohort."""
         return SimpleNamespace(
             labels=self.labels,
             splits=self.splits,
@@ -142,7 +141,17 @@ class Source:
         )
 
 
-def run_repeat(drawn: Drawn, *, worth: str, count: int, options: DownstreamOptions, repeat: int) -> dict[str, Any]:
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Features:
+    """A side of the comparison: features, and what is read of a prepared cohort."""
+
+    prepared: Any
+    features: np.ndarray
+
+
+def run_repeat(
+    drawn: Drawn, *, worth: str, count: int, options: DownstreamOptions, settings: Settings, repeat: int
+) -> dict[str, Any]:
     """Return verdict, choices and differences of one repeat."""
     generator = numpy_generator(repeat, "null_gain", "set")
     pools = [drawn.features[(drawn.labels == label) & (drawn.splits == "train")] for label in range(3)]
@@ -150,42 +159,42 @@ def run_repeat(drawn: Drawn, *, worth: str, count: int, options: DownstreamOptio
         # Classes without spare scans get duplicates.
         pools = [spare if len(spare) else pool for spare, pool in zip(drawn.spare, pools, strict=True)]
     made = np.concatenate([pool[generator.integers(len(pool), size=count)] for pool in pools])
-    real = drawn.as_scans()
-    synthetic = SimpleNamespace(labels=np.repeat(np.arange(3), count), classes=NAMES)
-    task = make_task(real, synthetic, rare_class="rare")  # type: ignore[arg-type]
-    table = Table.of(task)
-    data = ProbeData.of(task, table, drawn.features, made, None, components=options.probe.components)
-    with tqdm(disable=True, file=io.StringIO()) as bar:
-        book = ScoreBook(
-            folder=None,
-            key="",
-            train=lambda arm, repeats: train_probe(
-                task, table, data, arm, options=options, seed=repeat, repeats=repeats
-            ),
-            seeds=options.seeds,
-            sizes=(len(task.validation.rows), len(task.test.rows)),
-            together=True,
-            bar=bar,
-        )
-        tier = run_tier(
-            "probe",
-            task,
-            book,
-            baseline_arms(augment=False),
-            lambda chosen: synthetic_arms(chosen.recipe, options.shares, common=True),
-            options=options,
-            seed=repeat,
-        )
+    real = Features(prepared=drawn.as_scans(), features=drawn.features)
+    labels = SimpleNamespace(labels=np.repeat(np.arange(3), count), classes=NAMES)
+    synthetic = Features(prepared=labels, features=made)
+    task = make_task(real.prepared, synthetic.prepared, rare_class="rare")
+    experiment = Experiment(
+        task=task, real=real, synthetic=synthetic, further=None, options=options, settings=settings, folder=Path(),
+        seed=repeat, progress=False,
+    )  # fmt: skip
+    data = ProbeData.of(task, experiment.table, [drawn.features, made], components=settings.probe.components)
+    book = ScoreBook(
+        folder=None,
+        key="",
+        train=lambda arm, repeats: train_probe(
+            task, experiment.table, data, arm, seed=repeat, repeats=repeats, settings=settings
+        ),
+        seeds=options.seeds,
+        sizes=(len(task.validation.rows), len(task.test.rows)),
+        together=True,
+        bar=tqdm(disable=True),
+    )
+    tier = run_tier(
+        "probe",
+        experiment,
+        book,
+        baseline_arms(augment=False),
+        lambda chosen: synthetic_arms(chosen.recipe, options.shares, common=True),
+    )
     differences = {"baseline": tier.against_baseline, "control": tier.against_control}
     return {
         "repeat": repeat,
-        "reading": tier.verdict.reading,
-        "figures": tier.verdict.figures,
+        "verdict": tier.judgement.verdict,
+        "figures": tier.judgement.figures,
         "baseline": tier.baseline,
         "synthetic": tier.synthetic,
-        # What the verdict would have been without the duplicates as a second hurdle, and with a higher one.
+        # What the verdict would have been without the duplicates as a second hurdle.
         "higher_than_baseline": [name for name in PRIMARY if tier.against_baseline.significant(name, 1)],
-        "replicated_low": {name: tier.against_control.replicated[name].low for name in PRIMARY},
         "differences": {
             role: {
                 name: [getattr(difference.estimates[name], part) for part in ("value", "low", "high", "p_value")]
@@ -215,14 +224,11 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     chosen = parser.parse_args()
     torch.set_num_threads(chosen.threads)
-    options = DownstreamOptions(
-        seeds=chosen.seeds,
-        resamples=chosen.resamples,
-        probe=ProbeOptions(components=DIMS),
-    )
+    options = DownstreamOptions(seeds=chosen.seeds)
+    settings = Settings(resamples=chosen.resamples, probe=ProbeSettings(components=DIMS))
     source = None
     if chosen.cohort is not None:
-        source = Source.of(chosen.cohort, chosen.rare, chosen.features, options.probe.components)
+        source = Source.of(chosen.cohort, chosen.rare, chosen.features, settings.probe.components)
     done: dict[int, dict[str, Any]] = {}
     if chosen.out.exists():
         for line in chosen.out.read_text().splitlines():
@@ -235,28 +241,31 @@ def main() -> None:
     chosen.out.parent.mkdir(parents=True, exist_ok=True)
     with chosen.out.open("a") as out:
         if not done:
-            out.write(json.dumps({"machine": describe_machine(), "options": asdict(options)}) + "\n")
+            head = {"machine": describe_machine(), "options": asdict(options), "settings": asdict(settings)}
+            out.write(json.dumps(head) + "\n")
         else:
             out.write("\n")
         for repeat in tqdm(range(chosen.repeats), desc="repeats", unit="repeat"):
             if repeat in done:
                 continue
             drawn = made_up(repeat) if source is None else source.draw(repeat, chosen.patients, chosen.validation)
-            done[repeat] = run_repeat(drawn, worth=chosen.worth, count=chosen.count, options=options, repeat=repeat)
+            done[repeat] = run_repeat(
+                drawn, worth=chosen.worth, count=chosen.count, options=options, settings=settings, repeat=repeat
+            )
             out.write(json.dumps(done[repeat]) + "\n")
             out.flush()
     found = [done[repeat] for repeat in sorted(done)[: chosen.repeats]]
-    readings = Counter(each["reading"] for each in found)
+    verdicts = Counter(each["verdict"] for each in found)
     print(
         f"{len(found)} repeats, worth: {chosen.worth}: "
-        + ", ".join(f"{count} {name}" for name, count in readings.most_common())
+        + ", ".join(f"{count} {name}" for name, count in verdicts.most_common())
     )
     alone = sum(bool(each["higher_than_baseline"]) for each in found)
     print(f"higher than the strongest cheap baseline alone (Holm): {alone}")
     if chosen.worth == "duplicates":
         limit = LIMIT * len(found) / 400
         print(
-            f"gain {readings['gain']} times, at most {limit:.0f} allowed: {'yes' if readings['gain'] <= limit else 'NO'}"
+            f"gain {verdicts['gain']} times, at most {limit:.0f} allowed: {'yes' if verdicts['gain'] <= limit else 'NO'}"
         )
 
 

@@ -1,12 +1,12 @@
-"""The privacy gate on sets whose truth is known, made from a real cohort: what it finds, and whom it accuses wrongly.
+"""The privacy gate on sets whose truth is known, made from a real cohort: what it finds, and what it flags wrongly.
 
     nice python -m benchmarks.privacy_calibration --cohort cohort.csv --low 0 --high 255
 
 Half of the test patients leave the cohort and are offered as "synthetic": `fresh` should pass. `copies` are training scans
 (exact, mirrored, shifted, contrast and brightness changed, noised, all at once) and should fail, as should `half`: copies
 and fresh scans in equal parts. `dropped` is `half` with its flagged scans set aside. `few` keeps 20 training and 15 test
-patients of each class and should read `cannot tell`. Every finished set is kept in --out, so the same command goes on after a
-stop; it prints a Markdown table at the end. `--scans 60` tries it on at most 60 patients of each class and split.
+patients of each class; its verdict should be `cannot tell`. Finished sets are kept in --out, so the same command continues after
+an interruption; it prints a Markdown table at the end. `--scans 60` uses at most 60 patients of each class and split.
 """
 
 from __future__ import annotations
@@ -21,12 +21,15 @@ from typing import Any
 import numpy as np
 
 from benchmarks.machine import describe_machine
-from medsynth.cohorts import PreparedCohort, Row, prepare_cohort, read_cohort
-from medsynth.config import GridOptions, IntensityOptions, PrivacyOptions
+from benchmarks.markdown import head_of, row_of
+from medsynth.cohorts import prepare_cohort, read_cohort
+from medsynth.config import GridOptions, IntensityOptions
+from medsynth.evaluation.arrays import SEEN, ScanArrays
 from medsynth.evaluation.features import cached_features
-from medsynth.evaluation.privacy import score_privacy
-from medsynth.evaluation.privacy.controls import PLANTED, SEEN, plant_copies
+from medsynth.evaluation.privacy import GateSettings, score_privacy
+from medsynth.evaluation.privacy.controls import PLANTED, plant_copies
 from medsynth.evaluation.privacy.result import Share
+from medsynth.evaluation.verdict import without_nan
 from medsynth.files import write_json
 from medsynth.measures.features import EfficientNetLite0, extract_features
 from medsynth.seeds import numpy_generator
@@ -34,55 +37,33 @@ from medsynth.seeds import numpy_generator
 FEW = {"train": 20, "val": 0, "test": 15}  # patients of each class
 
 
-def keep(prepared: PreparedCohort, features: np.ndarray, rows: np.ndarray) -> tuple[PreparedCohort, np.ndarray]:
-    """Return the scans and features at `rows` as a cohort of their own."""
-    arrays = {name: np.asarray(getattr(prepared, name))[rows] for name in ("scans", "labels", "splits", "patients")}
-    kept = tuple(prepared.rows[row] for row in rows)
-    return dataclasses.replace(prepared, rows=kept, **arrays), np.asarray(features[rows])
+def keep(real: ScanArrays, rows: np.ndarray) -> ScanArrays:
+    """Return the scans at `rows` as a cohort of their own."""
+    names = ("scans", "features", "labels", "splits", "patients")
+    return dataclasses.replace(real, **{name: np.asarray(getattr(real, name))[rows] for name in names})
 
 
-def offered(real: PreparedCohort, scans: np.ndarray, labels: np.ndarray) -> PreparedCohort:
-    """Return scans as a synthetic set, each a patient of its own."""
-    names = [real.classes[label] for label in labels]
-    rows = tuple(Row(path=str(row), label=name, patient_id=str(row), split="train") for row, name in enumerate(names))
-    return dataclasses.replace(
-        real,
-        scans=scans,
-        labels=labels,
-        splits=np.full(len(scans), "train"),
-        patients=np.arange(len(scans)),
-        rows=rows,
-    )
-
-
-def limited(prepared: PreparedCohort, most: dict[str, int], seed: int) -> np.ndarray:
+def limited(real: ScanArrays, most: dict[str, int], seed: int) -> np.ndarray:
     """Return rows of at most `most[split]` random patients of each class and split."""
     rows = []
-    for label in range(len(prepared.classes)):
+    for number, label in enumerate(real.classes):
         for split, count in most.items():
-            found = prepared.indices(split, label)
-            patients = numpy_generator(seed, "limited", label, split).permutation(np.unique(prepared.patients[found]))
-            rows.append(found[np.isin(prepared.patients[found], patients[:count])])
+            found = real.rows_of(label, (split,))
+            patients = numpy_generator(seed, "limited", number, split).permutation(np.unique(real.patients[found]))
+            rows.append(found[np.isin(real.patients[found], patients[:count])])
     return np.sort(np.concatenate(rows))
 
 
-def judge(
-    name: str,
-    real: PreparedCohort,
-    features: np.ndarray,
-    fresh: tuple[PreparedCohort, np.ndarray],
-    args: argparse.Namespace,
-) -> dict[str, Any]:
+def judge(name: str, real: ScanArrays, fresh: ScanArrays, args: argparse.Namespace) -> dict[str, Any]:
     """Return what the gate said of one set, and what was true."""
-    options = PrivacyOptions(drop_copies=name == "dropped")
+    settings = GateSettings()
     if name == "few":
-        real, features = keep(real, features, limited(real, FEW, args.seed))
+        real = keep(real, limited(real, FEW, args.seed))
     scans, labels, vectors, kinds, donors = [], [], [], [], []
     if name in ("copies", "half", "dropped"):
         for label in range(len(real.classes)):
-            planted, origin, kind = plant_copies(
-                real, label, options, args.seed + 1000
-            )  # not those of the gate's own control
+            # Not those of the gate's own control.
+            planted, origin, kind = plant_copies(real, label, settings, args.seed + 1000)
             scans.append(planted)
             labels.append(np.full(len(planted), label))
             kinds.append(kind)
@@ -91,32 +72,33 @@ def judge(
         vectors.append(extract_features(EfficientNetLite0(), made) if args.features == "lite0" else thumbnails(made))
     copies = sum(map(len, scans))
     if name != "copies":
-        some = np.arange(len(fresh[0].scans))
+        some = np.arange(len(fresh.scans))
         if copies:
             some = numpy_generator(args.seed, "half").permutation(some)[:copies]
-        scans.append(fresh[0].scans[some])
-        labels.append(fresh[0].labels[some])
-        vectors.append(fresh[1][some])
-    start = time.perf_counter()
-    result = score_privacy(
-        real,
-        offered(real, np.concatenate(scans), np.concatenate(labels)),
-        real_features=features,
-        synthetic_features=np.concatenate(vectors),
-        options=options,
-        seed=args.seed,
+        scans.append(fresh.scans[some])
+        labels.append(fresh.labels[some])
+        vectors.append(fresh.features[some])
+    count = sum(map(len, scans))
+    offered = ScanArrays(
+        scans=np.concatenate(scans),
+        features=np.concatenate(vectors),
+        labels=np.concatenate(labels),
+        classes=real.classes,
+        splits=np.full(count, "train"),
+        patients=np.arange(count),
     )
+    start = time.perf_counter()
+    result = score_privacy(real, offered, settings=settings, drop_copies=name == "dropped", seed=args.seed)
     seconds = time.perf_counter() - start
     found = {copy.synthetic_row: copy.donor_row for copy in result.copies}
     all_kinds = np.concatenate([np.zeros(0, dtype=int), *kinds])
     all_donors = np.concatenate([np.zeros(0, dtype=int), *donors])
     hit = np.array([row in found for row in range(copies)], dtype=bool)
     measured = [row.false_alarms for row in result.rows]
-    return {
-        "reading": result.verdict()["reading"],
-        "sentence": result.verdict()["sentence"],
-        "classes": {row.label: row.verdict(options, len(result.rows)) for row in result.rows},
-        "training_scans": len(real.indices(SEEN)),
+    facts = {
+        **result.verdict(),
+        "classes": {row.label: row.verdict(settings, len(result.rows)) for row in result.rows},
+        "training_scans": int(np.isin(real.splits, SEEN).sum()),
         "copies_found": Share(int(hit.sum()), copies).as_dict(),
         "right_donor": int(sum(found[row] == all_donors[row] for row in np.flatnonzero(hit))),
         "by_kind": {
@@ -124,15 +106,16 @@ def judge(
             for number, kind in enumerate(PLANTED)
             if copies
         },
-        "fresh_flagged": Share(sum(row >= copies for row in found), sum(map(len, scans)) - copies).as_dict(),
+        "fresh_flagged": Share(sum(row >= copies for row in found), count - copies).as_dict(),
         "false_alarms": Share(sum(share.found for share in measured), sum(share.of for share in measured)).as_dict(),
         "rows": result.as_dict()["rows"],
         "seconds": round(seconds, 1),
     }
+    return dict(without_nan(facts))
 
 
 def thumbnails(scans: np.ndarray) -> np.ndarray:
-    """Return every eighth pixel along each axis: quick features for a trial."""
+    """Return every eighth pixel along each axis: fast features for a first try."""
     return np.asarray(
         scans[(slice(None), slice(None), *[slice(None, None, 8)] * (scans.ndim - 2))], np.float32
     ).reshape(len(scans), -1)
@@ -140,10 +123,8 @@ def thumbnails(scans: np.ndarray) -> np.ndarray:
 
 def table(results: dict[str, Any]) -> str:
     """Return the results as Markdown."""
-    lines = [
-        "| set | reading | copies found | fresh scans flagged | held-out false alarms | seconds |",
-        "|---|---|---|---|---|---|",
-    ]
+    titles = ["set", "verdict", "copies found", "fresh scans flagged", "held-out false alarms", "seconds"]
+    lines = [head_of(titles)]
     for name, result in results.items():
         shares = [result[key] for key in ("copies_found", "fresh_flagged", "false_alarms")]
         cells = [
@@ -152,7 +133,7 @@ def table(results: dict[str, Any]) -> str:
             else "–"
             for share in shares
         ]
-        lines.append(f"| {name} | {result['reading']} | {' | '.join(cells)} | {result['seconds']:.0f} |")
+        lines.append(row_of([name, result["verdict"], *cells, f"{result['seconds']:.0f}"]))
     return "\n".join(lines)
 
 
@@ -173,27 +154,29 @@ def main() -> None:
     if args.low is not None and args.high is not None:
         intensity = IntensityOptions(method="range", low=args.low, high=args.high)
     prepared = prepare_cohort(read_cohort(args.cohort), grid=GridOptions(size=args.size), intensity=intensity)
-    features = (
-        cached_features(prepared, EfficientNetLite0(), folder=args.cohort.parent / ".medsynth_cache")
-        if args.features == "lite0"
-        else thumbnails(prepared.scans)
+    if args.features == "lite0":
+        features = cached_features(prepared, EfficientNetLite0(), folder=args.cohort.parent / ".medsynth_cache")
+    else:
+        features = thumbnails(prepared.scans)
+    everything = ScanArrays(
+        features=features,
+        **{name: getattr(prepared, name) for name in ("scans", "labels", "classes", "splits", "patients")},
     )
     if args.scans:
-        prepared, features = keep(
-            prepared, features, limited(prepared, dict.fromkeys(("train", "val", "test"), args.scans), args.seed)
-        )
-    test = prepared.indices("test")
-    patients = numpy_generator(args.seed, "fresh").permutation(np.unique(prepared.patients[test]))
-    leaves = np.isin(prepared.patients, patients[: len(patients) // 2])
-    fresh = keep(prepared, features, np.flatnonzero(leaves & (prepared.splits == "test")))
-    real = keep(prepared, features, np.flatnonzero(~leaves))
+        most = dict.fromkeys(("train", "val", "test"), args.scans)
+        everything = keep(everything, limited(everything, most, args.seed))
+    test = everything.splits == "test"
+    patients = numpy_generator(args.seed, "fresh").permutation(np.unique(everything.patients[test]))
+    leaves = np.isin(everything.patients, patients[: len(patients) // 2])
+    fresh = keep(everything, np.flatnonzero(leaves & test))
+    real = keep(everything, np.flatnonzero(~leaves))
     settings = {name: getattr(args, name) for name in ("size", "low", "high", "scans", "features", "seed")}
     done: dict[str, Any] = json.loads(args.out.read_text()) if args.out.exists() else {}
     if done.get("settings") != settings:
         done = {"settings": settings, "machine": describe_machine(), "results": {}}
     for name in args.sets:
         if name not in done["results"]:
-            done["results"][name] = judge(name, *real, fresh, args)
+            done["results"][name] = judge(name, real, fresh, args)
             write_json(args.out, done)
     print(table(done["results"]))
 

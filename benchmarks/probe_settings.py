@@ -1,15 +1,14 @@
-"""Settings of the probe by validation scans alone: which learning rate and how many axes serve cheap baselines best.
+"""The probe's learning rate and number of axes: which are best for the cheap baselines, on validation scans alone.
 
     python -m benchmarks.probe_settings --cohort cohort.csv --rare viral_pneumonia --out benchmarks/results/probe_settings.json
 
-Each repeat keeps 40 rare training patients of the cohort, drawn anew, and all of its validation scans; test scans take no part.
+Each repeat keeps 40 rare training patients of the cohort, drawn anew, and all of its validation scans; test scans are not used.
 The figure is the mean of AUROC and AUPRC on validation, over repeats and over the ways of balancing.
 """
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,28 +16,30 @@ import numpy as np
 
 from benchmarks.machine import describe_machine
 from benchmarks.null_gain import NAMES, Drawn, Source
-from medsynth.config import DownstreamOptions
+from medsynth.evaluation.downstream import Settings, make_task
 from medsynth.evaluation.downstream.arms import Table, baseline_arms
+from medsynth.evaluation.downstream.experiment import ProbeSettings
 from medsynth.evaluation.downstream.judging import validation_figures
 from medsynth.evaluation.downstream.probe import ProbeData, train_probe
-from medsynth.evaluation.downstream.task import make_task
 from medsynth.files import write_json
 
 RATES = (0.0005, 0.002, 0.008, 0.02)
 AXES = (32, 64, 128, 256)
 
 
-def criterion(drawn: Drawn, options: DownstreamOptions, repeat: int) -> float:
+def criterion(drawn: Drawn, settings: Settings, repeat: int) -> float:
     """Return the validation criterion of the ways of balancing, without augmentation, on average."""
     # A task has synthetic scans; no arm here draws them.
     made = SimpleNamespace(labels=np.zeros(1, dtype=np.int64), classes=NAMES)
     task = make_task(drawn.as_scans(), made, rare_class="rare")  # type: ignore[arg-type]
     table = Table.of(task)
-    data = ProbeData.of(task, table, drawn.features, drawn.features[:1], None, components=options.probe.components)
+    features = [drawn.features, drawn.features[:1]]
+    data = ProbeData.of(task, table, features, components=settings.probe.components)
     found = []
-    for arm in baseline_arms(augment=False, mixup=False):
-        scores, _ = train_probe(task, table, data, arm, options=options, seed=repeat, repeats=range(2))
-        found.append(validation_figures(task.validation, scores)["criterion"])
+    for arm in baseline_arms(augment=False):
+        if not arm.recipe.mixup:
+            scores, _ = train_probe(task, table, data, arm, seed=repeat, repeats=range(2), settings=settings)
+            found.append(validation_figures(task.validation, scores)["criterion"])
     return float(np.mean(found))
 
 
@@ -60,10 +61,8 @@ def main() -> None:
     for rate in RATES:
         cells = []
         for axes in AXES:
-            plain = DownstreamOptions()
-            probe = dataclasses.replace(plain.probe, learning_rate=rate, components=axes)
-            options = dataclasses.replace(plain, probe=probe)
-            values = [criterion(drawn, options, repeat) for repeat, drawn in enumerate(draws)]
+            settings = Settings(probe=ProbeSettings(learning_rate=rate, components=axes))
+            values = [criterion(drawn, settings, repeat) for repeat, drawn in enumerate(draws)]
             error = float(np.std(values, ddof=1) / len(values) ** 0.5)
             rows.append(
                 {"learning_rate": rate, "components": axes, "criterion": float(np.mean(values)), "error": error}

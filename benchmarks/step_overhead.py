@@ -35,9 +35,7 @@ _LARGEST_GRADIENT = 1.0  # as in training
 
 def lightning_seconds(options: TrainOptions, out: Path, steps: int) -> float:
     """Seconds of a step, over `steps` steps after as many to warm up."""
-    monitor = replace(
-        options.monitor, log_every=steps, validate_every=0, preview_every=0, checkpoint_every=10 * steps
-    )
+    monitor = replace(options.monitor, log_every=steps, validate_every=0, preview_every=0, checkpoint_every=10 * steps)
     run = train_run(
         medsynth.read_cohort(options.cohort), replace(options, out=out, max_steps=2 * steps, monitor=monitor)
     )

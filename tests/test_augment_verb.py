@@ -69,7 +69,9 @@ def test_what_passed_is_handed_over(tiny_cohort, judged, tmp_path):
     for new, old in zip(written.rows[: len(train.rows)], train.rows, strict=True):
         assert written.file_of(new).samefile(real.file_of(old))
     assert all(written.file_of(row).is_file() for row in written.rows)
-    assert "was not measured" in handover.summary()
+    summary = handover.summary()
+    assert "was not measured" in summary
+    assert summary.splitlines()[-1] == f"next: medsynth card --synthetic {judged / 'set'} --report {report}"
 
 
 def test_dropped_copies_stay_out(tiny_cohort, judged, tmp_path):
@@ -126,3 +128,20 @@ def test_a_planted_memorised_scan_fails_the_gate_and_blocks_the_hand_over(tiny_r
     assert "signs of copying in dark" in said.err
     for text in (said.out, said.err, (report / "report.json").read_text(), (report / "report.html").read_text()):
         assert "secret" not in text
+
+    # Without the copy, everything is about the six others.
+    command = [
+        "evaluate",
+        *both,
+        "--out",
+        str(tmp_path / "rest"),
+        "--parts",
+        "privacy,fidelity",
+        "--drop_copies",
+        "true",
+    ]
+    assert run_command(command) == 0
+    rest = json.loads((tmp_path / "rest" / "report.json").read_text())
+    assert (rest["privacy"]["dropped"], rest["privacy"]["drop_copies"]) == (1, True)
+    assert rest["settings"]["synthetic_scans"] == 6
+    assert sum(row["counts"]["identical"] for row in rest["fidelity"]["rows"]) == 0

@@ -4,9 +4,10 @@ import re
 import shlex
 from pathlib import Path
 
-from medsynth.api import VERBS
+from medsynth.config import OPTIONS
 
-README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+TOP = Path(__file__).parents[1]
+README = (TOP / "README.md").read_text(encoding="utf-8")
 
 
 def test_there_are_exactly_two_set_up_commands():
@@ -14,8 +15,14 @@ def test_there_are_exactly_two_set_up_commands():
     assert "medsynth run quickstart" in README
 
 
-def test_the_four_commands_and_every_verb_are_shown():
+def test_the_six_commands_are_shown_in_order():
     commands = re.findall(r"^medsynth .*", README, flags=re.MULTILINE)
-    assert [shlex.split(command)[1] for command in commands[:4]] == ["index", "train", "sample", "evaluate"]
-    for verb in VERBS:
-        assert f"`medsynth {verb}`" in README
+    verbs = [shlex.split(command)[1] for command in commands]
+    assert verbs == ["index", "train", "sample", "evaluate", "augment", "card"]
+
+
+def test_every_verb_is_named_on_the_readme_or_on_the_api_page_that_it_links():
+    assert "(docs/api.md)" in README
+    pages = README + (TOP / "docs" / "api.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"`(?:medsynth )?(\w+)`", pages)) | set(re.findall(r"^medsynth (\w+)", pages, flags=re.MULTILINE))
+    assert not OPTIONS.keys() - named

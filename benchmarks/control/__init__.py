@@ -1,1 +1,1 @@
-"""What a model can be told, and what follows of it: attributes, masks, edits, guidance, sequences."""
+"""What a model can be conditioned on, and whether its scans follow: attributes, text, masks, edits, guidance, sequences."""

@@ -1,12 +1,13 @@
 """Do scans have what was asked for? Attributes and classes, measured on synthetic scans beside real ones.
 
-    python -m benchmarks.control.attributes --run RUN --cohort COHORT.csv --synthetic SET --attribute diameter_mm --result R.json
+    python -m benchmarks.control.attributes --run RUN --cohort COHORT.csv --synthetic SET --attribute diameter_mm \
+        --cache CACHE --result R.json
 
-The measuring device sees real scans alone: a segmentation network (MONAI's UNet), trained on the training split, finds the
-lesion, and linear models, fitted on the validation split, turn what it finds (sizes at three levels of certainty, mean intensity
-inside and around) into the logarithm of the attribute and into the class. What it reads from real test scans is held against the
-truth, what it reads from synthetic scans against what was asked for: the first row says how far it can be trusted. Intervals are
-bootstraps over patients, of synthetic scans over scans.
+What measures has seen real scans only: a segmentation network (MONAI's UNet), trained on the training split, finds the lesion,
+and linear models, fitted on the validation split, turn what it finds (sizes at three levels of certainty, mean intensity inside
+and around) into the logarithm of the attribute and into the class. On real test scans its readings are compared with the truth,
+on synthetic scans with what was asked for: the first row shows how far they can be trusted. Intervals are bootstraps over
+patients, of synthetic scans over scans.
 """
 
 from __future__ import annotations
@@ -94,12 +95,12 @@ def fit_class(found: np.ndarray, labels: np.ndarray) -> Any:
 
 
 def main() -> None:
-    """Measure, print and write."""
+    """Measure, print and write the result."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--run", required=True)
     parser.add_argument("--cohort", type=Path, required=True)
     parser.add_argument("--synthetic", type=Path, nargs="+", required=True, help="one or several sets of the run")
-    parser.add_argument("--attribute", required=True, help="a continuous attribute that the run was told")
+    parser.add_argument("--attribute", required=True, help="a continuous attribute on which the run is conditioned")
     parser.add_argument("--steps", type=int, default=600, help="training steps of the segmentation network")
     parser.add_argument("--cache", type=Path, required=True)
     parser.add_argument("--result", type=Path, required=True)
@@ -121,13 +122,13 @@ def main() -> None:
     reader, judge = fit_value(found[fit & known], values[fit & known]), fit_class(found[fit], labels[fit])
 
     def report(which: np.ndarray, truth: np.ndarray, names: np.ndarray, groups: np.ndarray) -> dict[str, Any]:
-        told = np.isfinite(truth)
-        read = np.exp(reader.predict(which[told]))
+        stated = np.isfinite(truth)
+        read = np.exp(reader.predict(which[stated]))
         guessed = judge.predict(which)
         return {
             "scans": len(which),
-            "r_squared": interval(r_squared, groups[told], truth[told], read),
-            "mean_absolute_error": interval(mean_error, groups[told], truth[told], read),
+            "r_squared": interval(r_squared, groups[stated], truth[stated], read),
+            "mean_absolute_error": interval(mean_error, groups[stated], truth[stated], read),
             "balanced_accuracy": interval(accuracy, groups, names, guessed),
         }
 

@@ -4,10 +4,10 @@
         --work FOLDER --result benchmarks/results/control_edits.json --name phantom
 
 `border`: lesions inpainted into donors with the masks of training scans, and, as control, real lesion scans repainted where their
-own lesion is. A small network sees a ring of pixels on both sides of the border, in made scans and in real ones of the target
+own lesion is. A small network sees a ring of pixels on both sides of the border, in painted scans and in real ones of the target
 class with the same region; it is cross-validated over patients, and an AUROC of .5 means that the border cannot be found.
 `contrast` is how much brighter, in units of [-1, 1], the lesion's mask is than its surroundings. `strength`: the curve of
-`--strength auto`, with a picture. Results of several runs lie in one file, by name.
+`--strength auto`, with a picture. One file holds the results of several runs, by name.
 """
 
 from __future__ import annotations
@@ -27,13 +27,12 @@ import medsynth
 from benchmarks.machine import describe_machine
 from medsynth.cohorts import Cohort
 from medsynth.cohorts.grid import orient_scan
-from medsynth.config import GuidanceOptions, InpaintOptions, SolverOptions, TrialOptions
+from medsynth.config import EditOptions, GuidanceOptions, InpaintOptions
 from medsynth.evaluation.edits import ProbeClassifier, choose_strength
 from medsynth.files import write_json
-from medsynth.generation import edit_counts, plan_set
+from medsynth.generation import try_edits
 from medsynth.generation.donors import read_donor
-from medsynth.generation.edit import try_edits
-from medsynth.generation.regions import lay_region
+from medsynth.generation.inpaint import lay_region, widen
 from medsynth.measures.classification import auroc
 from medsynth.runs import Run
 from medsynth.scans import read_scan
@@ -148,6 +147,7 @@ def try_border(options: argparse.Namespace, run: Run, cohort: Cohort, scans: Sca
     }
     ways = {name: ways[name] for name in options.ways or ways}
     patients = np.array([row.patient_id for row in cohort.rows])
+    spacing = np.linalg.norm(np.array(run.spec.affine)[:3, : len(run.spec.shape) - 1], axis=0)
     result: dict[str, Any] = {}
     pictures: list[tuple[str, np.ndarray]] = []
     for name, (repeats, guidance) in ways.items():
@@ -165,7 +165,7 @@ def try_border(options: argparse.Namespace, run: Run, cohort: Cohort, scans: Sca
             donors = np.array([int(row.attributes["donor"]) for row in made.rows])
             sources = np.array([int(row.attributes.get("region_from", row.attributes["donor"])) for row in made.rows])
             lesions = np.stack([scans(number)[1] for number in sources])
-            regions = np.stack([widened(run, lesion, options.margin_mm) for lesion in lesions])
+            regions = np.stack([widen(lesion, spacing, options.margin_mm) for lesion in lesions])
             real = np.stack([scans(number)[0] for number in sources])
             before = np.stack([scans(number)[0] for number in donors])
             outside = ~regions
@@ -193,12 +193,6 @@ def try_border(options: argparse.Namespace, run: Run, cohort: Cohort, scans: Sca
     return result
 
 
-def widened(run: Run, lesion: np.ndarray, margin_mm: float) -> np.ndarray:
-    """The region of a lesion on the grid."""
-    spacing = np.linalg.norm(np.array(run.spec.affine)[:3, : lesion.ndim], axis=0)
-    return distance_transform_edt(~lesion, sampling=spacing) <= margin_mm + 1e-6
-
-
 def try_strengths(options: argparse.Namespace, run: Run, cohort: Cohort) -> dict[str, Any]:
     """The curve of strengths on validation donors, and a picture of some of them at each."""
     kept: dict[tuple[str, str], int] = {}
@@ -209,13 +203,11 @@ def try_strengths(options: argparse.Namespace, run: Run, cohort: Cohort) -> dict
         if not options.most or kept[key] <= options.most:
             rows.append(row)
     some = dataclasses.replace(cohort, rows=tuple(rows))
-    plan = plan_set(
-        run, options.work / "unused", edit_counts(options.target_class, 1, run.spec.classes), seed=0, file_format="npz",
-        batch_size=16, solver=SolverOptions(), guidance=GuidanceOptions(), device="auto",
+    settings = EditOptions(
+        run=run.folder, cohort=options.cohort, out=options.work / "unused", donor_class=options.donor_class,
+        target_class=options.target_class, count=1, strength="auto", cache_dir=options.work / "cache",
     )  # fmt: skip
-    scans, edit = try_edits(
-        plan, some, donor_class=options.donor_class, donors=options.donors, cache_dir=options.work / "cache"
-    )
+    scans, edit = try_edits(run, some, settings)
     shown: dict[float, np.ndarray] = {}
 
     def edit_and_keep(strength: float) -> np.ndarray:
@@ -223,10 +215,7 @@ def try_strengths(options: argparse.Namespace, run: Run, cohort: Cohort) -> dict
         shown[strength] = edits[:8, :1]
         return edits
 
-    classifier = ProbeClassifier(
-        run, some, donor_class=options.donor_class, target_class=options.target_class, cache_dir=options.work / "cache"
-    )
-    choice = choose_strength(classifier, scans, edit_and_keep, TrialOptions().strengths)
+    choice = choose_strength(ProbeClassifier(run, some, settings), scans, edit_and_keep)
     print(choice.summary(), flush=True)
     rows_shown = [("donors", scans[:8, :1]), *((f"strength {each:g}", shown[each]) for each in sorted(shown))]
     show(options.work / f"{options.name}_strength.png", rows_shown)
@@ -251,7 +240,6 @@ def main() -> None:
     parser.add_argument("--parts", nargs="+", default=["border", "strength"], choices=["border", "strength"])
     parser.add_argument("--ways", nargs="*", default=[], help='ways to inpaint, such as "repeats 1", by default all')
     parser.add_argument("--count", type=int, default=96, help="scans of each inpainted set")
-    parser.add_argument("--donors", type=int, default=32, help="validation donors of each strength")
     parser.add_argument(
         "--most", type=int, default=0, help="real scans of a class and split for the classifier, 0 for all"
     )

@@ -1,14 +1,13 @@
-"""Guidance and selection: how far sets lie from held-out real scans, at equal numbers, beside real scans.
+"""Guidance: how far sets lie from held-out real scans, at equal numbers, beside real scans.
 
     python -m benchmarks.control.guidance --run RUN --cohort COHORT.csv --work FOLDER --result RESULT.json
 
-Each row is one way to make, or to choose, as many scans of every class: no guidance, classifier-free guidance, autoguidance by
-the weights that the run had early on, and, without guidance, selection by `medsynth select --by classifier` down to a share.
-Figures are means over classes, of features of EfficientNet-Lite0 against held-out (val and test) scans: KID, the Fréchet distance
-along principal axes extrapolated to infinitely many scans, precision (scans where real ones lie) and recall (how much of the real
-scans is covered). Intervals of KID are random halves of both sides. The first row draws as many training scans, several times:
-its range is what equals real. `own_class` is the mean probability of a scan's class by the classifier of real training scans,
-which is also the one that selects, on the same features as the distances. Sets in the work folder are used again.
+Each row is one way to make as many scans of every class: no guidance, classifier-free guidance, autoguidance by the weights that
+the run had early on. Figures are means over classes, of features of EfficientNet-Lite0 against held-out (val and test) scans:
+KID, the Fréchet distance along principal axes extrapolated to infinitely many scans, precision (scans where real ones lie) and
+recall (how much of the real scans is covered). Intervals of KID are random halves of both sides. The first row draws as many
+training scans, several times: its range is what equals real. `own_class` is the mean probability of a scan's class by a
+logistic regression on real training scans. Sets in the work folder are used again.
 """
 
 from __future__ import annotations
@@ -19,22 +18,28 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from sklearn.linear_model import LogisticRegression
 
 import medsynth
 from benchmarks.machine import describe_machine
 from medsynth.cohorts import Cohort, PreparedCohort
-from medsynth.config import FeatureOptions, GridOptions, GuidanceOptions
+from medsynth.config import FeatureOptions, GuidanceOptions, Loading
 from medsynth.evaluation.features import cached_features
-from medsynth.evaluation.selection import choose_scans, class_probabilities, select_scans
 from medsynth.files import write_json
-from medsynth.measures.distances import Kernels
+from medsynth.measures.distances import Kernels, Projection, extrapolated_frechet_distance
 from medsynth.measures.extractors import open_extractor
-from medsynth.measures.extrapolation import extrapolated_frechet_distance
-from medsynth.measures.manifold import manifold_measures
+from medsynth.measures.neighbours import Spacings
 from medsynth.seeds import numpy_generator
 
-DRAWS, REPEATS, DIMS, NEIGHBOURS = 200, 10, 32, 5
-SHARES = (0.75, 0.5)
+DRAWS, REPEATS, DIMS, NEIGHBOURS, AXES = 200, 10, 32, 5, 128
+WAYS = {
+    "no guidance": GuidanceOptions(),
+    "classifier-free, scale 1.5": GuidanceOptions(scale=1.5),
+    "classifier-free, scale 2": GuidanceOptions(scale=2.0),
+    "autoguidance, scale 1.5": GuidanceOptions(scale=1.5, weak="early"),
+    "autoguidance, scale 2": GuidanceOptions(scale=2.0, weak="early"),
+    "autoguidance, scale 3": GuidanceOptions(scale=3.0, weak="early"),
+}
 
 
 def compare(held: Mapping[int, np.ndarray], made: Mapping[int, np.ndarray]) -> dict[str, Any]:
@@ -51,7 +56,8 @@ def compare(held: Mapping[int, np.ndarray], made: Mapping[int, np.ndarray]) -> d
         draws[place] = kernels.across(*halves)
         whole = [np.ones((1, len(each))) for each in (held[label], made[label])]
         frechet = extrapolated_frechet_distance(held[label], made[label], dims=DIMS, generator=random)
-        lie = manifold_measures(held[label], made[label], neighbours=NEIGHBOURS)
+        everything = [np.arange(len(each)) for each in (held[label], made[label])]
+        lie = Spacings.of(held[label], made[label]).across(*everything, neighbours=NEIGHBOURS)
         figures.append([kernels.across(*whole)[0], frechet.value, frechet.observed, lie.precision, lie.recall])
     low, high = np.quantile(draws.mean(axis=0), [0.025, 0.975])
     means = np.mean(figures, axis=0)
@@ -70,18 +76,20 @@ def main() -> None:
     parser.add_argument("--result", type=Path, required=True)
     parser.add_argument("--scans", type=int, default=128, help="scans of each class on either side of a figure")
     options = parser.parse_args()
-    run = medsynth.load_run(options.run)
-    count, pool = options.scans, round(options.scans / min(SHARES))
-    extractor = open_extractor(FeatureOptions())
+    run, count = medsynth.load_run(options.run), options.scans
+    extractor, cache = open_extractor(FeatureOptions()), options.work / "cache"
 
-    def features(cohort: Cohort, grid: GridOptions) -> tuple[PreparedCohort, np.ndarray]:
+    def features(cohort: Cohort) -> tuple[PreparedCohort, np.ndarray]:
         prepared = medsynth.prepare_cohort(
-            cohort, grid=grid, intensity=run.spec.image_intensity, cache_dir=options.work / "cache"
+            cohort, grid=run.grid, intensity=run.spec.image_intensity, loading=Loading(cache_dir=cache)
         )
-        return prepared, cached_features(prepared, extractor, folder=options.work / "cache")
+        return prepared, cached_features(prepared, extractor, folder=cache)
 
-    real, of_real = features(medsynth.read_cohort(options.cohort), run.grid)
+    real, of_real = features(medsynth.read_cohort(options.cohort))
     train = real.indices("train")
+    axes = Projection.fit(of_real[train], min(AXES, *of_real[train].shape))
+    classifier = LogisticRegression(C=0.01, max_iter=2000, class_weight="balanced")
+    classifier.fit(axes.project(of_real[train]), real.labels[train])
     held, drawn = {}, []
     for label in range(len(real.classes)):
         rows = numpy_generator(0, "held out", label).permutation(real.indices(("val", "test"), label))
@@ -100,45 +108,16 @@ def main() -> None:
         }
         | {f"{name}_range": _range(drawn, name) for name in ("kid", "frechet_infinite", "precision", "recall")}
     ]
-    ways = {
-        "no guidance": GuidanceOptions(),
-        "classifier-free, scale 1.5": GuidanceOptions(scale=1.5),
-        "classifier-free, scale 2": GuidanceOptions(scale=2.0),
-        "autoguidance, scale 1.5": GuidanceOptions(scale=1.5, weak="early"),
-        "autoguidance, scale 2": GuidanceOptions(scale=2.0, weak="early"),
-        "autoguidance, scale 3": GuidanceOptions(scale=3.0, weak="early"),
-    }
-    for number, (way, guidance) in enumerate(ways.items()):
+    for number, (way, guidance) in enumerate(WAYS.items()):
         made = medsynth.sample(
-            run=options.run, count=count if number else pool, out=options.work / f"set_{number}", guidance=guidance,
-            format="npz", batch_size=64,
+            run=options.run, count=count, out=options.work / f"set_{number}", guidance=guidance, format="npz", batch_size=64,
         )  # fmt: skip
-        prepared, found = features(made, run.grid)
+        prepared, found = features(made)
         assert prepared.classes == real.classes
-        likely = class_probabilities(of_real[train], real.labels[train], found, classes=len(real.classes))
-        own = likely[np.arange(len(found)), prepared.labels]
-        places = {label: np.flatnonzero(prepared.labels == label) for label in held}
-        for share in (1.0, *(SHARES if number == 0 else ())):
-            left = {label: rows_of[: round(count / share)] for label, rows_of in places.items()}
-            if share < 1:
-                left = {
-                    label: rows_of[
-                        choose_scans(
-                            np.zeros(len(rows_of), dtype=int), near=np.zeros(len(rows_of), dtype=bool),
-                            probability=own[rows_of], share=share,
-                        )
-                    ]
-                    for label, rows_of in left.items()
-                }  # fmt: skip
-            assert all(len(rows_of) == count for rows_of in left.values())
-            figures = compare(held, {label: found[rows_of] for label, rows_of in left.items()})
-            name = way if share == 1 else f"{way}, selected {share:g} by the classifier"
-            rows.append({"way": name, **figures, "own_class": float(own[np.concatenate([*left.values()])].mean())})
-            print(rows[-1], flush=True)
-    near = select_scans(
-        options.cohort, options.work / "set_0", options.work / "far", by="distance", run=run,
-        cache_dir=options.work / "cache",
-    )  # fmt: skip
+        own = classifier.predict_proba(axes.project(found))[np.arange(len(found)), prepared.labels]
+        figures = compare(held, {label: found[prepared.indices(label=label)] for label in held})
+        rows.append({"way": way, **figures, "own_class": float(own.mean())})
+        print(rows[-1], flush=True)
     write_json(
         options.result,
         {
@@ -148,9 +127,6 @@ def main() -> None:
             "grid": list(run.spec.shape),
             "scans_of_each_class": count,
             "rows": rows,
-            "nearer_than_5_percent_of_held_out": {
-                label: found["too_near"] / found["scans"] for label, found in near.classes.items()
-            },
             "machine": describe_machine(),
         },
     )

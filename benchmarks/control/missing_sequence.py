@@ -1,11 +1,11 @@
-"""How well is a sequence that is missing made from the others? On the phantom, where the missing one is known.
+"""How well is a missing sequence generated from the others? On the phantom, where the missing one is known.
 
     python -m benchmarks.control.missing_sequence --work work/missing --result benchmarks/results/control_missing_sequence.json
 
-A model of three contrasts is trained with condition.given; of each test scan two are given and the third is generated. One
-sample, and the mean of eight, are held against the true one beside two baselines: the mean training scan of the class, and what
-boosted trees tell from the given contrasts in the 3 x 3 pixels about each pixel. Peak signal-to-noise ratio and SSIM are those of
-the model's range; intervals are bootstraps over test patients.
+A model of three contrasts is trained with condition.observed; of each test scan two are observed and the third is generated.
+One sample, and the mean of eight, are compared with the true one, beside two baselines: the mean training scan of the class, and
+boosted trees that predict each pixel from the observed contrasts in the 3 x 3 pixels around it. Peak signal-to-noise ratio and
+SSIM are those of the model's range; intervals are bootstraps over test patients.
 """
 
 from __future__ import annotations
@@ -24,18 +24,10 @@ from sklearn.ensemble import HistGradientBoostingRegressor
 import medsynth
 from benchmarks.machine import describe_machine
 from medsynth.cohorts import PreparedCohort, prepare_cohort
-from medsynth.config import (
-    AugmentOptions,
-    ConditionOptions,
-    GridOptions,
-    GuidanceOptions,
-    IntensityOptions,
-    MonitorOptions,
-    NetworkOptions,
-    SolverOptions,
-)
+from medsynth.config import GuidanceOptions, SolverOptions
+from medsynth.diffusion import resolve_solver
 from medsynth.files import write_json
-from medsynth.networks import give_channels, sample_scans
+from medsynth.networks import observe_channels, sample_scans
 from medsynth.runs import Run
 from medsynth.scans.picture import captioned_rows, write_picture
 from medsynth.seeds import derive_seed, numpy_generator
@@ -56,12 +48,10 @@ def train(work: Path, *, scans: int, steps: int) -> tuple[Run, PreparedCohort]:
         out=work / "run",
         max_steps=steps,
         batch_size=32,
-        grid=GridOptions(size=32),
-        intensity=IntensityOptions(method="percentiles"),
-        network=NetworkOptions(channels=(32, 64, 96), attention=(False, False, True), dropout=0.0),
-        condition=ConditionOptions(given=0.5),
-        augment=AugmentOptions(),
-        monitor=MonitorOptions(preview_every=0, validate_every=0),
+        grid={"size": 32},
+        network={"channels": [32, 64, 96], "attention": [False, False, True], "dropout": 0.0},
+        condition={"observed": 0.5},
+        monitor={"preview_every": 0, "validate_every": 0},
         accelerator="cpu",
     )
     cohort = medsynth.read_cohort(work / "phantom" / "cohort.csv")
@@ -71,7 +61,7 @@ def train(work: Path, *, scans: int, steps: int) -> tuple[Run, PreparedCohort]:
 
 def complete(run: Run, prepared: PreparedCohort, rows: np.ndarray, missing: int) -> np.ndarray:
     """Return `_SAMPLES` of the missing contrast of each row, `(samples, N, *spatial)`."""
-    denoiser = run.load_denoiser()
+    denoiser, solver = run.load_denoiser(), resolve_solver(SolverOptions(steps=16))
     scans = torch.from_numpy(np.asarray(prepared.scans[rows], dtype=np.float32))
     labels = torch.from_numpy(prepared.labels[rows])
     known = torch.ones(scans.shape[:2], dtype=torch.bool)
@@ -80,15 +70,10 @@ def complete(run: Run, prepared: PreparedCohort, rows: np.ndarray, missing: int)
     for number in range(_SAMPLES):
         for start in range(0, len(rows), _BATCH):
             part = slice(start, start + _BATCH)
-            condition = denoiser.embedding.make(labels[part], None, give_channels(scans[part], known[part]))
+            condition = denoiser.embedding.make(labels[part], observed=observe_channels(scans[part], known[part]))
             seeds = [derive_seed(0, "missing", missing, number, int(row)) for row in rows[part]]
             found = sample_scans(
-                denoiser,
-                condition,
-                seeds,
-                shape=run.spec.shape,
-                solver=SolverOptions(steps=16),
-                guidance=GuidanceOptions(),
+                denoiser, condition, seeds, shape=run.spec.shape, solver=solver, guidance=GuidanceOptions()
             )
             made[number, part] = found[:, missing].numpy()
     return made
@@ -104,22 +89,22 @@ def of_class(prepared: PreparedCohort, rows: np.ndarray, missing: int) -> np.nda
 
 
 def of_pixels(prepared: PreparedCohort, rows: np.ndarray, missing: int) -> np.ndarray:
-    """Return what boosted trees tell of each pixel from the given contrasts around it."""
+    """Return what boosted trees predict of each pixel from the observed contrasts around it."""
     train_rows = prepared.indices("train")
     values = np.asarray(prepared.scans[train_rows, missing], dtype=np.float32).ravel()
     seen = _neighbourhoods(prepared, train_rows, missing)
     some = numpy_generator(0, "missing pixels").permutation(len(values))[:_PIXELS]
     trees = HistGradientBoostingRegressor(max_iter=300, random_state=0).fit(seen[some], values[some])
-    told = trees.predict(_neighbourhoods(prepared, rows, missing))
-    return np.clip(told.reshape(len(rows), *prepared.scans.shape[2:]), -1, 1)
+    found = trees.predict(_neighbourhoods(prepared, rows, missing))
+    return np.clip(found.reshape(len(rows), *prepared.scans.shape[2:]), -1, 1)
 
 
 def _neighbourhoods(prepared: PreparedCohort, rows: np.ndarray, missing: int) -> np.ndarray:
-    """Return `(pixels, features)`: the given contrasts at each pixel and its eight neighbours, and where it lies."""
-    given = [channel for channel in range(prepared.scans.shape[1]) if channel != missing]
-    scans = np.asarray(prepared.scans[rows], dtype=np.float32)[:, given]
+    """Return `(pixels, features)`: the observed contrasts at each pixel and its eight neighbours, and where it lies."""
+    observed = [channel for channel in range(prepared.scans.shape[1]) if channel != missing]
+    scans = np.asarray(prepared.scans[rows], dtype=np.float32)[:, observed]
     moved = [shift(scans, (0, 0, down, right), order=0, mode="nearest") for down in (-1, 0, 1) for right in (-1, 0, 1)]
-    columns = [each[:, channel].ravel() for each in moved for channel in range(len(given))]
+    columns = [each[:, channel].ravel() for each in moved for channel in range(len(observed))]
     place = np.indices(scans.shape[2:]).reshape(2, -1)
     return np.stack([*columns, *(np.tile(axis, len(rows)) for axis in place)], axis=1)
 

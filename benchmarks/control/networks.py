@@ -1,4 +1,4 @@
-"""A segmentation network for the benchmarks of control: how it is trained and what it finds."""
+"""The segmentation network of the control benchmarks: training and prediction."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from monai.networks.nets import UNet
 
 import medsynth
 from medsynth.cohorts import PreparedCohort, prepare_cohort
+from medsynth.config import Loading
 from medsynth.runs import Run
 from medsynth.seeds import numpy_generator
 
@@ -24,7 +25,7 @@ def read_scans(path: Path, run: Run, cache: Path) -> PreparedCohort:
         intensity=run.spec.intensity,
         classes=run.spec.classes,
         mask=True,
-        cache_dir=cache,
+        loading=Loading(cache_dir=cache),
     )
 
 
@@ -70,7 +71,7 @@ def train_network(
 
 @torch.inference_mode()
 def predict(network: torch.nn.Module, scans: np.ndarray) -> np.ndarray:
-    """Return how likely each voxel of scans `(N, C + 1, *spatial)` is in the lesion, `(N, *spatial)`; the masks are not seen."""
+    """Return the lesion probability of each voxel, `(N, *spatial)`, of scans `(N, C + 1, *spatial)`, whose masks are not used."""
     parts = []
     for start in range(0, len(scans), 16):
         part = torch.from_numpy(np.asarray(scans[start : start + 16, :-1], dtype=np.float32))

@@ -1,9 +1,9 @@
 """Does a set with masks train segmentation? Dice on real test scans of networks trained on real, synthetic, and both.
 
-    python -m benchmarks.control.segmentation --run RUN --cohort COHORT.csv --synthetic SET --result OUT.json
+    python -m benchmarks.control.segmentation --run RUN --cohort COHORT.csv --synthetic SET --cache CACHE --result OUT.json
 
-MONAI's UNet, Dice and cross-entropy loss, the same steps for every arm, several seeds; scans on the run's grid. Only scans with a
-mask count. The mean Dice of a scan over the seeds is compared in pairs; intervals are bootstraps over test patients.
+MONAI's UNet, Dice and cross-entropy loss, equal steps for every arm, several seeds; scans on the run's grid, only those with a
+lesion. The mean Dice of a scan over the seeds is compared in pairs; intervals are bootstraps over test patients.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def main() -> None:
     parser.add_argument("--cohort", type=Path, required=True)
     parser.add_argument("--synthetic", type=Path, required=True, help="a set of the run with masks")
     parser.add_argument("--cache", type=Path, required=True)
-    parser.add_argument("--scarce", type=int, default=0, help="real training scans to use at the most; 0 uses all")
+    parser.add_argument("--scarce", type=int, default=0, help="real training scans at most; 0 for all")
     parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--seeds", type=int, default=3)

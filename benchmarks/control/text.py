@@ -3,10 +3,10 @@
     python -m benchmarks.control.text --scans lung_nodules --out runs/text --result benchmarks/results/control_text.json
 
 Every training nodule gets a sentence from its diameter and texture, in one of 30 wordings. One class holds all nodules, so that
-what a scan shows is controlled by the condition alone. One run learns diameter and texture as attributes and the sentence as text,
-each hidden at random, and then makes scans three ways: from attributes, from sentences in wordings of the training, and from
-sentences in 20 wordings that no training scan had. The measuring device of `benchmarks.control.attributes`, which sees real scans
-alone, reads diameter and kind (solid or subsolid) from them.
+what a scan shows is controlled by the condition alone. One run learns diameter and texture as attributes and the sentence as
+text, each hidden at random, and then makes scans three ways: from attributes, from sentences in wordings of the training, and
+from sentences in 20 wordings that no training scan had. The networks of `benchmarks.control.attributes`, which see real scans
+only, read diameter and kind (solid or subsolid) from them.
 """
 
 from __future__ import annotations
@@ -125,7 +125,10 @@ def make_scans(
     made = []
     for number, (diameter, label) in enumerate(wishes):
         asked: dict[str, Any] = (
-            {"where": f"diameter_mm={diameter - 0.5}..{diameter + 0.5},texture={textures[label]}", "where_from": "ranges"}
+            {
+                "where": f"diameter_mm={diameter - 0.5}..{diameter + 0.5},texture={textures[label]}",
+                "where_from": "ranges",
+            }
             if wordings is None
             else {"text": say(wordings[number % len(wordings)], diameter, label)}
         )
@@ -139,7 +142,9 @@ def main() -> None:
     """Train, sample, measure, print and write."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--scans", type=Path, required=True, help="folder of the lung nodules with labels.csv")
-    parser.add_argument("--out", type=Path, required=True, help="folder for cohort and run; an interrupted call goes on there")
+    parser.add_argument(
+        "--out", type=Path, required=True, help="folder for cohort and run; an interrupted call goes on there"
+    )
     parser.add_argument("--max_steps", type=int, default=2000)
     parser.add_argument("--count", type=int, default=120, help="scans of each way of asking")
     parser.add_argument("--solver_steps", type=int, default=10)
@@ -195,7 +200,9 @@ def main() -> None:
     write_json(arguments.result, result)
     for name in ("real test scans", *ways):
         shown = {key: one for key, one in result[name].items() if key != "scans"}
-        figures = ", ".join(f"{key} {one['value']:.2f} ({one['low']:.2f} to {one['high']:.2f})" for key, one in shown.items())
+        figures = ", ".join(
+            f"{key} {one['value']:.2f} ({one['low']:.2f} to {one['high']:.2f})" for key, one in shown.items()
+        )
         print(f"{name} (n = {result[name]['scans']}): {figures}")
 
 

@@ -1,10 +1,10 @@
 """The chosen candidates on test scans: several draws of the rare patients, several generators of each.
 
-    python -m benchmarks.rare_class.confirm --scans ../chest_xray --out runs/rare_class --candidate "against 2.5" --share 0.5
+    python -m benchmarks.rare_class.confirm --scans ../chest_xray --out runs/rare_class --candidate "against 2.5"
 
-Each set is evaluated whole (`medsynth evaluate`: privacy gate, probe tier, ceiling of all real rare scans), with the one
-synthetic arm that is named here, so that ten validation patients choose the baseline alone. Prints a line a set, and the mean
-over sets with an interval over draws and test patients. Test scans are read here only, and not with `--development`, which
+Each set is evaluated as a whole (`medsynth evaluate`: privacy gate, probe tier, ceiling of all real rare scans), with the one
+synthetic arm that is named here, so that ten validation patients choose only the baseline. Prints a line for each set, and the
+mean over sets with an interval over draws and test patients. Test scans are read here only, and not with `--development`, which
 takes development scans instead. `--tier full` trains classifiers on pixels. Finished reports are kept.
 """
 
@@ -18,19 +18,19 @@ from typing import Any
 import numpy as np
 
 import medsynth
-from benchmarks.downstream_table import shown
 from benchmarks.machine import describe_machine
+from benchmarks.markdown import head_of, row_of, shown
 from benchmarks.rare_class.candidates import OPTIONS, Setting, candidates
 from benchmarks.rare_class.cohorts import Draw, make_draw
 from benchmarks.rare_class.making import make_set, train_common, train_rare
-from medsynth.config import ClassifierOptions, DownstreamOptions, ProbeOptions
+from medsynth.config import DownstreamOptions
 from medsynth.files import write_json
 from medsynth.measures.classification import ranking_metrics
 from medsynth.measures.statistics import Resamples
 from medsynth.seeds import numpy_generator
 
 FIGURES = ("auroc", "auprc", "sensitivity")
-_CHOSEN = ("candidate", "arm", "share", "patients", "tier", "steps", "development")
+_CHOSEN = ("candidate", "arm", "share", "patients", "tier", "development")
 
 
 def read_row(path: Path) -> dict[str, Any]:
@@ -41,9 +41,9 @@ def read_row(path: Path) -> dict[str, Any]:
     arms = {arm["name"]: {name: arm["test"][name] for name in FIGURES} for arm in tier["arms"]}
     against = {each["against"]: each["figures"] for each in tier["differences"]}
     return {
-        "privacy": privacy and report["verdict"]["privacy"]["reading"],
+        "privacy": privacy and report["verdict"]["privacy"]["verdict"],
         "flagged": [sum(row[name] for row in privacy["rows"]) for name in ("flagged", "judged")] if privacy else None,
-        "reading": report["verdict"]["downstream"]["reading"],
+        "verdict": report["verdict"]["downstream"]["verdict"],
         "baseline": tier["baseline"],
         "synthetic": tier["synthetic"],
         "gain_ci": {name: against["strongest cheap baseline"][name] for name in FIGURES},
@@ -118,7 +118,6 @@ def main() -> None:
     parser.add_argument("--share", type=float, default=0.25)
     parser.add_argument("--patients", type=int, default=40)
     parser.add_argument("--tier", choices=("probe", "full"), default="probe")
-    parser.add_argument("--steps", type=int, default=600, help="of a classifier on pixels")
     parser.add_argument("--development", action="store_true", help="judge on development scans, not on test scans")
     parser.add_argument("--draws", type=int, default=3)
     parser.add_argument("--generators", type=int, default=2)
@@ -128,17 +127,15 @@ def main() -> None:
     candidate = next(each for each in candidates(setting) if each.name == arguments.candidate)
     rows: list[dict[str, Any]] = []
     scores: list[tuple[int, np.ndarray, np.ndarray]] = []
-    print(
-        "| draw | generator | gate | flagged | baseline | Δ AUROC | Δ AUPRC | Δ sensitivity | ceiling Δ AUROC | verdict |"
-    )
-    print("|---|---|---|---|---|---|---|---|---|---|")
+    columns = ["draw", "generator", "gate", "flagged", "baseline", "Δ AUROC", "Δ AUPRC", "Δ sensitivity"]
+    print(head_of([*columns, "ceiling Δ AUROC", "verdict"]))
     for seed in range(arguments.generators):
         for number in range(arguments.draws):
             draw = make_draw(arguments.scans, setting.rare, arguments.patients, number, arguments.out / "cohorts")
             # One common stage: what differs between generators is the rare stage.
             common = train_common(setting, draw.few, 0, arguments.out)
             run = train_rare(setting, candidate, draw.few, common, seed, arguments.out)
-            made = make_set(setting, candidate, draw.few, run, seed, arguments.out)
+            made = make_set(setting, candidate, run, seed, arguments.out)
             report = made.parent / _report_name(arguments)
             if not (report / "report.json").is_file():
                 _evaluate(setting, draw, made, report, arguments)
@@ -160,12 +157,12 @@ def main() -> None:
             arguments.result,
             describe_machine()
             | chosen
-            | {"setting": vars(setting), "size": OPTIONS["grid"].size, "gain_ci": whole, "rows": rows},
+            | {"setting": vars(setting), "size": OPTIONS["grid"]["size"], "gain_ci": whole, "rows": rows},
         )
 
 
 def _test_scans(setting: Setting, arguments: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Which test scans are rare, and whose they are: no draw changes them."""
+    """Which test scans are rare, and their patients: no draw changes them."""
     draw = make_draw(arguments.scans, setting.rare, arguments.patients, 0, arguments.out / "cohorts")
     test = medsynth.read_cohort(draw.few).select(split="test").rows
     return np.array([row.label == setting.rare for row in test]), np.array([row.patient_id for row in test])
@@ -174,7 +171,7 @@ def _test_scans(setting: Setting, arguments: Any) -> tuple[np.ndarray, np.ndarra
 def _report_name(arguments: Any) -> str:
     name = f"report_{arguments.arm}_{arguments.share:g}"
     if arguments.tier == "full":
-        name += f"_full_{arguments.steps}"
+        name += "_full"
     return f"{name}_development" if arguments.development else name
 
 
@@ -193,21 +190,18 @@ def _evaluate(setting: Setting, draw: Draw, made: Path, report: Path, arguments:
             shares=(arguments.share,),
             arms=(arguments.arm,),
             tier=arguments.tier,
-            probe=ProbeOptions(copies=1),
-            classifier=ClassifierOptions(networks=("densenet",), steps=arguments.steps, finalists=2),
+            networks=("densenet",),
         ),
     )
 
 
 def _line(row: dict[str, Any]) -> str:
-    gains = " | ".join(shown(row["gain_ci"][name], sign=True) for name in FIGURES)
+    gains = [shown(row["gain_ci"][name], sign=True) for name in FIGURES]
     ceiling = row["arms"].get("ceiling", {}).get("auroc", {}).get("value", float("nan"))
     room = ceiling - row["arms"][row["baseline"]]["auroc"]["value"]
     flagged = "{} of {}".format(*row["flagged"]) if row["flagged"] else "not judged"
-    return (
-        f"| {row['draw']} | {row['generator']} | {row['privacy']} | {flagged} | {row['baseline']} | {gains} | {room:+.3f} | "
-        f"{row['reading']} |"
-    )
+    facts = [str(row["draw"]), str(row["generator"]), str(row["privacy"]), flagged, row["baseline"]]
+    return row_of([*facts, *gains, f"{room:+.3f}", row["verdict"]])
 
 
 if __name__ == "__main__":

@@ -3,9 +3,9 @@
     python -m benchmarks.rare_class.nodules --scans ../lung_nodules --out runs/nodules --result nodules.json
 
 A fold's generator begins on solid nodules, learns both classes from there, and samples subsolid ones away from solid ones, as
-`rare_class_2d` does with pictures; the set is evaluated whole (privacy gate, probe tier) with the one synthetic arm and share
-that pictures have chosen. Nothing is chosen here. Prints a line a fold, and the mean over folds with an interval over test
-patients. Finished parts are kept; `--folds 0,1` does a part of them.
+`rare_class_2d` does with pictures; the set is evaluated as a whole (privacy gate, probe tier) with the synthetic arm and share
+that were chosen on pictures. Nothing is chosen here. Prints a line for each fold, and the mean over folds with an interval over
+test patients. Finished parts are kept; `--folds 0,1` runs only these.
 """
 
 from __future__ import annotations
@@ -20,19 +20,12 @@ import numpy as np
 from sklearn.model_selection import StratifiedGroupKFold
 
 import medsynth
-from benchmarks.downstream_table import shown
 from benchmarks.machine import describe_machine
+from benchmarks.markdown import head_of, row_of, shown
 from benchmarks.rare_class.candidates import SOLVER
 from benchmarks.rare_class.confirm import FIGURES, ranked, read_row, read_scores
 from medsynth.cohorts import write_cohort
-from medsynth.config import (
-    BalanceOptions,
-    DownstreamOptions,
-    GuidanceOptions,
-    MonitorOptions,
-    ProbeOptions,
-    StartOptions,
-)
+from medsynth.config import DownstreamOptions, GuidanceOptions
 from medsynth.files import write_json
 from medsynth.measures.statistics import Resamples
 from medsynth.seeds import derive_seed, numpy_generator
@@ -81,10 +74,10 @@ def run_fold(cohort: Path, arguments: argparse.Namespace) -> Path:
     )
     second = options | {
         "max_steps": rare_steps,
-        "start": StartOptions(run=str(common.folder)),
-        "balance": BalanceOptions(exponent=0.0),
-        "optimiser": replace(options["optimiser"], learning_rate=3e-4, warmup_steps=min(50, rare_steps)),
-        "monitor": MonitorOptions(validate_every=0, preview_every=rare_steps, checkpoint_every=50, preview_scans=6),
+        "start": common.folder,
+        "balance": 0.0,
+        "optimiser": options["optimiser"] | {"learning_rate": 3e-4, "warmup_steps": min(50, rare_steps)},
+        "monitor": {"validate_every": 0, "preview_every": rare_steps, "checkpoint_every": 50},
     }
     run = medsynth.train(**second, cohort=cohort, out=folder / "run")
     guidance = GuidanceOptions(scale=2.5, sigma_low=0.5, sigma_high=20.0, against=f"{RARE}={COMMON},{COMMON}={RARE}")
@@ -93,7 +86,8 @@ def run_fold(cohort: Path, arguments: argparse.Namespace) -> Path:
         count=arguments.count,
         out=folder / "synthetic",
         guidance=guidance,
-        solver=replace(SOLVER, precision=arguments.precision),
+        solver=SOLVER,
+        precision=arguments.precision,
     )
     report = folder / "report"
     if not (report / "report.json").is_file():
@@ -103,7 +97,7 @@ def run_fold(cohort: Path, arguments: argparse.Namespace) -> Path:
             run=run.folder,
             out=report,
             parts=("privacy", "downstream"),
-            downstream=DownstreamOptions(rare_class=RARE, shares=(SHARE,), arms=(ARM,), probe=ProbeOptions(copies=1)),
+            downstream=DownstreamOptions(rare_class=RARE, shares=(SHARE,), arms=(ARM,)),
         )
     return report
 
@@ -141,9 +135,8 @@ def main() -> None:
     parser.add_argument("--result", type=Path, help="JSON to write")
     arguments = parser.parse_args()
     rows, folds = [], []
-    print(
-        "| fold | gate | flagged | baseline | Δ AUROC | Δ AUPRC | Δ sensitivity | verdict |\n|---|---|---|---|---|---|---|---|"
-    )
+    columns = ["fold", "gate", "flagged", "baseline", "Δ AUROC", "Δ AUPRC", "Δ sensitivity", "verdict"]
+    print(head_of(columns))
     for fold in [int(part) for part in arguments.folds.split(",")]:
         cohort = make_fold(arguments.scans, fold, arguments.out)
         report = run_fold(cohort, arguments)
@@ -159,9 +152,9 @@ def main() -> None:
                 np.array([each.patient_id for each in test]),
             )
         )
-        gains = " | ".join(shown(row["gain_ci"][name], sign=True) for name in FIGURES)
+        gains = [shown(row["gain_ci"][name], sign=True) for name in FIGURES]
         flagged = "{} of {}".format(*row["flagged"])
-        print(f"| {fold} | {row['privacy']} | {flagged} | {row['baseline']} | {gains} | {row['reading']} |", flush=True)
+        print(row_of([str(fold), row["privacy"], flagged, row["baseline"], *gains, row["verdict"]]), flush=True)
     whole = over_folds(folds)
     figures = ", ".join(f"Δ {name} {shown(whole[name], sign=True)}" for name in FIGURES[:2])
     print(f"over {whole['folds']} folds: {figures}")

@@ -23,18 +23,19 @@ from sklearn.metrics import roc_auc_score
 from tqdm import tqdm
 
 import medsynth
-from benchmarks.downstream_table import shown
 from benchmarks.machine import describe_machine
+from benchmarks.markdown import head_of, row_of, shown
 from benchmarks.rare_class.candidates import OPTIONS, Candidate, Setting, candidates
 from benchmarks.rare_class.cohorts import Draw, make_draw
 from benchmarks.rare_class.making import make_set, train_common, train_rare
 from medsynth.cohorts import PreparedCohort, prepare_cohort
-from medsynth.config import DownstreamOptions, ProbeOptions
+from medsynth.config import GridOptions, IntensityOptions, Loading
+from medsynth.evaluation.downstream import Settings, make_task
 from medsynth.evaluation.downstream.arms import Arm, Table, baseline_arms, duplicate_control, synthetic_arms
+from medsynth.evaluation.downstream.experiment import ProbeSettings
 from medsynth.evaluation.downstream.judging import Comparer, estimate_dict
 from medsynth.evaluation.downstream.probe import ProbeData, train_probe
-from medsynth.evaluation.downstream.scoring import ScoreBook
-from medsynth.evaluation.downstream.task import make_task
+from medsynth.evaluation.downstream.tiers import ScoreBook
 from medsynth.evaluation.features import cached_features
 from medsynth.files import write_json
 from medsynth.measures.distances import Projection, kernel_distance
@@ -42,15 +43,16 @@ from medsynth.measures.features import EfficientNetLite0
 from medsynth.measures.neighbours import nearest_distances
 
 SHARES = (0.25, 0.5)
+SEEDS = 10
 
 
 def prepare(cohort: Path) -> tuple[PreparedCohort, np.ndarray]:
     """Return a cohort on the grid of the experiment and its features."""
     prepared = prepare_cohort(
         medsynth.read_cohort(cohort),
-        grid=OPTIONS["grid"],
-        intensity=OPTIONS["intensity"],
-        progress=False,
+        grid=GridOptions(**OPTIONS["grid"]),
+        intensity=IntensityOptions(**OPTIONS["intensity"]),
+        loading=Loading(progress=False),
     )
     return prepared, cached_features(prepared, EfficientNetLite0(), folder=cohort.parent / ".medsynth_cache")
 
@@ -76,7 +78,7 @@ def class_signal(setting: Setting, draw: Draw, synthetic: PreparedCohort, featur
     """
     real, known = prepare(draw.everything)
     chosen = real.indices(split="train")
-    axes = Projection.fit(known[chosen], ProbeOptions().components)
+    axes = Projection.fit(known[chosen], ProbeSettings.components)
     head = LogisticRegression(C=0.01, max_iter=2000, class_weight="balanced")
     head.fit(axes.project(known[chosen]), real.labels[chosen] == real.classes.index(setting.rare))
     rare = synthetic.labels == synthetic.classes.index(setting.rare)
@@ -87,30 +89,28 @@ def judge(setting: Setting, draw: Draw, made: Path) -> dict[str, Any]:
     """Return what a set is worth on the development scans."""
     real, real_features = prepare(draw.development)
     synthetic, synthetic_features = prepare(made)
-    # Without augmented copies: their features take the longest.
-    options = DownstreamOptions(rare_class=setting.rare, seeds=10, probe=ProbeOptions(copies=0))
-    task = make_task(real, synthetic, rare_class=setting.rare)
+    task, settings = make_task(real, synthetic, rare_class=setting.rare), Settings()
     table = Table.of(task)
-    data = ProbeData.of(task, table, real_features, synthetic_features, None, components=options.probe.components)
-    with tqdm(disable=True) as bar:
-        book = ScoreBook(
-            folder=None, key="", seeds=options.seeds, sizes=(len(task.validation.rows), len(task.test.rows)),
-            train=lambda arm, repeats: train_probe(task, table, data, arm, options=options, seed=0, repeats=repeats),
-            together=True, bar=bar,
-        )  # fmt: skip
-        baselines = baseline_arms(augment=False)
-        book.run(baselines)
-        comparer = Comparer(task, book.scores, options=options, seed=0)
+    data = ProbeData.of(task, table, [real_features, synthetic_features], components=settings.probe.components)
+    book = ScoreBook(
+        folder=None, key="", seeds=SEEDS, sizes=(len(task.validation.rows), len(task.test.rows)),
+        train=lambda arm, repeats: train_probe(task, table, data, arm, seed=0, repeats=repeats, settings=settings),
+        together=True, bar=tqdm(disable=True),
+    )  # fmt: skip
+    # Without augmented copies: their features take the longest.
+    baselines = baseline_arms(augment=False)
+    book.run(baselines)
+    comparer = Comparer(task, book.scores, seeds=SEEDS, settings=settings, seed=0)
 
-        def auroc(arm: Arm) -> float:
-            return comparer.figures(arm.name)["auroc"].estimate().value
+    def auroc(arm: Arm) -> float:
+        return comparer.figures(arm.name)["auroc"].estimate().value
 
-        baseline = max(baselines, key=auroc)
-        arms = synthetic_arms(baseline.recipe, SHARES, common=True)
-        book.run(arms)
-        best = max(arms, key=auroc)
-        control = duplicate_control(best)
-        book.run([control])
+    baseline = max(baselines, key=auroc)
+    arms = synthetic_arms(baseline.recipe, SHARES, common=True)
+    book.run(arms)
+    best = max(arms, key=auroc)
+    control = duplicate_control(best)
+    book.run([control])
     differences = {
         arm.name: {
             name: estimate_dict(each) for name, each in comparer.difference(arm.name, baseline.name).estimates.items()
@@ -145,10 +145,8 @@ def main() -> None:
     draw = make_draw(arguments.scans, setting.rare, 40, 0, arguments.out / "cohorts")
     common = train_common(setting, draw.few, 0, arguments.out)
     rows = []
-    print(
-        "| candidate | nearest / development | KID x 1000 | class signal | best arm | Δ AUROC (95 %) | Δ AUPRC (95 %) |"
-    )
-    print("|---|---|---|---|---|---|---|")
+    columns = ["candidate", "nearest / development", "KID x 1000", "class signal", "best arm"]
+    print(head_of([*columns, "Δ AUROC (95 %)", "Δ AUPRC (95 %)"]))
     for candidate in candidates(setting):
         if arguments.only and candidate.name not in arguments.only:
             continue
@@ -158,7 +156,7 @@ def main() -> None:
     if arguments.result:
         write_json(
             arguments.result,
-            describe_machine() | {"setting": vars(setting), "size": OPTIONS["grid"].size, "rows": rows},
+            describe_machine() | {"setting": vars(setting), "size": OPTIONS["grid"]["size"], "rows": rows},
         )
 
 
@@ -168,7 +166,7 @@ def _judged(setting: Setting, candidate: Candidate, draw: Draw, common: Any, out
         return json.loads(stored.read_text())
     began = time.perf_counter()
     run = train_rare(setting, candidate, draw.few, common, 0, out)
-    made = make_set(setting, candidate, draw.few, run, 0, out)
+    made = make_set(setting, candidate, run, 0, out)
     row = {"name": candidate.name, "about": candidate.about, "run": run.fingerprint[:16]} | judge(setting, draw, made)
     row["seconds"] = time.perf_counter() - began
     write_json(stored, row)
@@ -180,11 +178,16 @@ def _line(row: dict[str, Any]) -> str:
     ratio = near["synthetic_median"] / near["development_median"]
     low = near["synthetic_p5"] / near["development_p5"]
     other = row["differences"][row["best"]]["auprc"]
-
-    return (
-        f"| {row['name']} ({row['about']}) | {ratio:.2f} (p5 {low:.2f}) | {1000 * row['kid']:.0f} | "
-        f"{row['class_signal']:.3f} | {row['best']} | "
-        f"{shown(gain, sign=True)} | {shown(other, sign=True)} |"
+    return row_of(
+        [
+            f"{row['name']} ({row['about']})",
+            f"{ratio:.2f} (p5 {low:.2f})",
+            f"{1000 * row['kid']:.0f}",
+            f"{row['class_signal']:.3f}",
+            row["best"],
+            shown(gain, sign=True),
+            shown(other, sign=True),
+        ]
     )
 
 

@@ -30,7 +30,7 @@ from benchmarks.machine import describe_machine
 from benchmarks.speed import compare
 from benchmarks.speed.methods import Clock
 from medsynth.cohorts import Cohort, Row, ScanDataset, prepare_cohort, write_cohort
-from medsynth.config import BalanceOptions, GridOptions, IntensityOptions
+from medsynth.config import GridOptions, IntensityOptions, Loading, TrainOptions
 from medsynth.files import write_json
 from medsynth.scans import Scan, write_scan
 from medsynth.training import StepSampler, class_shares
@@ -86,8 +86,7 @@ def measure_scans(scans: int, folder: Path) -> dict[str, Any]:
     options: dict[str, Any] = {
         "grid": GridOptions(size=_SIDE),
         "intensity": IntensityOptions(method="range", low=0, high=255),
-        "cache_dir": folder / "cache",
-        "progress": False,
+        "loading": Loading(cache_dir=folder / "cache", progress=False),
     }
     resting = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     reading = clock.seconds(lambda: medsynth.read_cohort(path))
@@ -100,7 +99,7 @@ def measure_scans(scans: int, folder: Path) -> dict[str, Any]:
     labels = prepared.labels[rows]
 
     def sampler() -> StepSampler:
-        shares = class_shares(np.bincount(labels, minlength=len(prepared.classes)), BalanceOptions())
+        shares = class_shares(np.bincount(labels, minlength=len(prepared.classes)), TrainOptions.balance)
         return StepSampler(labels, shares=shares, batch_size=_BATCH, total_steps=_BATCHES, seed=0)
 
     return {

@@ -4,7 +4,7 @@
         --levels 20:80:0.002,20:80:0.02 --work work/levels --out benchmarks/results/noise_levels.json --name "phantom, Haar stem"
 
 `--levels` are steps, first and last level. The Fréchet distance is that of `benchmarks.speed.steps`. *Detail* is the power of the
-new scans over that of real ones in the upper quarter of frequencies below the Nyquist frequency: a large last level takes away
+new scans over that of real ones in the upper quarter of frequencies below the Nyquist frequency: a large last level removes
 what is finer than it. Results of several runs share the file; one of the same name is replaced.
 """
 
@@ -18,18 +18,20 @@ from typing import Any
 
 import medsynth
 from benchmarks.machine import describe_machine
+from benchmarks.markdown import head_of, row_of
 from benchmarks.speed.steps import compare, make_features, read_reals
-from medsynth.config import FeatureOptions, SolverOptions
+from medsynth.config import FeatureOptions
+from medsynth.diffusion import Solver
 from medsynth.files import write_json
 from medsynth.measures.extractors import open_extractor
 
 
-def levels(text: str) -> list[SolverOptions]:
+def levels(text: str) -> list[Solver]:
     """Return the solvers of `steps:first:last` separated by commas."""
     found = []
     for part in text.split(","):
         steps, first, last = part.split(":")
-        found.append(SolverOptions(name="dpmpp_2m", steps=int(steps), sigma_max=float(first), sigma_min=float(last)))
+        found.append(Solver(name="dpmpp_2m", steps=int(steps), sigma_max=float(first), sigma_min=float(last)))
     return found
 
 
@@ -50,7 +52,7 @@ def main() -> None:
     extractor = open_extractor(FeatureOptions())
     reals = read_reals(run, arguments.real, arguments.splits.split(","), extractor, arguments.work)
     rows: list[dict[str, Any]] = []
-    print("| steps | sigma | FD-Lite0 | detail |\n|---|---|---|---|")
+    print(head_of(["steps", "sigma", "FD-Lite0", "detail"]))
     for solver in arguments.levels:
         made, facts = make_features(
             run, solver, reals.sizes, extractor, arguments.work, batch_size=arguments.batch_size
@@ -62,21 +64,20 @@ def main() -> None:
             detail = float((facts["power"] / reals.power)[upper].mean())
         chosen = {"steps": solver.steps, "sigma_max": solver.sigma_max, "sigma_min": solver.sigma_min}
         rows.append(chosen | {"fd": dataclasses.asdict(distance), "detail": detail})
-        told = "–" if detail is None else f"{detail:.2f}"
+        interval = f"{distance.value:.1f} ({distance.low:.1f} to {distance.high:.1f})"
+        levels_used = f"{solver.sigma_max:g} to {solver.sigma_min:g}"
         print(
-            f"| {solver.steps} | {solver.sigma_max:g} to {solver.sigma_min:g} | {distance.value:.1f} ({distance.low:.1f} to "
-            f"{distance.high:.1f}) | {told} |",
-            flush=True,
+            row_of([str(solver.steps), levels_used, interval, "–" if detail is None else f"{detail:.2f}"]), flush=True
         )
-    known = json.loads(arguments.out.read_text())["runs"] if arguments.out.exists() else {}
-    known[arguments.name] = describe_machine() | {
+    known = json.loads(arguments.out.read_text()) if arguments.out.exists() else {"runs": {}}
+    known["runs"][arguments.name] = describe_machine() | {
         "steps_trained": run.steps,
         "shape": run.spec.shape,
         "splits": arguments.splits,
         "scans_a_side": sum(reals.sizes),
         "rows": rows,
     }
-    write_json(arguments.out, {"runs": known})
+    write_json(arguments.out, known)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import shutil
 import time
 from collections.abc import Callable, Mapping
@@ -15,8 +14,10 @@ import numpy as np
 import torch
 
 import medsynth
+from medsynth.api.parser import parse_values
 from medsynth.cohorts import PreparedCohort, prepare_cohort
-from medsynth.config import SolverOptions
+from medsynth.config import TrainOptions
+from medsynth.training import train_run
 
 
 class Solver(NamedTuple):
@@ -46,20 +47,27 @@ class Setting:
     folder: Path
     seed: int = 0
 
-    def options(self) -> dict[str, Any]:
-        """Return the options of `medsynth train`, on this grid and with this batch."""
-        options = medsynth.load_config(self.config)
-        return options | {"grid": replace(options["grid"], size=self.size), "batch_size": self.batch_size}
+    def options(self) -> TrainOptions:
+        """Return the options of a training on this grid with this batch."""
+        values = medsynth.load_config(self.config)
+        changed = {
+            "grid": values["grid"] | {"size": self.size},
+            "batch_size": self.batch_size,
+            "cohort": str(self.cohort),
+            "out": str(self.folder / "run"),
+            "cache_dir": str(self.folder.parent / "cache"),
+            "seed": self.seed,
+            "accelerator": "gpu" if self.device == "cuda" else "cpu",
+            "progress": False,
+        }
+        options: TrainOptions = parse_values("train", values | changed)
+        return options
 
     def prepare(self) -> PreparedCohort:
         """Return all scans on the grid, from a cache where there is one."""
         options = self.options()
         return prepare_cohort(
-            medsynth.read_cohort(self.cohort),
-            grid=options["grid"],
-            intensity=options["intensity"],
-            cache_dir=self.folder.parent / "cache",
-            progress=False,
+            medsynth.read_cohort(self.cohort), grid=options.grid, intensity=options.intensity, loading=options
         )
 
 
@@ -89,7 +97,7 @@ class Method(Protocol):
 
 
 class Medsynth:
-    """medsynth as its verbs use it: `medsynth.train` and `medsynth.generate`, with start-up, checkpoint and loading."""
+    """medsynth as its verbs use it, with start-up, checkpoint and loading."""
 
     stem = "haar"
     solvers: tuple[Solver, ...] = tuple(Solver("dpmpp_2m", steps) for steps in (7, 20, 10, 5, 4))
@@ -99,16 +107,19 @@ class Medsynth:
     noise_means: ClassVar[Mapping[int, float]] = MappingProxyType({32: -1.6})
 
     def __init__(self, setting: Setting) -> None:
-        importlib.import_module("medsynth.training")  # as with peers, loading the library is no part of training
         self._setting = setting
         self._out = setting.folder / "run"
         options = setting.options()
-        monitor = replace(options["monitor"], validate_every=0, preview_every=0)
-        network = replace(options["network"], stem=self.stem)
-        noise = options["noise"]
+        noise = options.noise
         if setting.rank == 2:
             noise = replace(noise, mean=self.noise_means.get(setting.size, noise.mean))
-        self._options = options | {"monitor": monitor, "network": network, "noise": noise}
+        self._options = replace(
+            options,
+            preflight="off",
+            monitor=replace(options.monitor, validate_every=0, preview_every=0),
+            network=replace(options.network, stem=self.stem),
+            noise=noise,
+        )
 
     @property
     def parameters(self) -> int:
@@ -119,17 +130,9 @@ class Medsynth:
     def train(self, steps: int) -> None:
         """Train with nothing to look at on the way and one checkpoint, at the end."""
         shutil.rmtree(self._out, ignore_errors=True)
-        monitor = replace(self._options["monitor"], log_every=steps, checkpoint_every=steps)
-        medsynth.train(
-            **self._options | {"max_steps": steps, "monitor": monitor},
-            cohort=self._setting.cohort,
-            out=self._out,
-            cache_dir=self._setting.folder.parent / "cache",
-            seed=self._setting.seed,
-            accelerator="gpu" if self._setting.device == "cuda" else "cpu",
-            preflight="off",
-            progress=False,
-        )
+        monitor = replace(self._options.monitor, log_every=steps, checkpoint_every=steps)
+        options = replace(self._options, max_steps=steps, monitor=monitor)
+        train_run(medsynth.read_cohort(options.cohort), options)
 
     def draw(self, labels: np.ndarray, solver: Solver, batch: int) -> np.ndarray:
         """Draw scans and bring them from physical units back to [-1, 1]."""
@@ -138,9 +141,9 @@ class Medsynth:
         made = medsynth.generate(
             run,
             count={run.spec.classes[number]: int(count) for number, count in zip(numbers, counts, strict=True)},
-            solver=replace(SolverOptions(), **solver._asdict()),
+            solver=solver._asdict(),
             batch_size=batch,
-            device=self._setting.device,
+            accelerator=self._options.accelerator,
         )
         return np.stack([run.spec.intensity.to_model(each.scan.array) for each in made]).astype(np.float32)
 
@@ -154,7 +157,7 @@ class MedsynthPixel(Medsynth):
 
 
 class Clock:
-    """Seconds: of this process on one core of a processor, so that other jobs on the machine do not count; else of the wall."""
+    """Processor seconds on one core, so that other jobs on the machine do not count; else seconds of the wall clock."""
 
     def __init__(self, device: str) -> None:
         self._cuda = device == "cuda"

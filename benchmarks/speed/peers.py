@@ -22,9 +22,10 @@ from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
 from benchmarks.speed.methods import Medsynth, MedsynthPixel, Method, Setting, Solver
-from medsynth.training.draws import make_optimiser
+from medsynth.training.module import make_optimiser
 
 _TRAIN_STEPS = 1000  # noise levels of all these schedules
+_HEAD_CHANNELS, _LARGEST_GRADIENT = 32, 1.0  # as medsynth has them
 
 
 class Peer(ABC):
@@ -46,7 +47,7 @@ class Peer(ABC):
         self.classes = len(prepared.classes)
         self.shape = tuple(self._scans.shape[1:])
         torch.manual_seed(setting.seed)
-        self.network = self.make_network(self._options["network"]).to(setting.device)
+        self.network = self.make_network(self._options.network).to(setting.device)
         self._averaged = self.network
 
     @property
@@ -68,12 +69,12 @@ class Peer(ABC):
 
     def train(self, steps: int) -> None:
         """Train on batches at random, in the precision of the setting; keep a moving average of the weights."""
-        options = self._options["optimiser"]
+        options = self._options.optimiser
         made = make_optimiser(self.network.parameters(), options, steps)
         optimiser, schedule = made["optimizer"], made["lr_scheduler"]["scheduler"]
         averaged = copy.deepcopy(self.network).requires_grad_(False)
         device = self._scans.device
-        low = self._options["precision"] == "bf16-mixed"
+        low = self._options.precision == "bf16-mixed"
         self.network.train()
         for step in range(steps):
             rows = torch.randint(len(self._scans), (self._setting.batch_size,), device=device)
@@ -81,7 +82,7 @@ class Peer(ABC):
                 loss = self.loss(self._scans[rows], self._labels[rows])
             optimiser.zero_grad()
             loss.backward()
-            nn.utils.clip_grad_norm_(self.network.parameters(), options.gradient_clip)
+            nn.utils.clip_grad_norm_(self.network.parameters(), _LARGEST_GRADIENT)
             optimiser.step()
             schedule.step()
             decay = min(options.ema_decay, (1 + step) / (10 + step))
@@ -117,7 +118,7 @@ def pixel_network(options: Any, shape: tuple[int, ...], classes: int) -> nn.Modu
         attention_levels=options.attention,
         num_res_blocks=options.residual_blocks,
         num_head_channels=[
-            options.head_channels if attends or level == last else 0 for level, attends in enumerate(options.attention)
+            _HEAD_CHANNELS if attends or level == last else 0 for level, attends in enumerate(options.attention)
         ],
         norm_num_groups=options.norm_groups,
         num_class_embeds=classes,
@@ -209,7 +210,7 @@ class Diffusers(Peer):
             block_out_channels=options.channels,
             down_block_types=tuple(kinds),
             up_block_types=tuple(kind.replace("Down", "Up") for kind in reversed(kinds)),
-            attention_head_dim=options.head_channels,
+            attention_head_dim=_HEAD_CHANNELS,
             norm_num_groups=options.norm_groups,
             num_class_embeds=self.classes,
         )
@@ -264,15 +265,16 @@ class DenoisingDiffusion(Peer):
             network: nn.Module = Unguided(
                 dim=width,
                 num_classes=self.classes,
-                cond_drop_prob=self._setting.options()["label_dropout"],
+                cond_drop_prob=self._options.label_dropout,
                 dim_mults=factors,
                 channels=self.shape[0],
             )
             return network
 
-        width = min(
-            range(8, 129, 4), key=lambda width: abs(sum(each.numel() for each in make(width).parameters()) - wanted)
-        )
+        def distance(width: int) -> int:
+            return abs(sum(each.numel() for each in make(width).parameters()) - wanted)
+
+        width = min(range(8, 129, 4), key=distance)
         torch.manual_seed(self._setting.seed)
         diffusion: nn.Module = package.GaussianDiffusion(
             make(width), image_size=self.shape[-1], timesteps=_TRAIN_STEPS, ddim_sampling_eta=0.0
@@ -303,11 +305,8 @@ METHODS: dict[str, Callable[[Setting], Method]] = {
 
 def _load_denoising_diffusion() -> Any:
     """Return the module with the class-conditional model; `ImportError` where the package is missing."""
-    for name in (
-        "accelerate",
-        "ema_pytorch",
-        "torchmetrics",
-    ):  # these look for torchvision and must not find the stand-in
+    # These look for torchvision and must not find the stand-in.
+    for name in ("accelerate", "ema_pytorch", "torchmetrics"):
         importlib.import_module(name)
     missing = {} if find_spec("torchvision") else {
         name: types.ModuleType(name) for name in ("torchvision", "torchvision.transforms", "torchvision.utils")

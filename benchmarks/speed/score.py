@@ -7,8 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from medsynth.evaluation.fidelity.draws import disjoint_halves, half_size, random_picks
-from medsynth.evaluation.fidelity.measured import DISTANCE, Measured
+from medsynth.evaluation.fidelity.comparison import DISTANCE, Measured, disjoint_halves, half_size, random_picks
 from medsynth.measures.distances import Projection, frechet_distance, projected_dims
 from medsynth.seeds import numpy_generator
 

@@ -26,11 +26,12 @@ from torch.utils.flop_counter import FlopCounterMode
 import medsynth
 from benchmarks.machine import describe_machine
 from benchmarks.speed.methods import Clock
+from medsynth.api.parser import parse_values
+from medsynth.config import TrainOptions
 from medsynth.files import write_json
-from medsynth.networks import Denoiser, build_denoiser, build_stem
-from medsynth.networks.condition import Condition
-from medsynth.training.augmentation import Augmentation
-from medsynth.training.draws import make_optimiser
+from medsynth.networks import Condition, Denoiser, build_denoiser, build_stem
+from medsynth.training import Augmentation
+from medsynth.training.module import make_optimiser
 
 _CASES = {"chest_xray_2d": (2, 16), "lung_nodule_3d": (3, 8)}  # configuration: spatial axes, scans of a step
 
@@ -55,10 +56,11 @@ WAYS = {
 def make_step(config: str, way: Way, device: str) -> Callable[[], None]:
     """Return one optimiser step of a configuration, done in a way."""
     rank, batch = _CASES[config]
-    options = medsynth.load_config(config)
-    network, size = options["network"], options["grid"].size
+    options: TrainOptions = parse_values("train", medsynth.load_config(config) | {"cohort": "", "out": ""})
+    network, size = options.network, options.grid.size
+    assert isinstance(size, int)
     bands = build_stem(network).band_count(1, rank)
-    parameters = Augmentation(options["augment"], rank).parameters
+    parameters = Augmentation(options.augment, rank).parameters
     torch.manual_seed(0)
     denoiser: Denoiser = build_denoiser(
         network,
@@ -73,7 +75,7 @@ def make_step(config: str, way: Way, device: str) -> Callable[[], None]:
         layout = torch.channels_last if rank == 2 else torch.channels_last_3d
         denoiser.to(memory_format=layout)  # type: ignore[call-overload]
     called: Any = torch.compile(denoiser, dynamic=False) if way.compiled else denoiser
-    optimiser = make_optimiser(denoiser.parameters(), options["optimiser"], 1000)["optimizer"]
+    optimiser = make_optimiser(denoiser.parameters(), options.optimiser, 1000)["optimizer"]
     scans = torch.rand(batch, 1, *[size] * rank, device=device).contiguous(memory_format=layout)
     sigma = torch.ones(batch, device=device)
     condition = Condition(

@@ -4,11 +4,10 @@
         --splits train,val,test --work work/steps --out benchmarks/results/speed_steps.json \
         --figure docs/images/speed_steps.png
 
-A distilled run is sampled by its own solver, a consistency model with 1, 2 and 4 steps. The claim is that two evaluations of a
-distilled run are no worse than 20 steps of DPM-Solver++ by more than half the width of real against real. Real scans must be
-new to all runs. Every candidate makes as many scans of each class as a half of them has, under the same
-seeds; its KID and Fréchet distance (EfficientNet-Lite0, principal axes) are those of the fidelity table, beside the two halves.
-What has been computed lies in `--work` and is not computed again.
+A distilled run is sampled by its own solver. The claim is that two evaluations of a distilled run are no worse than 20 steps of
+DPM-Solver++ by more than half the width of real against real. Real scans must be new to all runs. Every candidate makes as many
+scans of each class as a half of them has, with the same seeds; its KID and Fréchet distance (EfficientNet-Lite0, principal axes)
+are those of the fidelity table, beside the two halves. Finished parts are kept in `--work`.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ import dataclasses
 import json
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +28,17 @@ from matplotlib.figure import Figure
 
 import medsynth
 from benchmarks.machine import describe_machine
-from benchmarks.spectrum import radial_power
 from medsynth.cohorts import prepare_cohort
-from medsynth.config import FeatureOptions, GuidanceOptions, SolverOptions
-from medsynth.diffusion import noise_levels
-from medsynth.evaluation.fidelity.draws import as_indicators, disjoint_halves, half_size, random_picks
-from medsynth.evaluation.fidelity.measured import DISTANCE, Measured
+from medsynth.config import FeatureOptions, GuidanceOptions, Loading, SolverOptions
+from medsynth.diffusion import Solver, resolve_solver
+from medsynth.evaluation.fidelity.comparison import (
+    DISTANCE,
+    Measured,
+    as_indicators,
+    disjoint_halves,
+    half_size,
+    random_picks,
+)
 from medsynth.files import atomic_path, write_json
 from medsynth.measures.distances import Kernels, Projection, frechet_distance, projected_dims
 from medsynth.measures.extractors import open_extractor
@@ -49,13 +53,8 @@ SOLVERS = [
     *(SolverOptions(name="dpmpp_2m", steps=steps) for steps in (20, 2, 4, 7, 1, 5)),
     *(SolverOptions(name="heun", steps=steps) for steps in (18, 4, 2)),
 ]
-TITLES = {
-    "dpmpp_2m": "DPM-Solver++(2M)",
-    "heun": "Heun",
-    "euler": "distilled, trajectories",
-    "consistency": "distilled, consistency",
-}
-COLOURS = {"dpmpp_2m": "#0072B2", "heun": "#009E73", "euler": "#D55E00", "consistency": "#CC79A7"}
+TITLES = {"dpmpp_2m": "DPM-Solver++(2M)", "heun": "Heun", "euler": "distilled"}
+COLOURS = {"dpmpp_2m": "#0072B2", "heun": "#009E73", "euler": "#D55E00"}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -72,10 +71,19 @@ class Reals:
     power: np.ndarray | None
 
 
-def evaluations(solver: SolverOptions) -> int:
+def evaluations(solver: Solver) -> int:
     """Network evaluations of a solver; Heun's last step to 0 takes one."""
-    assert solver.steps is not None
     return 2 * solver.steps - 1 if solver.name == "heun" else solver.steps
+
+
+def radial_power(pictures: np.ndarray) -> np.ndarray:
+    """Mean power of square pictures `(N, H, H)` at each distance from frequency 0, up to the Nyquist frequency."""
+    size = pictures.shape[-1]
+    centred = pictures - pictures.mean((1, 2), keepdims=True)
+    power = np.abs(np.fft.fftshift(np.fft.fft2(centred), axes=(1, 2))) ** 2
+    places = np.indices((size, size)) - size // 2
+    radius = np.hypot(*places).astype(int).ravel()
+    return (np.bincount(radius, power.mean(0).ravel()) / np.bincount(radius))[: size // 2]
 
 
 def read_reals(run: Run, path: Path, splits: list[str], extractor: Extractor, work: Path) -> Reals:
@@ -85,7 +93,11 @@ def read_reals(run: Run, path: Path, splits: list[str], extractor: Extractor, wo
         cohort, rows=tuple(row for row in cohort.rows if row.split in splits and row.label in run.spec.classes)
     )
     prepared = prepare_cohort(
-        cohort, grid=run.grid, intensity=run.spec.intensity, classes=run.spec.classes, cache_dir=work, progress=False
+        cohort,
+        grid=run.grid,
+        intensity=run.spec.intensity,
+        loading=Loading(cache_dir=work, progress=False),
+        classes=run.classes,
     )
     file = work / f"real-{prepared.key[:16]}.npy"
     if not file.exists():
@@ -109,15 +121,14 @@ def read_reals(run: Run, path: Path, splits: list[str], extractor: Extractor, wo
 
 
 def make_features(
-    run: Run, solver: SolverOptions, sizes: list[int], extractor: Extractor, work: Path, *, batch_size: int
+    run: Run, solver: Solver, sizes: list[int], extractor: Extractor, work: Path, *, batch_size: int
 ) -> tuple[np.ndarray, dict[str, Any]]:
     """Return the features of new scans, `sizes` of each class, and facts: the seconds that a scan took, and their power.
 
     The power is that of `radial_power`, of the first channel of pictures; volumes have none.
     """
-    levels = noise_levels(solver, voxels=run.spec.voxels)
     name = f"{run.fingerprint[:16]}-{solver.name}-{solver.steps}-{'-'.join(map(str, sizes))}-"
-    name += f"{float(levels[0]):.4g}-{float(levels[-2]):.4g}"
+    name += f"{solver.sigma_max:.4g}-{solver.sigma_min:.4g}"
     file, facts = work / f"{name}.npy", work / f"{name}.json"
     if not facts.exists():
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -174,16 +185,11 @@ def compare(reals: Reals, made: np.ndarray) -> dict[str, Measured]:
     }
 
 
-def candidates(run: Run, distilled: Sequence[Run]) -> Iterator[tuple[Run, SolverOptions]]:
+def candidates(run: Run, distilled: Sequence[Run]) -> Iterator[tuple[Run, Solver]]:
     """Yield what is compared, the distilled runs first."""
     for each in distilled:
-        own = each.solver
-        assert own is not None
-        if own.steps is not None:
-            yield each, own
-        else:
-            yield from ((each, replace(own, steps=steps)) for steps in (1, 2, 4))
-    yield from ((run, solver) for solver in SOLVERS)
+        yield each, resolve_solver(SolverOptions(), own=each.solver)
+    yield from ((run, resolve_solver(solver, voxels=run.spec.voxels)) for solver in SOLVERS)
 
 
 def read_claim(rows: Sequence[dict[str, Any]]) -> dict[str, Any] | None:

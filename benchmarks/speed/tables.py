@@ -151,7 +151,7 @@ def _against_slow(ours: list[Cell], slow: Cell) -> Claim:
         wanted=50,
         ratio=ratio,
         held=ratio is not None and ratio >= 50,
-        measured=f"{_told(slow, score['scans'])}, against {_told(own, score['scans'])}",
+        measured=f"{_describe(slow, score['scans'])}, against {_describe(own, score['scans'])}",
     )
 
 
@@ -177,7 +177,7 @@ def _against_best(ours: list[Cell], peers: dict[str, list[Cell]]) -> Claim:
         wanted=2,
         ratio=ratio,
         held=ratio is not None and ratio >= 2,
-        measured=f"{TITLES[name]}: {_told(peer, scans)}, against {_told(own, scans)}",
+        measured=f"{TITLES[name]}: {_describe(peer, scans)}, against {_describe(own, scans)}",
     )
 
 
@@ -194,13 +194,13 @@ def _training_time(found: Sequence[Cell]) -> Claim:
     seconds, own = time_to(curves[DDPM], target), time_to(curves[OURS], target)
     ratio = None if own is None or seconds is None else seconds / own
     earliest = own == curves[OURS][0][0]
-    told = "never" if own is None else f"{'at most ' if earliest else ''}{own:.0f} s"
+    ours = "never" if own is None else f"{'at most ' if earliest else ''}{own:.0f} s"
     return Claim(
         text="a third of the training time of the DDPM peer to its FD-Lite0",
         wanted=3,
         ratio=ratio,
         held=ratio is not None and ratio >= 3,
-        measured=f"FD-Lite0 {target:.2f}: MONAI DDPM {seconds:.0f} s, medsynth {told}",
+        measured=f"FD-Lite0 {target:.2f}: MONAI DDPM {seconds:.0f} s, medsynth {ours}",
     )
 
 
@@ -228,7 +228,7 @@ def _cheapest(draws: list[Cell], scans: int, limit: float) -> Cell | None:
     return min(fitting, key=lambda draw: float(draw["seconds_a_scan"]), default=None)
 
 
-def _told(draw: Cell | None, scans: int) -> str:
+def _describe(draw: Cell | None, scans: int) -> str:
     if draw is None:
         return "no solver of medsynth that is as close"
     value = next(score["value"] for score in draw["scores"] if score["scans"] == scans)

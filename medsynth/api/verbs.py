@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 from functools import wraps
@@ -27,7 +26,7 @@ from medsynth.config import (
 )
 from medsynth.config.declared import options_of
 from medsynth.errors import ConfigError
-from medsynth.processes import is_first_process, is_launched
+from medsynth.processes import is_first_process
 
 if TYPE_CHECKING:
     from medsynth.api.notebook import NotebookRun
@@ -35,7 +34,6 @@ if TYPE_CHECKING:
     from medsynth.evaluation import Handover
     from medsynth.installation import Diagnosis
     from medsynth.reporting import CardFiles, CheckedCard, ReportFiles
-    from medsynth.runs import Run
     from medsynth.scans import Scan
     from medsynth.training import AutoencoderRun, Preflight
 
@@ -134,13 +132,7 @@ def edit(options: EditOptions) -> Cohort:
     from medsynth.generation import edit_set
     from medsynth.runs import load_run as open_run
 
-    if options.method == "inpaint" and options.strength != 1.0:
-        raise ConfigError("strength: only counterfactuals have a strength; leave it out, or --method counterfactual")
-    run, cohort = open_run(options.run), read_cohort(options.cohort)
-    if options.strength != "auto":
-        return edit_set(run, cohort, options)
-    strength, trial = _choose_strength(run, cohort, options)
-    return edit_set(run, cohort, options, strength=strength, trial=trial)
+    return edit_set(open_run(options.run), read_cohort(options.cohort), options)
 
 
 @_verb
@@ -196,19 +188,3 @@ def load_run(folder: Path | str) -> NotebookRun:
     from medsynth.runs import load_run as open_run
 
     return NotebookRun.of(open_run(folder))
-
-
-def _choose_strength(run: Run, cohort: Cohort, options: EditOptions) -> tuple[float, dict[str, Any]]:
-    """Return the strength that a trial on validation scans chooses, or chose when the set was begun, and what it measured."""
-    from medsynth.evaluation.edits import ProbeClassifier, choose_strength
-    from medsynth.generation import chosen_before, try_edits
-
-    if before := chosen_before(options):
-        return before
-    if is_launched() and options.devices * options.num_nodes > 1:
-        raise ConfigError("strength: auto needs one process; run it with --devices 1, or give the strength as a number")
-    scans, edit_at = try_edits(run, cohort, options)
-    choice = choose_strength(ProbeClassifier(run, cohort, options), scans, edit_at)
-    if options.progress:
-        print(choice.summary(), file=sys.stderr, flush=True)
-    return choice.strength, choice.facts()

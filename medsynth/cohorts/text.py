@@ -1,8 +1,8 @@
 """Sentences as vectors, for `condition.text`.
 
-By default a sentence becomes the TF-IDF weights of its words, word pairs, groups of characters and numbers, reduced by a truncated
-singular value decomposition (latent semantic analysis, Deerwester et al. 1990). Terms in texts of fewer than three patients are
-dropped before anything is fitted, so that no patient's name reaches a run. The result is plain arrays.
+By default a sentence becomes the TF-IDF weights of its words, word pairs, groups of characters and numbers, reduced by a
+truncated singular value decomposition (latent semantic analysis, Deerwester et al. 1990). Terms in texts of fewer than three
+patients are dropped before anything is fitted, so that no patient's name reaches a run. The result is plain arrays.
 """
 
 from __future__ import annotations
@@ -68,7 +68,9 @@ class TextEncoding:
     @property
     def words(self) -> np.ndarray:
         """The single words that it knows, sorted, in lower case; empty where a user's function encodes."""
-        return np.array([term for term in self.terms.tolist() if not term.startswith(("~", ">=")) and " " not in term], np.str_)
+        return np.array(
+            [term for term in self.terms.tolist() if not term.startswith(("~", ">=")) and " " not in term], np.str_
+        )
 
     def as_arrays(self) -> dict[str, np.ndarray]:
         """Return everything as plain arrays."""

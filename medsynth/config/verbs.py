@@ -309,9 +309,8 @@ class EditOptions(GenerationOptions):
         target_class: Class to turn them into.
         count: Scans to make. Each donor is used once, in random order, before any is used again.
         method: `counterfactual`, or `inpaint` to replace one region.
-        strength: Noise level up to which a counterfactual's donor is noised: near 0 it stays as it is, near
-            `solver.sigma_max` it is forgotten. `auto` tries several on validation scans and takes the smallest at which
-            a classifier recognises the target class as well as in real scans.
+        strength: Noise level up to which a counterfactual's donor is noised: near 0 it stays as it is, near `solver.sigma_max`
+            it is forgotten.
         inpaint: Where `--method inpaint` paints.
     """
 
@@ -329,7 +328,7 @@ class EditOptions(GenerationOptions):
     target_class: str
     count: int
     method: Literal["counterfactual", "inpaint"] = "counterfactual"
-    strength: float | Literal["auto"] = 1.0
+    strength: float = 1.0
     inpaint: InpaintOptions = InpaintOptions()
 
 

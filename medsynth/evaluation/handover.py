@@ -19,12 +19,13 @@ from medsynth.sets import generator_of, open_real, open_synthetic, write_augment
 
 @dataclass(frozen=True, kw_only=True)
 class Handover:
-    """The augmented cohort, the file it was written to, and what its user should know."""
+    """The augmented cohort, the file it was written to, what its user should know, and the command that follows."""
 
     cohort: Cohort
     file: Path
     dropped: int
     notes: tuple[str, ...]
+    following: str
 
     def summary(self) -> str:
         """Return what was written, class by class, and the notes."""
@@ -36,9 +37,7 @@ class Handover:
         if self.dropped:
             lines.append(f"{self.dropped} copies of real scans were left out")
         notes = [f"note: {note}" for note in self.notes]
-        return "\n".join(
-            [*lines, *notes, f"cohort: {self.file}", "next: train your classifier on the rows of this cohort"]
-        )
+        return "\n".join([*lines, *notes, f"cohort: {self.file}", f"next: {self.following}"])
 
 
 def augment_cohort(options: AugmentOptions) -> Handover:
@@ -70,7 +69,13 @@ def augment_cohort(options: AugmentOptions) -> Handover:
     privacy = content["privacy"]
     dropped = {copy["synthetic_row"] for copy in privacy["copies"]} if privacy["drop_copies"] else set()
     cohort = write_augmented(real, made, Path(options.out), splits=options.splits, dropped=dropped)
-    return Handover(cohort=cohort, file=Path(options.out), dropped=len(dropped), notes=tuple(_notes(content)))
+    return Handover(
+        cohort=cohort,
+        file=Path(options.out),
+        dropped=len(dropped),
+        notes=tuple(_notes(content)),
+        following=f"medsynth card --synthetic {options.synthetic} --report {options.report}",
+    )
 
 
 def _check_gate(content: Mapping[str, Any], report: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,26 +18,25 @@ from medsynth.errors import DataError
 from medsynth.generation.generator import Generator, check_class, check_count, plan_job, to_stored
 from medsynth.generation.where import AttributeDraw, plan_attributes
 from medsynth.runs import Run
-from medsynth.scans import read_header
+from medsynth.scans import Intensity, read_header
 from medsynth.seeds import derive_seed, numpy_generator
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Donors:
-    """Real scans to begin from: `scans` is `(N, C, *spatial)` float16 in [-1, 1], `rows` `(N,)` their rows in the cohort.
+class RealScans:
+    """Scans of a real cohort on a run's grid: `scans` `(N, C, *spatial)` float16 in [-1, 1], `rows` `(N,)` their row numbers.
 
-    `patients` is the number of their patients; `sha256` is a hash of content, class and rows.
+    `patients` is the number of their patients; `sha256` is a hash of content, classes and rows.
     """
 
     scans: np.ndarray
     rows: np.ndarray
-    label: str
     patients: int
     sha256: str
 
-    def choose(self, seed: int, count: int) -> np.ndarray:
-        """Return the place of the donor of each of `count` scans, as `choose_evenly` does."""
-        return choose_evenly(seed, "donors", self.label, available=len(self.rows), count=count)
+    def facts(self) -> dict[str, Any]:
+        """Return what provenance says of them; no path and no patient."""
+        return {"scans": len(self.rows), "patients": self.patients, "sha256": self.sha256}
 
 
 class Edit(Generator):
@@ -48,7 +48,7 @@ class Edit(Generator):
     name = "edit"
     split = "train"
     seed_key: str
-    donors: Donors
+    donors: RealScans
     chosen: np.ndarray
 
     def __init__(self, run: Run, cohort: Cohort, options: EditOptions) -> None:
@@ -67,13 +67,13 @@ class Edit(Generator):
         self.donors = find_donors(
             self.job.run, self.cohort, self.options.donor_class, with_mask=with_mask, loading=self.options
         )
-        self.chosen = self.donors.choose(self.options.seed, self.options.count)
+        self.chosen = choose_donors(self.donors, self.options, self.options.count)
 
     def facts(self) -> dict[str, Any]:
         return {
             "donor_class": self.options.donor_class,
             "target_class": self.options.target_class,
-            "donors": {"scans": len(self.donors.rows), "patients": self.donors.patients, "sha256": self.donors.sha256},
+            "donors": self.donors.facts(),
             **self.attributes.facts(),
         }
 
@@ -84,6 +84,11 @@ class Edit(Generator):
     def columns_of(self, label: str, number: int) -> dict[str, str]:
         drawn = self.attributes.draw(label, self.seed_of(label, number))
         return {"donor": str(self.donors.rows[self.chosen[number]]), **self.attributes.columns(drawn)}
+
+
+def choose_donors(donors: RealScans, options: EditOptions, count: int) -> np.ndarray:
+    """Return the place of the donor of each of `count` scans."""
+    return choose_evenly(options.seed, "donors", options.donor_class, available=len(donors.rows), count=count)
 
 
 def choose_evenly(seed: int, *keys: str, available: int, count: int) -> np.ndarray:
@@ -98,7 +103,7 @@ def choose_evenly(seed: int, *keys: str, available: int, count: int) -> np.ndarr
 
 def find_donors(
     run: Run, cohort: Cohort, label: str, *, split: str = "train", with_mask: bool = False, loading: Loading = Loading()
-) -> Donors:
+) -> RealScans:
     """Return the scans of one class and split, all of them or those with a mask, on the run's grid and in its range.
 
     Raises `ConfigError` for an unknown class, `DataError` for a cohort without such scans or with synthetic ones, and for scans
@@ -125,24 +130,23 @@ def find_donors(
     _check_channels(run, real, loading)
     # If no scan has a mask, as with healthy patients, the channel of masks is empty.
     masked = run.spec.mask and any(row.mask is not None for row in real.rows)
+    intensity = run.spec.intensity if masked else run.spec.image_intensity
+    found = prepare_real(run, real, numbers, intensity=intensity, mask=masked, loading=loading)
+    if not run.spec.mask or masked:
+        return found
+    return replace(found, scans=np.concatenate([found.scans, np.full_like(found.scans[:, :1], -1)], axis=1))
+
+
+def prepare_real(
+    run: Run, real: Cohort, numbers: Sequence[int], *, intensity: Intensity, mask: bool, loading: Loading
+) -> RealScans:
+    """Return the scans of `real`, whose rows have these numbers in their cohort, on the run's grid."""
     prepared = prepare_cohort(
-        real,
-        grid=run.grid,
-        intensity=run.spec.intensity if masked else run.spec.image_intensity,
-        loading=loading,
-        classes=run.spec.classes,
-        mask=masked,
+        real, grid=run.grid, intensity=intensity, loading=loading, classes=run.spec.classes, mask=mask
     )
-    scans = prepared.scans
-    if run.spec.mask and not masked:
-        scans = np.concatenate([scans, np.full_like(scans[:, :1], -1)], axis=1)
-    return Donors(
-        scans=scans,
-        rows=np.array(numbers),
-        label=label,
-        patients=len(np.unique(prepared.patients)),
-        sha256=hashlib.sha256(json.dumps([prepared.key, numbers]).encode()).hexdigest(),
-    )
+    digest = hashlib.sha256(json.dumps([prepared.key, list(numbers)]).encode())
+    patients = len(np.unique(prepared.patients))
+    return RealScans(scans=prepared.scans, rows=np.array(numbers), patients=patients, sha256=digest.hexdigest())
 
 
 def read_donor(

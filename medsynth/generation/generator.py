@@ -76,7 +76,7 @@ class Job:
             "solver": self.solver,
             "guidance": self.options.guidance,
             "rivals": rival_labels(self.options.guidance, self.run.spec.classes, labels),
-            "weak": None if self.weak is None else self.weak.load(denoiser),
+            "weak": None if self.weak is None or self.options.guidance.scale == 1 else self.weak.load(denoiser.device),
         }
 
     def labels(self, chunk: Chunk) -> Tensor:

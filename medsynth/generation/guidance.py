@@ -3,39 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import lru_cache
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from medsynth.config import GuidanceOptions
 from medsynth.diffusion import check_guidance
-from medsynth.errors import ConfigError, DataError
+from medsynth.errors import ConfigError
 from medsynth.networks import Denoiser
 from medsynth.runs import TEXT_FILE, Run, load_run
 
 EARLY = "early"
 
 
-@dataclass(frozen=True, kw_only=True)
 class Weak:
-    """A weaker model that fits the run it guides: that of the run folder `folder`, or this run's early weights.
+    """A weaker model that fits the run it guides: the run itself with its early weights, or another run."""
 
-    `fingerprint` (sha256) identifies its weights, `scale` is that of the guidance.
-    """
+    def __init__(self, run: Run, *, early: bool = False) -> None:
+        self.run, self.early = run, early
+        self._denoiser: Denoiser | None = None
 
-    folder: Path
-    early: bool
-    fingerprint: str
-    scale: float
+    @property
+    def fingerprint(self) -> str:
+        """The sha256 of its weights."""
+        return self.run.early or "" if self.early else self.run.fingerprint
 
-    def load(self, denoiser: Denoiser) -> Denoiser | None:
-        """Return its denoiser on the device of the one it guides, read once per process; None if guidance is off."""
-        if self.scale == 1:
-            return None
-        return _load(self.folder, self.early, self.fingerprint, str(denoiser.device))
+    def load(self, device: torch.device) -> Denoiser:
+        """Return its denoiser, read once."""
+        if self._denoiser is None:
+            self._denoiser = self.run.load_early(device) if self.early else self.run.load_denoiser(device)
+        return self._denoiser
 
 
 def check_guidance_of(run: Run, guidance: GuidanceOptions) -> Weak | None:
@@ -62,14 +59,14 @@ def check_guidance_of(run: Run, guidance: GuidanceOptions) -> Weak | None:
                 "guidance.weak: need a run that kept its early weights (monitor.early_share), got none; try the run folder of a "
                 "smaller or less trained model"
             )
-        return Weak(folder=run.folder, early=True, fingerprint=run.early, scale=guidance.scale)
+        return Weak(run, early=True)
     other = load_run(guidance.weak)
     if differs := _differences(run, other):
         raise ConfigError(
             f"guidance.weak: need a run like the one it guides, got another in {', '.join(differs)}; try a smaller network, "
             "or fewer steps, with the config.yaml of this run"
         )
-    return Weak(folder=other.folder, early=False, fingerprint=other.fingerprint, scale=guidance.scale)
+    return Weak(other)
 
 
 def rival_labels(guidance: GuidanceOptions, classes: Sequence[str], labels: Tensor) -> Tensor:
@@ -112,13 +109,3 @@ def _differences(run: Run, weak: Run) -> list[str]:
         "distilled": weak.distilled,
     }
     return differs + [name for name, differ in further.items() if differ]
-
-
-@lru_cache(maxsize=1)
-def _load(folder: Path, early: bool, fingerprint: str, device: str) -> Denoiser:
-    run = load_run(folder)
-    if (run.early if early else run.fingerprint) != fingerprint:
-        raise DataError(
-            f"{folder}: need the weights of guidance.weak that the set was begun with, got others; try again after its training"
-        )
-    return run.load_early(device) if early else run.load_denoiser(device)

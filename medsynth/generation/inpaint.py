@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -59,12 +60,22 @@ class Painting(Edit):
         self.regions = find_regions(self)
 
     def facts(self) -> dict[str, Any]:
-        return {**super().facts(), "edit": "inpaint", "region": self.regions.facts, "contains_real_pixels": True}
+        options = self.options.inpaint
+        region = {
+            # Not the path of a file: it may name a patient.
+            "from": options.region if options.region in (DONOR, CLASS) else "file",
+            "margin_mm": float(options.margin_mm),
+            "blend_voxels": BLEND_VOXELS,
+            "repeats": options.repeats,
+            "masks": len(self.regions.packed),
+            "sha256": self.regions.sha256(),
+        }
+        return {**super().facts(), "edit": "inpaint", "region": region, "contains_real_pixels": True}
 
     def columns_of(self, label: str, number: int) -> dict[str, str]:
-        source = self.regions.source(number)
-        region = {} if source is None or self.options.inpaint.region == DONOR else {"region_from": source}
-        return {**super().columns_of(label, number), **region, "contains_real_pixels": "1"}
+        rows = self.regions.rows if self.options.inpaint.region == CLASS else None
+        source = {} if rows is None else {"region_from": str(rows[self.regions.chosen[number]])}
+        return {**super().columns_of(label, number), **source, "contains_real_pixels": "1"}
 
     def make(self, denoiser: Denoiser, chunk: Chunk) -> list[SyntheticScan]:
         run, labels = self.job.run, self.job.labels(chunk)
@@ -72,11 +83,11 @@ class Painting(Edit):
         rows = [self.cohort.rows[self.donors.rows[self.chosen[number]]] for number in chunk.numbers]
         read = [read_donor(run, self.cohort, row, loading=self.options) for row in rows]
         known = np.stack([array for array, _ in read])
-        where = self.regions.of(chunk.numbers)
+        lesions, where = self.regions.of(chunk.numbers)
         painted_in, observed = np.repeat(where[:, None], known.shape[1], axis=1), None
         if run.spec.mask:
             # The network observes where the lesion is: its mask is not generated.
-            known[:, -1] = np.where(where, self.regions.lesions_of(chunk.numbers) * 2.0 - 1, known[:, -1])
+            known[:, -1] = np.where(where, lesions * 2.0 - 1, known[:, -1])
             painted_in[:, -1] = False
             shown = torch.arange(known.shape[1]) == known.shape[1] - 1
             if run.spec.observed:
@@ -113,35 +124,27 @@ def blend(known: np.ndarray, painted: np.ndarray, region: np.ndarray, voxels: in
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Regions:
-    """The region of each scan of a set.
+    """The region of each scan of a set, and the mask that it was widened from.
 
-    `packed` `(R, bytes)` are the bits of the `R` different regions of shape `shape`, `lesions` those of the masks they were
-    widened from, `chosen` `(N,)` says which region each scan has, `rows` `(R,)` are their rows in the cohort, None for a mask
-    from the user. `facts` is what provenance says.
+    `packed` `(R, 2, bytes)` are the bits of mask and region on the grid `shape`; `chosen` `(N,)` says which each scan has;
+    `rows` `(R,)` are their rows in the cohort, None for a mask from the user.
     """
 
     packed: np.ndarray
-    lesions: np.ndarray
     shape: tuple[int, ...]
     chosen: np.ndarray
     rows: np.ndarray | None
-    facts: dict[str, Any]
 
-    def of(self, numbers: Sequence[int]) -> np.ndarray:
-        """Return the regions of some scans of the set, bool `(N, *grid)`."""
-        return self._unpack(self.packed, numbers)
+    def of(self, numbers: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+        """Return masks and regions of some scans of the set, bool `(N, *grid)` each."""
+        bits = np.unpackbits(self.packed[self.chosen[list(numbers)]], axis=2, count=math.prod(self.shape))
+        masks, regions = bits.astype(bool).reshape(-1, 2, *self.shape).swapaxes(0, 1)
+        return masks, regions
 
-    def lesions_of(self, numbers: Sequence[int]) -> np.ndarray:
-        """Return the masks within these regions, bool `(N, *grid)`."""
-        return self._unpack(self.lesions, numbers)
-
-    def source(self, number: int) -> str | None:
-        """Return the row that the region of a scan comes from, as text; None for a mask from the user."""
-        return None if self.rows is None else str(self.rows[self.chosen[number]])
-
-    def _unpack(self, packed: np.ndarray, numbers: Sequence[int]) -> np.ndarray:
-        bits = np.unpackbits(packed[self.chosen[list(numbers)]], axis=1, count=int(np.prod(self.shape)))
-        return bits.astype(bool).reshape(-1, *self.shape)
+    def sha256(self) -> str:
+        """Return a hash of all regions, and of which scan has which."""
+        numbers = self.chosen if self.rows is None else np.concatenate([self.chosen, self.rows])
+        return hashlib.sha256(self.packed.tobytes() + numbers.astype(np.int64).tobytes()).hexdigest()
 
 
 def check_inpainting(options: InpaintOptions) -> None:
@@ -160,7 +163,7 @@ def find_regions(edit: Edit) -> Regions:
     Raises `DataError` that names the file of a mask that is empty, covers everything, or has another geometry than its scan, and
     for a cohort without masks where they are needed.
     """
-    options, rows = edit.options.inpaint, edit.cohort.rows
+    options, rows, shape = edit.options.inpaint, edit.cohort.rows, edit.job.run.spec.shape[1:]
     if options.region == DONOR:
         used, which = np.unique(edit.chosen, return_inverse=True)
         sources = edit.donors.rows[used]
@@ -178,10 +181,11 @@ def find_regions(edit: Edit) -> Regions:
         used, which = np.unique(order, return_inverse=True)
         sources = np.array(masked)[used]
     else:
-        regions = [_region_of_file(edit, Path(options.region))]
-        return _pack(regions, np.zeros(len(edit.chosen), dtype=np.int64), None, replace(options, region="file"))
+        packed = _region_of_file(edit, Path(options.region))[None]
+        return Regions(packed=packed, shape=shape, chosen=np.zeros(len(edit.chosen), dtype=np.int64), rows=None)
     bar = tqdm(sources, desc="reading masks", unit="mask", disable=not edit.options.progress)
-    return _pack([_region_of_row(edit, rows[number]) for number in bar], which, sources, options)
+    packed = np.stack([_region_of_row(edit, rows[number]) for number in bar])
+    return Regions(packed=packed, shape=shape, chosen=which, rows=sources)
 
 
 def blend_weights(region: np.ndarray, voxels: int) -> np.ndarray:
@@ -230,24 +234,24 @@ def _restore(
     )
 
 
-def _region_of_row(edit: Edit, row: Row) -> tuple[np.ndarray, np.ndarray]:
-    """Return the mask of a row, at its place in its scan, and the region made from it."""
+def _region_of_row(edit: Edit, row: Row) -> np.ndarray:
+    """Return the mask of a row, at its place in its scan, and the region made from it, as bits."""
     run, loading, file = edit.job.run, edit.options, edit.cohort.mask_of(row)
     assert file is not None
     mask = read_mask(file, read_channels(edit.cohort.files_of(row), loading), loading)
     centre = centre_of_mask(mask) if run.grid.spacing is not None and run.grid.centre == "mask" else None
     region, spacing = lay_region(mask, run=run, centre=centre)
-    return _checked(region, spacing, edit.options.inpaint, file)
+    return _packed(region, spacing, edit.options.inpaint, file)
 
 
-def _region_of_file(edit: Edit, file: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Return the user's mask and its region; the mask lies on the run's grid or that of all donors."""
+def _region_of_file(edit: Edit, file: Path) -> np.ndarray:
+    """Return the user's mask and its region as bits; the mask lies on the run's grid or that of all donors."""
     run, cohort, loading, options = edit.job.run, edit.cohort, edit.options, edit.options.inpaint
     mask = orient_scan(read_scan(file, loading=loading))
     size = run.spec.shape[1:]
     if mask.spatial_shape == size:
         spacing = np.linalg.norm(np.array(run.spec.affine)[:3, : len(size)], axis=0)
-        return _checked((mask.array != 0).any(axis=0), tuple(map(float, spacing)), options, file)
+        return _packed((mask.array != 0).any(axis=0), tuple(map(float, spacing)), options, file)
     if run.grid.spacing is not None and run.grid.centre == "mask":
         raise DataError(
             f"{file}: need a mask on the run's grid {size}, since this run centres each scan on its own mask; try one"
@@ -262,13 +266,11 @@ def _region_of_file(edit: Edit, file: Path) -> tuple[np.ndarray, np.ndarray]:
             raise DataError(
                 f"{file}: need donors of one geometry for one mask, got {shape} and {other}; try a mask on the run's grid {size}"
             )
-    return _checked(*lay_region(mask, run=run), options, file)
+    return _packed(*lay_region(mask, run=run), options, file)
 
 
-def _checked(
-    mask: np.ndarray, spacing: Sequence[float], options: InpaintOptions, file: Path
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return a mask on the grid and its region; refuse an empty one, and one that leaves nothing as it is."""
+def _packed(mask: np.ndarray, spacing: Sequence[float], options: InpaintOptions, file: Path) -> np.ndarray:
+    """Return the bits `(2, bytes)` of a mask on the grid and its region; refuse an empty one, and one that covers everything."""
     if not mask.any():
         raise DataError(
             f"{file}: need a mask with a region on the run's grid, got an empty one; try leaving out its scan"
@@ -276,22 +278,4 @@ def _checked(
     region = widen(mask, spacing, options.margin_mm)
     if region.all():
         raise DataError(f"{file}: need a region that leaves part of the donor, got all of it; try medsynth sample")
-    return mask, region
-
-
-def _pack(
-    found: Sequence[tuple[np.ndarray, np.ndarray]], chosen: np.ndarray, rows: np.ndarray | None, options: InpaintOptions
-) -> Regions:
-    lesions, packed = (np.stack([np.packbits(pair[part]) for pair in found]) for part in (0, 1))
-    digest = hashlib.sha256(packed.tobytes() + lesions.tobytes() + np.asarray(chosen, dtype=np.int64).tobytes())
-    if rows is not None:
-        digest.update(np.asarray(rows, dtype=np.int64).tobytes())
-    facts = {
-        "from": options.region,  # "file" for the path of a mask: it may name a patient
-        "margin_mm": float(options.margin_mm),
-        "blend_voxels": BLEND_VOXELS,
-        "repeats": options.repeats,
-        "masks": len(found),
-        "sha256": digest.hexdigest(),
-    }
-    return Regions(packed=packed, lesions=lesions, shape=found[0][0].shape, chosen=chosen, rows=rows, facts=facts)
+    return np.packbits(np.stack([mask, region]).reshape(2, -1), axis=1)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -14,12 +12,13 @@ import torch
 from scipy.ndimage import affine_transform
 from torch import Tensor
 
-from medsynth.cohorts import prepare_cohort, read_cohort
+from medsynth.cohorts import read_cohort
 from medsynth.cohorts.attributes import known_values
 from medsynth.cohorts.channels import parse_channels, select_channels
 from medsynth.cohorts.manifest import MASK
 from medsynth.config import Loading, ObservedOptions
 from medsynth.errors import ConfigError, DataError
+from medsynth.generation.donors import RealScans, prepare_real
 from medsynth.networks import observe_channels
 from medsynth.runs import Run, RunSpec
 from medsynth.scans import Intensity
@@ -32,23 +31,19 @@ _ATTEMPTS = 8  # to change a mask without moving all of it off the grid
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ObservedScans:
-    """Channels of real scans on the run's grid.
+    """Channels of real scans, which new scans observe.
 
-    `scans` is `(N, C, *spatial)` float16 in [-1, 1], zero in channels that are not observed; `known` `(C,)` says which are;
-    `rows` `(N,)` are their rows in the cohort, with its `labels` and `attributes`. `seed` decides which scan each new one
-    observes; `sha256` is a hash of content, classes and rows.
+    `real` has zeros in channels that are not observed; `known` `(C,)` says which are, `names` their files. `labels` and
+    `attributes` are those of the cohort. `seed` decides which scan each new one observes.
     """
 
     options: ObservedOptions
     names: tuple[str, ...]
-    scans: np.ndarray
+    real: RealScans
     known: np.ndarray
-    rows: np.ndarray
     labels: tuple[str, ...]
     attributes: tuple[tuple[str, ...], ...]
-    patients: int
     seed: int
-    sha256: str
 
     @property
     def real_pixels(self) -> bool:
@@ -67,7 +62,7 @@ class ObservedScans:
 
     def condition(self, label: str, numbers: Iterable[int], seeds: Sequence[int]) -> Tensor:
         """Return `Condition.observed` of new scans of one class."""
-        scans = np.stack([self.scans[self.source(label, number)] for number in numbers]).astype(np.float32)
+        scans = np.stack([self.real.scans[self.source(label, number)] for number in numbers]).astype(np.float32)
         if self.options.change:
             scans[:, -1] = [change_mask(mask, seed) for mask, seed in zip(scans[:, -1], seeds, strict=True)]
         known = torch.from_numpy(self.known)[None].expand(len(scans), -1)
@@ -76,23 +71,14 @@ class ObservedScans:
     def columns(self, label: str, number: int) -> dict[str, str]:
         """Return what the row of a new scan says of the scan it observed."""
         return {
-            "observed_from": str(self.rows[self.source(label, number)]),
+            "observed_from": str(self.real.rows[self.source(label, number)]),
             "contains_real_pixels": str(int(self.real_pixels)),
         }
 
     def facts(self) -> dict[str, Any]:
         """Return what the set's provenance says; no path and no patient."""
-        return {
-            "observed": {
-                "channels": list(self.names),
-                "split": self.options.split,
-                "change": self.options.change,
-                "scans": len(self.rows),
-                "patients": self.patients,
-                "sha256": self.sha256,
-            },
-            "contains_real_pixels": self.real_pixels,
-        }
+        observed = {"channels": list(self.names), "split": self.options.split, "change": self.options.change}
+        return {"observed": observed | self.real.facts(), "contains_real_pixels": self.real_pixels}
 
 
 def check_observed(run: Run, options: ObservedOptions) -> tuple[str, ...]:
@@ -143,17 +129,13 @@ def find_observed(
     chosen = replace(cohort, rows=tuple(cohort.rows[number] for number in numbers))
     # If no scan has a mask, as with healthy patients, the observed masks are empty.
     masked = MASK in names and any(row.mask is not None for row in chosen.rows)
-    prepared = prepare_cohort(
-        select_channels(chosen, images),
-        grid=run.grid,
-        intensity=_intensity_of(spec, images),
-        loading=loading,
-        classes=spec.classes,
-        mask=masked,
+    intensity = _intensity_of(spec, images)
+    real = prepare_real(
+        run, select_channels(chosen, images), numbers, intensity=intensity, mask=masked, loading=loading
     )
     which = np.array([name in names for name in spec.channel_names])
-    first = 0 if images else prepared.scans.shape[1] - masked
-    wanted, got = (int(which.sum()), *spec.shape[1:]), (prepared.scans.shape[1] - first, *prepared.scans.shape[2:])
+    first = 0 if images else real.scans.shape[1] - masked
+    wanted, got = (int(which.sum()), *spec.shape[1:]), (real.scans.shape[1] - first, *real.scans.shape[2:])
     if wanted != (got[0] + (MASK in names) - masked, *got[1:]):
         raise DataError(
             f"observed.cohort: need channels and axes of {wanted}, got {got}; try the cohort that the run was trained on"
@@ -161,19 +143,15 @@ def find_observed(
     scans = np.zeros((len(numbers), *spec.shape), dtype=np.float16)
     if MASK in names:
         scans[:, -1] = -1
-    places = np.flatnonzero(which)[: got[0]]
-    scans[:, places] = prepared.scans[:, first:]
+    scans[:, np.flatnonzero(which)[: got[0]]] = real.scans[:, first:]
     return ObservedScans(
         options=options,
         names=names,
-        scans=scans,
+        real=replace(real, scans=scans),
         known=which,
-        rows=np.array(numbers),
         labels=tuple(row.label for row in chosen.rows),
         attributes=known_values(chosen, spec.attributes, loading=loading),
-        patients=len(np.unique(prepared.patients)),
         seed=seed,
-        sha256=hashlib.sha256(json.dumps([prepared.key, numbers]).encode()).hexdigest(),
     )
 
 

@@ -78,8 +78,7 @@ def _sample(device: torch.device) -> str:
     solver = resolve_solver(SolverOptions(steps=4))
 
     def sample(seeds: list[int]) -> torch.Tensor:
-        shape = (1, _SIDE, _SIDE)
-        return sample_scans(denoiser, labels, seeds, shape=shape, solver=solver, guidance=GuidanceOptions())
+        return sample_scans(denoiser, labels, seeds, shape=(1, _SIDE, _SIDE), solver=solver, guidance=GuidanceOptions())
 
     first, again, other = sample([1, 2]), sample([1, 2]), sample([3, 4])
     if not torch.isfinite(first).all() or torch.equal(first, other):
@@ -113,8 +112,7 @@ def _scans(_: torch.device) -> str:
 
 
 def _features(device: torch.device) -> str:
-    ramp = torch.linspace(-1, 1, _SIDE * _SIDE).reshape(1, 1, _SIDE, _SIDE)
-    found = EfficientNetLite0(device)(ramp)
+    found = EfficientNetLite0(device)(torch.linspace(-1, 1, _SIDE * _SIDE).reshape(1, 1, _SIDE, _SIDE))
     mean = float(found.mean())
     if found.shape != (1, 1280) or not abs(mean - _FEATURE_MEAN) <= 0.002:
         raise ArithmeticError(f"need 1280 features with a mean of {_FEATURE_MEAN}, got {found.shape[1]} of {mean:.4f}")

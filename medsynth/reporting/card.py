@@ -29,7 +29,7 @@ from medsynth.reporting.card_facts import (
     describe_data,
     describe_evaluation,
     describe_generator,
-    learnt_classes,
+    trained_classes,
 )
 from medsynth.reporting.card_schema import SCHEMA, STATED, card_problems, escape_markdown, find_gaps, read_statements
 from medsynth.reporting.croissant import describe_croissant
@@ -78,8 +78,8 @@ def write_card(options: CardOptions) -> CardFiles:
     """
     assert options.synthetic is not None  # the verb checks this
     stated = read_statements(options.source)
-    learnt = open_real(options.real, loading=options) if options.real is not None else None
-    made = open_synthetic(options.synthetic, learnt, loading=options)
+    real = open_real(options.real, loading=options) if options.real is not None else None
+    made = open_synthetic(options.synthetic, real, loading=options)
     manifest = find_cohort_file(options.synthetic)
     if manifest is None:
         raise DataError(f"{options.synthetic}: need a CSV with the columns path and label, got class folders")
@@ -89,10 +89,10 @@ def write_card(options: CardOptions) -> CardFiles:
     if options.report is not None:
         file = Path(options.report)
         report = read_report(file)
-        check_sets(report, file, {"synthetic": made} | ({} if learnt is None else {"real": learnt}), loading=options)
+        check_sets(report, file, {"synthetic": made} | ({} if real is None else {"real": real}), loading=options)
         evaluation, notes = describe_evaluation(report, file), [str(note) for note in report.get("notes") or ()]
     data = describe_data(made, manifest, loading=options)
-    front = _front_matter(made, data, learnt, stated, evaluation, notes)
+    front = _front_matter(made, data, real, stated, evaluation, notes)
     columns = read_columns(manifest)
     body = render_card(front, columns=[name for name in columns if name not in REQUIRED])
     # Labels and notes come from others: they may make a card invalid.
@@ -140,13 +140,13 @@ def render_card(front: Mapping[str, Any], *, columns: Sequence[str]) -> str:
 def _front_matter(
     made: Cohort,
     data: Mapping[str, Any],
-    learnt: Cohort | None,
+    real: Cohort | None,
     stated: Mapping[str, Any],
     evaluation: Mapping[str, Any] | None,
     notes: Sequence[str],
 ) -> dict[str, Any]:
     provenance = read_provenance(made)
-    classes = learnt_classes(provenance)
+    classes = trained_classes(provenance)
     stated = {**stated, "title": stated["title"] or f"{data['scans']} synthetic scans of {', '.join(data['classes'])}"}
     identical = evaluation is not None and bool(evaluation["identical"])
     front: dict[str, Any] = {
@@ -161,8 +161,8 @@ def _front_matter(
         "limits": {"stated": stated["limits"] or None},
         "data": data,
         "coverage": {
-            "real_classes": cover_classes(learnt) if classes is None and learnt is not None else classes,
-            "attributes": cover_attributes(made, learnt),
+            "real_classes": cover_classes(real) if classes is None and real is not None else classes,
+            "attributes": cover_attributes(made, real),
         },
         "generator": describe_generator(provenance),
         "evaluation": evaluation,
@@ -203,9 +203,9 @@ def _prohibited_uses(front: Mapping[str, Any], stated: Sequence[str]) -> list[st
 def _found_limits(front: Mapping[str, Any], notes: Sequence[str]) -> list[str]:
     """Return the limits of a synthetic set that its files show; `notes` are further ones, such as those of the report."""
     limits = []
-    learnt, evaluation = front["coverage"]["real_classes"], front["evaluation"]
-    for label in front["data"]["classes"] if learnt is not None else ():
-        scans, patients = (learnt.get(label, {"scans": 0, "patients": 0})[key] for key in ("scans", "patients"))
+    trained, evaluation = front["coverage"]["real_classes"], front["evaluation"]
+    for label in front["data"]["classes"] if trained is not None else ():
+        scans, patients = (trained.get(label, {"scans": 0, "patients": 0})[key] for key in ("scans", "patients"))
         if scans == 0:
             limits.append(f"{label}: the generator's training scans contain none of this class.")
         elif patients < _FEW_PATIENTS:

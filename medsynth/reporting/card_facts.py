@@ -22,6 +22,7 @@ MADE = {
 }  # fmt: skip
 _FORMATS = {".png": "PNG", ".npz": "NPZ", ".nii": "NIfTI", ".nii.gz": "NIfTI"}
 _GEOMETRY = {"NIfTI", "DICOM"}  # formats whose files can hold the voxel size
+_INTERVAL = ("value", "low", "high")
 _FEW = 5  # patients below which a value is counted with other rare ones
 _FEW_FOR_QUANTILES = 20
 _MOST_VALUES = 8  # more different texts are names or remarks, not groups
@@ -72,7 +73,7 @@ def describe_generator(provenance: Mapping[str, Any]) -> dict[str, Any] | None:
     return facts
 
 
-def learnt_classes(provenance: Mapping[str, Any]) -> dict[str, dict[str, int]] | None:
+def trained_classes(provenance: Mapping[str, Any]) -> dict[str, dict[str, int]] | None:
     """Return the scans and patients of each class that the generator was trained on; None if the provenance lacks them."""
     scans, patients = (provenance.get(key) for key in ("training_scans", "training_patients"))
     if not made_by_medsynth(provenance) or not isinstance(scans, Mapping) or not isinstance(patients, Mapping):
@@ -125,7 +126,7 @@ def _privacy(report: Mapping[str, Any]) -> dict[str, Any]:
 
 def _fidelity(report: Mapping[str, Any]) -> dict[str, Any]:
     found: dict[str, Any] = {"extractor": report["fidelity"]["extractor"]["title"], "all": None, "classes": {}}
-    keys = ("value", "low", "high", "real_low", "real_high")
+    keys = (*_INTERVAL, "real_low", "real_high")
     for row, verdict in zip(report["fidelity"]["rows"], report["verdict"]["fidelity"], strict=True):
         compared = row["held_out"] or {}
         likeness = {
@@ -169,9 +170,7 @@ def _downstream(report: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _figure(
-    figure: Mapping[str, Any] | None, keys: Sequence[str] = ("value", "low", "high")
-) -> dict[str, float] | None:
+def _figure(figure: Mapping[str, Any] | None, keys: Sequence[str] = _INTERVAL) -> dict[str, float] | None:
     if figure is None or any(figure[key] is None for key in keys):
         return None
     return _rounded({key: figure[key] for key in keys})
@@ -221,16 +220,16 @@ def cover_classes(real: Cohort) -> dict[str, dict[str, int]]:
     return {label: dict(zip(keys, by_split["train"], strict=True)) for label, by_split in real.counts().items()}
 
 
-def class_shares(made: Mapping[str, int], learnt: Mapping[str, Mapping[str, int]] | None) -> list[dict[str, Any]]:
+def class_shares(made: Mapping[str, int], trained: Mapping[str, Mapping[str, int]] | None) -> list[dict[str, Any]]:
     """Return for each class its synthetic scans and their share, and training scans, share and patients, None where unknown."""
     total = sum(made.values())
-    real_total = sum(facts["scans"] for facts in (learnt or {}).values())
+    real_total = sum(facts["scans"] for facts in (trained or {}).values())
     rows = []
-    for label in sorted({*made, *(learnt or {})}):
+    for label in sorted({*made, *(trained or {})}):
         row = {"label": label, "made": made.get(label, 0), "made_share": made.get(label, 0) / total}
         real: dict[str, Any] = dict.fromkeys(("real", "real_share", "patients"))
-        if learnt is not None:
-            facts = learnt.get(label, {"scans": 0, "patients": 0})
+        if trained is not None:
+            facts = trained.get(label, {"scans": 0, "patients": 0})
             share = facts["scans"] / real_total if real_total else None
             real = {"real": facts["scans"], "real_share": share, "patients": facts["patients"]}
         rows.append(row | real)

@@ -51,9 +51,7 @@ class CheckedCard:
 
     def summary(self) -> str:
         """Return that the card is valid, and which gaps it has."""
-        gaps = self.front["gaps"]
-        stated = f"{len(gaps)} {'gap' if len(gaps) == 1 else 'gaps'}: {', '.join(gaps)}" if gaps else "no gaps"
-        return f"{self.file}: this card is valid ({SCHEMA}); {stated}"
+        return f"{self.file}: this card is valid ({SCHEMA}); gaps: {', '.join(self.front['gaps']) or 'none'}"
 
 
 def check_card(path: PathLike) -> CheckedCard:
@@ -61,8 +59,7 @@ def check_card(path: PathLike) -> CheckedCard:
     front, body = read_card(path)
     if problems := card_problems(front, body):
         more = f"; and {len(problems) - _MOST} more" if len(problems) > _MOST else ""
-        number = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
-        raise DataError(f"{path}: not a valid card ({SCHEMA}), {number}: {'; '.join(problems[:_MOST])}{more}")
+        raise DataError(f"{path}: not a valid card ({SCHEMA}): {'; '.join(problems[:_MOST])}{more}")
     return CheckedCard(file=Path(path), front=front, body=body)
 
 
@@ -91,14 +88,10 @@ def card_problems(front: Any, body: str) -> list[str]:
 
 def find_gaps(front: Any, path: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
     """Return the keys, each as a path from the top, of what is null in a front matter, in its order."""
-    if front is None:
-        return [path]
-    found = []
-    if isinstance(front, Mapping):
-        for key, value in front.items():
-            if (*path, key) != ("gaps",):
-                found += find_gaps(value, (*path, key))
-    return found
+    if not isinstance(front, Mapping):
+        return [path] if front is None else []
+    below = [find_gaps(value, (*path, key)) for key, value in front.items() if (*path, key) != ("gaps",)]
+    return [gap for gaps in below for gap in gaps]
 
 
 def escape_markdown(text: object) -> str:

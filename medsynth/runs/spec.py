@@ -18,8 +18,8 @@ import numpy as np
 import torch
 
 from medsynth.cohorts.attributes import Attribute
-from medsynth.cohorts.channels import only_images
-from medsynth.cohorts.sequences import MASK, PATH, are_channels
+from medsynth.cohorts.channels import are_channels, only_images
+from medsynth.cohorts.manifest import MASK, PATH
 from medsynth.config import AutoencoderOptions, GridOptions, NetworkOptions
 from medsynth.errors import ConfigError
 from medsynth.networks import Denoiser, build_denoiser

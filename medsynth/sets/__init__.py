@@ -6,13 +6,17 @@ where they apply `donor`, `region_from`, `observed_from` (row numbers of a real 
 attributes the scan was conditioned on. The hash of a set's content is `medsynth.cohorts.hash_cohort`.
 """
 
-from medsynth.sets.opening import COHORT_FILE, find_cohort_file, grid_of, open_real, open_synthetic
-from medsynth.sets.provenance import (
+from medsynth.sets.opening import (
+    COHORT_FILE,
     PROVENANCE_FILE,
     SET_FORMAT,
+    find_cohort_file,
     generator_of,
+    grid_of,
     holds_real_pixels,
     made_by_medsynth,
+    open_real,
+    open_synthetic,
     read_provenance,
     resume_set,
 )

@@ -13,8 +13,7 @@ from medsynth.cohorts.manifest import MASK, PATH
 from medsynth.errors import ConfigError, DataError
 from medsynth.files import PathLike, label_folder, write_json
 from medsynth.scans import Scan, write_scan
-from medsynth.sets.opening import COHORT_FILE
-from medsynth.sets.provenance import PROVENANCE_FILE, SET_FORMAT
+from medsynth.sets.opening import COHORT_FILE, PROVENANCE_FILE, SET_FORMAT
 from medsynth.versions import installed_versions
 
 _UNKNOWN = (

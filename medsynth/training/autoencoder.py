@@ -7,7 +7,6 @@ figures of the reconstruction check.
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -21,13 +20,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate, normalize
 
 from medsynth.cohorts import Cohort, PreparedCohort
-from medsynth.config import (
-    AutoencoderOptions,
-    ConditionOptions,
-    NetworkOptions,
-    TrainOptions,
-    changed_options,
-)
+from medsynth.config import AutoencoderOptions, ConditionOptions, NetworkOptions, TrainOptions, changed_options
 from medsynth.errors import ConfigError, DataError, GateError
 from medsynth.files import hash_file, write_json
 from medsynth.measures.features import lite0_network
@@ -97,12 +90,13 @@ class AutoencoderRun(Run):
         head = f"{self.folder}: autoencoder, trained {self.steps} steps\nfingerprint {self.fingerprint[:16]}"
         if self.reconstruction is None:
             return f"{head}\nreconstruction check: not done yet; run the same command again"
-        if self.reconstruction.failures():
-            return f"{head}\n{self.reconstruction.table()}\nreconstruction check: failed"
-        return (
-            f"{head}\n{self.reconstruction.table()}\nreconstruction check: passed\n"
+        verdict = (
+            "reconstruction check: failed"
+            if self.reconstruction.failures()
+            else "reconstruction check: passed\n"
             f"next: medsynth train --network.stem latent --autoencoder.run {self.folder} --cohort COHORT --out RUN"
         )
+        return "\n".join([head, *map(str, self.reconstruction.rows), verdict])
 
     def check(self) -> None:
         """Raise `GateError` that names the figures outside their limits, and the ways out."""
@@ -149,8 +143,6 @@ def train_autoencoder(cohort: Cohort, options: TrainOptions) -> AutoencoderRun:
     if trainer is not None:
         trainer.strategy.barrier()
     run = AutoencoderRun.of(load_run(out))
-    if run.reconstruction is not None and run.reconstruction.failures() and options.progress:
-        print(run.reconstruction.table(), file=sys.stderr, flush=True)
     run.check()
     return run
 

@@ -108,6 +108,11 @@ def plain_options(options: Options) -> dict[str, Any]:
     return plain
 
 
+def open_previous(options: Options) -> Run | None:
+    """Return the run in the folder of a training; None if there is none yet."""
+    return load_run(options.out) if (Path(options.out) / RUN_FILE).is_file() else None
+
+
 @dataclass(kw_only=True)
 class Training:
     """A training and its run folder, `options.out`: the checks before it, its prepared scans, and the fit.
@@ -129,7 +134,7 @@ class Training:
 
     def __post_init__(self) -> None:
         self.out = Path(self.options.out)
-        self.previous = load_run(self.out) if (self.out / RUN_FILE).is_file() else None
+        self.previous = open_previous(self.options)
         self._lines: list[str] = []
 
     @property

@@ -14,6 +14,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from medsynth.config import AugmentationOptions, ConditionOptions, NoiseOptions, OptimiserOptions
 from medsynth.diffusion import draw_sigma, loss_weight, match_rank
+from medsynth.errors import ConfigError
 from medsynth.networks import Condition, Denoiser, draw_observed, observe_channels
 from medsynth.seeds import derive_seed, seed_layers, torch_generator
 from medsynth.training.augmentation import Augmentation
@@ -210,6 +211,8 @@ class DiffusionModule(TrainingModule[Denoiser]):
     """Trains a denoiser; batches are `{"scan": (N, C, *spatial) in [-1, 1], "label": (N,)}`.
 
     ```python
+    from medsynth.config import NetworkOptions
+
     denoiser = medsynth.build_denoiser(NetworkOptions(), channels=1, size=(64, 64), classes=2)
     module = medsynth.DiffusionModule(denoiser, classes=("benign", "malignant"), total_steps=1000)
     lightning.Trainer(max_steps=1000).fit(module, loader)
@@ -248,9 +251,14 @@ class DiffusionModule(TrainingModule[Denoiser]):
             accumulate_grad_batches=accumulate_grad_batches,
             seed=seed,
         )
-        if denoiser.embedding.augmentation is None:
-            augment = replace(augment, probability=0.0)
+        conditioned = denoiser.embedding.augmentation_parameters
+        augment = augment if conditioned else replace(augment, probability=0.0)
         self.augmentation = Augmentation(augment, denoiser.rank, mask=condition.mask)
+        if conditioned not in (0, self.augmentation.parameters):
+            raise ConfigError(
+                f"augmentation_parameters: need {self.augmentation.parameters} for {denoiser.rank}D scans, or 0 for no "
+                f"augmentation, got {conditioned}"
+            )
         self._noise, self._condition, self._label_dropout = noise, condition, label_dropout
         # The stem is orthonormal, so the mean of the bands' variances is the variance of the pixels.
         self._sigma_data = float(denoiser.sigma_data.square().mean().sqrt())

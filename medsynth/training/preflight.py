@@ -39,6 +39,12 @@ _PATIENCE = 3.0  # seconds of a timed pass of more than one scan
 # Bytes of a parameter: in a checkpoint weights, their average and Adam's two moments; in a file of weights. And all other files.
 _CHECKPOINT_BYTES, _WEIGHT_BYTES, _OTHER_BYTES = 16, 4, 16 << 20
 
+# Limit, use and cached files of a control group, in version 2 (no controllers) and version 1.
+_GROUP_FILES = {
+    "": ("memory.max", "memory.current", ("inactive_file", "active_file")),
+    "memory": ("memory.limit_in_bytes", "memory.usage_in_bytes", ("total_inactive_file", "total_active_file")),
+}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Memory:
@@ -348,14 +354,11 @@ def _free_in_groups(root: Path) -> Iterator[int]:
         return
     for line in lines:
         _, controllers, group = [*line.split(":", 2), "", ""][:3]
-        if controllers == "":
-            top, limit, used, caches = "", "memory.max", "memory.current", ("inactive_file", "active_file")
-        elif "memory" in controllers.split(","):
-            top, limit, used = "memory", "memory.limit_in_bytes", "memory.usage_in_bytes"
-            caches = ("total_inactive_file", "total_active_file")
-        else:
+        version = "memory" if "memory" in controllers.split(",") else controllers
+        if version not in _GROUP_FILES:
             continue
-        base = root / "sys" / "fs" / "cgroup" / top
+        limit, used, caches = _GROUP_FILES[version]
+        base = root / "sys" / "fs" / "cgroup" / version
         # In a container the group has the name that the host gives it, and may be absent; the top one always exists.
         for folder in (base / group.strip("/"), *(base / group.strip("/")).parents):
             most, taken = _read_number(folder / limit), _read_number(folder / used)

@@ -13,7 +13,7 @@ from medsynth.training.autoencoder import open_autoencoder, put_autoencoder
 from medsynth.training.batches import class_shares, scan_data
 from medsynth.training.callbacks import SamplePreviews
 from medsynth.training.checkpoints import EarlyWeights
-from medsynth.training.fitting import Training, check_options
+from medsynth.training.fitting import Training, check_options, open_previous
 from medsynth.training.module import DiffusionModule
 from medsynth.training.preflight import Preflight, check_precision, estimate_needs
 from medsynth.training.spec import (
@@ -40,7 +40,9 @@ def train_run(cohort: Cohort, options: TrainOptions) -> Run:
     options, autoencoder = open_autoencoder(cohort, options)
     options, start = open_start(options)
     before = start or autoencoder
-    encoding = start.text_encoding() if start is not None and start.spec.text else None
+    # Weights and text encoding belong together; fitted again on another machine, it might differ.
+    known = [run for run in (start, open_previous(options)) if run is not None and run.spec.text]
+    encoding = known[0].text_encoding() if known else None
     conditions = read_conditions(cohort, options.condition, loading=options, encoding=encoding)
     shape = scan_shape(cohort, options.grid, mask=options.condition.mask, loading=options)
     denoiser = build_untrained(options, shape, classes, conditions)

@@ -12,7 +12,7 @@ from medsynth.cohorts import Cohort, write_cohort
 from medsynth.config import GridOptions, GuidanceOptions, Loading, SolverOptions
 from medsynth.errors import ConfigError, DataError
 from medsynth.generation import write
-from medsynth.generation.donors import Donors
+from medsynth.generation.donors import choose_evenly
 from medsynth.scans import Scan, write_scan
 
 CHOICE = {"donor_class": "bright", "target_class": "dark", "count": 5, "batch_size": 2, "progress": False}
@@ -254,12 +254,11 @@ def test_unfit_cohorts_are_refused(edit, tiny_cohort, tmp_path):
 
 @pytest.mark.parametrize(("donors", "count"), [(1, 3), (5, 3), (5, 5), (5, 12), (3, 300)])
 def test_donors_are_used_evenly_and_in_a_seeded_order(donors, count):
-    some = Donors(scans=np.zeros((donors, 1, 2, 2)), rows=np.arange(donors), label="a", patients=donors, sha256="")
-    chosen = some.choose(7, count)
+    chosen = choose_evenly(7, "donors", "a", available=donors, count=count)
     uses = np.bincount(chosen, minlength=donors)
     assert uses.sum() == count
     assert uses.max() - uses.min() <= 1
-    assert np.array_equal(chosen, some.choose(7, count + 4)[:count])
+    assert np.array_equal(chosen, choose_evenly(7, "donors", "a", available=donors, count=count + 4)[:count])
 
 
 def test_the_command_says_what_an_edit_is(tiny_run, tiny_cohort, tmp_path, capsys):

@@ -11,7 +11,6 @@ import medsynth
 from medsynth.config import GuidanceOptions, IntensityOptions, NetworkOptions, SolverOptions
 from medsynth.diffusion import resolve_solver
 from medsynth.errors import ConfigError, DataError
-from medsynth.generation import guidance as weaker
 from medsynth.generation.generator import to_stored
 from medsynth.networks import sample_scans
 from medsynth.runs import Run
@@ -59,7 +58,6 @@ def test_scale_1_is_the_stronger_model_and_scale_0_the_weaker_one(tiny_run, shor
 
 def test_it_needs_no_label_dropout_and_reads_the_weaker_model_once(tiny_run, monkeypatch):
     never = dataclasses.replace(tiny_run, options={**tiny_run.options, "label_dropout": 0.0})
-    weaker._load.cache_clear()
     loads = []
     real = Run.load_early
     monkeypatch.setattr(Run, "load_early", lambda self, device: loads.append(device) or real(self, device))

@@ -201,7 +201,7 @@ def test_observed_channels_come_back_bit_for_bit(run, cohort, names):
     scans = sample_scans(denoiser, wanted, [1, 2, 3], **options).numpy()
     known = [name in [part.strip() for part in names.split(",")] for name in run.spec.channels]
     for number in range(3):
-        row = found.rows[found.source("ill", number)]
+        row = found.real.rows[found.source("ill", number)]
         assert (real.rows[row].split, real.rows[row].label) == ("val", "ill")
         np.testing.assert_array_equal(scans[number][known], real.scans[row][known].astype(np.float32))
         assert not np.array_equal(scans[number][np.invert(known)], real.scans[row][np.invert(known)])
@@ -213,7 +213,7 @@ def test_each_source_serves_once_before_any_serves_again(run, cohort):
         turns = [found.source(label, number) for number in range(30)]
         assert sorted(turns[:12]) == sorted(turns[12:24]) == [p for p, name in enumerate(found.labels) if name == label]
         assert turns[:12] != turns[12:24]
-    assert (found.scans[found.source("well", 0)][2] == -1).all()
+    assert (found.real.scans[found.source("well", 0)][2] == -1).all()
 
 
 def test_observed_masks_make_a_set(run, cohort, tmp_path):

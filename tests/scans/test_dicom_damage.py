@@ -17,7 +17,6 @@ from tests.dicom_files import (
     dataset,
     enhanced_of,
     noise,
-    picture,
     runs,
     series_of,
     write,
@@ -31,13 +30,12 @@ def bases(folder: Path) -> list[Path]:
     return [
         write(series_of(noise(1, 6, 8), slope=1, intercept=-1024)[0], folder / "explicit.dcm"),
         write(series_of(noise(1, 6, 8))[0], folder / "implicit.dcm", syntax=uid.ImplicitVRLittleEndian),
-        write(picture(), folder / "deflated.dcm", syntax=uid.DeflatedExplicitVRLittleEndian),
         write(made, folder / "enhanced.dcm"),
         compressed(rle, [runs(noise(6, 8, dtype="uint8"))], folder / "rle.dcm", uid.RLELossless),
     ]
 
 
-@pytest.mark.parametrize("number", range(5), ids=["explicit", "implicit", "deflated", "enhanced", "rle"])
+@pytest.mark.parametrize("number", range(4), ids=["explicit", "implicit", "enhanced", "rle"])
 def test_damaged_bytes_never_end_in_a_traceback(tmp_path, number, capfd):
     path = bases(tmp_path)[number]
     whole, random = path.read_bytes(), np.random.default_rng(number)

@@ -305,7 +305,7 @@ SHEARED = AXIAL @ (np.eye(4) + 0.1 * np.eye(4, k=1) * [0, 0, 1, 0])
         (scan_of(values(1, 0, 5)), {}, DataError, "need a scan"),
         (scan_of(np.full((1, 3, 4), np.nan)), {}, DataError, "need finite voxels"),
         (scan_of(np.array([[[-1.5e308, 1.5e308]]])), {}, ConfigError, "need values whose range is a number"),
-        (scan_of(values(1, 3, 4).astype(complex)), {}, DataError, "need real numbers"),
+        (scan_of(values(1, 3, 4).astype(complex)), {}, DataError, "of real numbers in 2D or 3D"),
     ],
 )
 def test_what_dicom_cannot_hold_is_refused(tmp_path, scan, options, error, message):

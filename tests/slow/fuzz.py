@@ -1,11 +1,11 @@
 """Damaged and hostile input, made from sound files by seeded mutation: every reader must read it or refuse it, and be quick.
 
-    python -m benchmarks.fuzz --count 10000 --result benchmarks/results/fuzz.json
-    python -m benchmarks.fuzz --targets nifti,png --count 500 --keep failures
+    python -m tests.slow.fuzz --count 10000 --result benchmarks/results/fuzz.json
+    python -m tests.slow.fuzz --targets nifti,png --count 500 --keep failures
 
-An input is `read`, or `refused` with one line that says what is needed. Everything else is a fault: an error without that form,
-a `hang` beyond five seconds, a `crash` (memory beyond the budget included), or a file that a reader left behind. Inputs depend on
-the seed, the target and their number alone; `--keep` writes those that showed a fault.
+An input is `read`, or `refused` with one line that names the file or key. Everything else is a fault: an error without that form,
+a `hang` beyond five seconds, a `crash` (memory beyond the budget included), or a file that a reader left behind. Inputs depend
+only on the seed, the target and their number; `--keep` writes those that showed a fault.
 """
 
 from __future__ import annotations
@@ -32,9 +32,11 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from benchmarks.fuzz_targets import Target, make_targets
+from benchmarks.machine import describe_machine
 from medsynth.errors import MedsynthError
+from medsynth.files import write_json
 from medsynth.seeds import derive_seed
+from tests.slow.fuzz_targets import Target, make_targets
 
 SECONDS = 5
 _DYING = 5  # seconds between the last word of a process that dies and its end
@@ -71,7 +73,8 @@ def attempt(target: Target, number: int, *, seed: int, folder: Path) -> Outcome:
         kind = "read"
     except MedsynthError as error:
         said = str(error)
-        kind = "refused" if "need" in said and said.isprintable() else "unclear"
+        # One line that names a file or a key and says what is wrong with it.
+        kind = "refused" if ": " in said and said.isprintable() else "unclear"
     except Hang:
         kind = "hang"
     except Exception as error:
@@ -94,7 +97,7 @@ def fuzz_target(name: str, count: int, *, seed: int) -> Iterator[Outcome]:
     """Yield the outcome of every input of a target, read in a process of its own that is replaced when it dies."""
     number = 0
     while number < count:
-        command = [sys.executable, "-m", "benchmarks.fuzz", "--worker", name, "--first", str(number)]
+        command = [sys.executable, "-m", "tests.slow.fuzz", "--worker", name, "--first", str(number)]
         command += ["--count", str(count), "--seed", str(seed)]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
         for line in _lines(process, 12 * SECONDS):
@@ -138,7 +141,7 @@ def work(name: str, first: int, count: int, seed: int) -> None:
     """Read the inputs `first` to `count` of a target within the memory budget, and print each outcome as JSON."""
     with tempfile.TemporaryDirectory() as kept, tempfile.TemporaryDirectory() as folder:
         (target,) = make_targets(Path(kept), only=(name,))
-        attempt(target, 0, seed=seed, folder=Path(folder))  # loads the libraries before memory is limited
+        attempt(target, 0, seed=seed, folder=Path(folder))  # what is loaded on first use, before memory is limited
         taken = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
         resource.setrlimit(resource.RLIMIT_AS, (taken + BUDGET, resource.RLIM_INFINITY))
         for number in range(first, count):
@@ -198,9 +201,6 @@ def main() -> None:
     total = sum(row["inputs"] for row in rows)
     print(f"{total} inputs, {len(faults)} faults")
     if arguments.result:
-        from benchmarks.machine import describe_machine
-        from medsynth.files import write_json
-
         limits = {"seconds": SECONDS, "mib_beyond_libraries": BUDGET >> 20}
         write_json(
             arguments.result,

@@ -1,4 +1,4 @@
-"""Ways in which `benchmarks.fuzz` spoils sound files; each is `(content, chance) -> content`."""
+"""Ways in which `tests.slow.fuzz` spoils sound files; each is `(content, chance) -> content`."""
 
 from __future__ import annotations
 

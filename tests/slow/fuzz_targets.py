@@ -1,17 +1,33 @@
-"""What `benchmarks.fuzz` reads: for each reader sound files, how they are spoiled, and the call that must stand them."""
+"""What `tests.slow.fuzz` reads: for each reader sound files, how they are spoiled, and the call that must handle them."""
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import pydicom
+import torch
+from pydicom.dataset import FileDataset, FileMetaDataset
+from pydicom.uid import (
+    CTImageStorage,
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+)
 
-from benchmarks.fuzz_spoils import (
+from medsynth.cohorts import fit_text, index_scans, read_cohort
+from medsynth.config import CONFIGS, PIPELINES, IndexOptions, Loading, NetworkOptions
+from medsynth.files import folder_label, hash_file, label_folder
+from medsynth.generation import generate
+from medsynth.pipeline import describe_recipe, load_config, plan_recipe
+from medsynth.runs import TEXT_FILE, RunSpec, load_denoiser, load_run, save_run, write_text_encoding
+from medsynth.scans import Intensity, Scan, list_items, read_header, read_scan, write_scan
+from medsynth.training.checkpoints import CHECKSUMS, AtomicCheckpointIO
+from tests.slow.fuzz_spoils import (
     Spoil,
     spoil_bytes,
     spoil_json,
@@ -49,7 +65,7 @@ class Target:
 
 
 def make_targets(folder: Path, *, only: Sequence[str] = ()) -> list[Target]:
-    """Return the targets of these names, or all; their sound files are made in `folder`. DICOM needs the reader for it."""
+    """Return the targets of these names, or all; their sound files are made in `folder`."""
     known: dict[str, Callable[[Path], Target]] = {
         "nifti": _nifti,
         "png": _png,
@@ -61,33 +77,28 @@ def make_targets(folder: Path, *, only: Sequence[str] = ()) -> list[Target]:
         "recipe": _recipe,
         "run": _run,
         "weights": _weights,
+        "text": _text,
         "checkpoint": _checkpoint,
+        "dicom": _dicom,
     }
-    if importlib.util.find_spec("medsynth.scans.dicom") is not None:
-        known["dicom"] = _dicom
     if unknown := set(only) - known.keys():
         raise SystemExit(f"targets: need some of {', '.join(known)}; got {', '.join(sorted(unknown))}")
     return [make(folder) for name, make in known.items() if not only or name in only]
 
 
 def _read_scan(path: Path) -> None:
-    from medsynth.config import ReadingOptions
-    from medsynth.scans import list_items, read_header, read_scan
-
-    reading = ReadingOptions(max_mib=64)
+    loading = Loading(max_mib=64)
     items = list_items(path)
     for each in [f"{path}#{item}" for item in items[:3]] or [str(path)]:
-        header = read_header(each, reading=reading)
-        scan = read_scan(each, reading=reading)
-        assert scan.array.shape == header.shape, "the header told another shape"
-        assert np.isfinite(scan.array).all(), "voxels that are no numbers"
-        assert np.isfinite(scan.affine).all(), "an affine that is none"
+        header = read_header(each, loading=loading)
+        scan = read_scan(each, loading=loading)
+        assert scan.array.shape == header.shape, "the header has another shape"
+        assert np.isfinite(scan.array).all(), "voxels that are not finite"
+        assert np.isfinite(scan.affine).all(), "an affine that is not finite"
 
 
 def _scans(folder: Path, names: Sequence[str]) -> list[tuple[str, bytes]]:
     """Write scans of several types by our own writer and return them as seeds."""
-    from medsynth.scans import Scan, write_scan
-
     chance = np.random.default_rng(0)
     arrays = [
         chance.integers(0, 255, (1, 9, 7)).astype(np.uint8),
@@ -127,17 +138,8 @@ def _npz(folder: Path) -> Target:
 
 
 def _dicom(folder: Path) -> Target:
-    import pydicom
-    from pydicom.dataset import FileDataset, FileMetaDataset
-    from pydicom.uid import (
-        CTImageStorage,
-        DeflatedExplicitVRLittleEndian,
-        ExplicitVRLittleEndian,
-        ImplicitVRLittleEndian,
-    )
-
     seeds = []
-    for number, syntax in enumerate((ExplicitVRLittleEndian, ImplicitVRLittleEndian, DeflatedExplicitVRLittleEndian)):
+    for number, syntax in enumerate((ExplicitVRLittleEndian, ImplicitVRLittleEndian)):
         meta = FileMetaDataset()
         meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = CTImageStorage, "1.2.3.4"
         meta.TransferSyntaxUID = syntax
@@ -161,8 +163,6 @@ def _table(split: str = "train") -> bytes:
 
 
 def _pictures(folder: Path) -> None:
-    from medsynth.scans import Scan, write_scan
-
     for number in range(6):
         path = folder / f"{number}.png"
         if not path.exists():
@@ -172,9 +172,6 @@ def _pictures(folder: Path) -> None:
 
 
 def _read_cohort(path: Path) -> None:
-    from medsynth.cohorts import read_cohort
-    from medsynth.files import folder_label, label_folder
-
     cohort = read_cohort(path.parent / "cohort.csv")
     cohort.summary()
     for label in cohort.classes:
@@ -215,10 +212,8 @@ def _labels(folder: Path) -> Target:
         _pictures(place / "scans")
 
     def read(path: Path) -> None:
-        from medsynth.cohorts import index_scans, read_cohort
-
         out = path.parent / "out" / "cohort.csv"
-        index_scans(scans=path.parent / "scans", out=out, labels=path, allow_tiny=True, progress=False)
+        index_scans(IndexOptions(scans=path.parent / "scans", out=out, labels=path, allow_tiny=True, progress=False))
         read_cohort(out)
 
     seeds = [("labels.csv", _table()), ("labels.csv", _table("").replace(b",split,", b",sex,"))]
@@ -226,9 +221,6 @@ def _labels(folder: Path) -> Target:
 
 
 def _configuration(folder: Path) -> Target:
-    from medsynth.config import CONFIGS
-    from medsynth.pipeline import load_config
-
     seeds = [("config.yaml", CONFIGS.find(name).read_bytes()) for name in CONFIGS.names()]
     seeds += [
         ("config.yaml", _LAUGHS.encode()),
@@ -241,9 +233,6 @@ def _configuration(folder: Path) -> Target:
 
 
 def _recipe(folder: Path) -> Target:
-    from medsynth.config import PIPELINES
-    from medsynth.pipeline import describe_recipe, plan_recipe
-
     def read(path: Path) -> None:
         describe_recipe(str(path))
         plan_recipe(str(path), out="out", variables={})
@@ -255,12 +244,6 @@ def _recipe(folder: Path) -> Target:
 
 def _made_run(folder: Path) -> Path:
     """Write the run folder of an untrained tiny network."""
-    import torch
-
-    from medsynth.config import NetworkOptions
-    from medsynth.runs import RunSpec, save_run
-    from medsynth.scans import Intensity
-
     torch.manual_seed(0)
     spec = RunSpec(
         classes=("a", "b"), class_counts=(5, 6), class_patients=(5, 6), shape=(1, 8, 8), dtype="uint8", suffix=".png",
@@ -279,9 +262,7 @@ def _run(folder: Path) -> Target:
     weights = (run / "model.safetensors").read_bytes()
 
     def read(path: Path) -> None:
-        from medsynth.generation import generate
-
-        next(iter(generate(path.parent, count=1, device="cpu")))
+        next(iter(generate(path.parent, count=1, accelerator="cpu")))
 
     return Target(
         name="run", seeds=[("run.json", (run / "run.json").read_bytes())], spoils=(spoil_json, spoil_json, spoil_bytes),
@@ -294,10 +275,7 @@ def _weights(folder: Path) -> Target:
     content = json.loads((run / "run.json").read_text())
 
     def read(path: Path) -> None:
-        """The fingerprint is made to fit, as whoever spoils weights on purpose would."""
-        from medsynth.files import hash_file
-        from medsynth.runs import load_denoiser
-
+        """The fingerprint is made to match, as an attacker would."""
         (path.parent / "run.json").write_text(json.dumps(content | {"fingerprint": hash_file(path)}))
         load_denoiser(path.parent)
 
@@ -308,11 +286,23 @@ def _weights(folder: Path) -> Target:
     return Target(name="weights", seeds=seeds, spoils=(spoil_bytes,), read=read, weight=0.3, beside=beside)
 
 
+def _text(folder: Path) -> Target:
+    run = load_run(_made_run(folder))
+    sentences = ["small solid nodule", "large solid nodule", "small subsolid nodule", "large subsolid nodule"] * 3
+    encoding = fit_text(sentences, [str(number) for number in range(len(sentences))])
+    write_text_encoding(folder, encoding)
+    spec = replace(run.spec, text=encoding.dimensions)
+
+    def read(path: Path) -> None:
+        """The checksum is made to match, as in `_weights`."""
+        spoiled = replace(run, folder=path.parent, spec=spec, checksums={path.name: hash_file(path)})
+        spoiled.text_encoding().encode(["small nodule"])
+
+    seeds = [(TEXT_FILE, (folder / TEXT_FILE).read_bytes())]
+    return Target(name="text", seeds=seeds, spoils=(spoil_npz_member, spoil_bytes), read=read, weight=0.5)
+
+
 def _checkpoint(folder: Path) -> Target:
-    import torch
-
-    from medsynth.training.checkpoints import AtomicCheckpointIO
-
     path = folder / "last.ckpt"
     state = {
         "state_dict": {"a": torch.arange(40.0)},
@@ -322,7 +312,14 @@ def _checkpoint(folder: Path) -> Target:
         "global_step": 1,
     }
     torch.save(state | {"pytorch-lightning_version": "2.6.6"}, path)
-    return Target(
-        name="checkpoint", seeds=[("last.ckpt", path.read_bytes())], spoils=(spoil_bytes,), weight=0.3,
-        read=lambda file: AtomicCheckpointIO(file.parent).load_checkpoint(file),
-    )  # fmt: skip
+
+    def read(file: Path) -> None:
+        """The checksum is made to match, as in `_weights`."""
+        (file.parent / CHECKSUMS).write_text(json.dumps({hash_file(file): 1}))
+        AtomicCheckpointIO(file.parent).load_checkpoint(file)
+
+    def beside(place: Path) -> None:
+        (place / CHECKSUMS).touch()
+
+    seeds = [("last.ckpt", path.read_bytes())]
+    return Target(name="checkpoint", seeds=seeds, spoils=(spoil_bytes,), read=read, weight=0.3, beside=beside)

@@ -1,6 +1,6 @@
 """`kill -9` at moments spread over a training and a sampling, each followed by the same command: is the result the same?
 
-    python -m benchmarks.kill_points --kills 40 --result benchmarks/results/kill_points.json
+    python -m tests.slow.kill_points --kills 40 --result benchmarks/results/kill_points.json
 
 Every trial is a forked process that is killed after its share of the time that an undisturbed one takes, so the kills fall on
 steps, validations, previews and the writing of weights, checkpoints and scans alike. After each kill whatever file is there must
@@ -21,14 +21,6 @@ from typing import Any
 
 import medsynth
 from benchmarks.machine import describe_machine
-from medsynth.config import (
-    GridOptions,
-    IntensityOptions,
-    MonitorOptions,
-    NetworkOptions,
-    OptimiserOptions,
-    SolverOptions,
-)
 from medsynth.files import hash_file, write_json
 from medsynth.runs import load_run
 from medsynth.scans import read_scan
@@ -39,28 +31,23 @@ _STEPS = 24
 
 def train(cohort: Path, out: Path) -> None:
     """Train a tiny network with a checkpoint at every fourth step, a validation at every third and previews at every sixth."""
-    monitor = MonitorOptions(
-        log_every=1, validate_every=3, preview_every=6, checkpoint_every=4, preview_scans=2, memorisation_scans=2
-    )
     medsynth.train(
         cohort=cohort,
         out=out,
         max_steps=_STEPS,
         batch_size=8,
-        grid=GridOptions(size=16),
-        intensity=IntensityOptions(method="range", low=-1100, high=400),
-        network=NetworkOptions(channels=(32,), attention=(False,), dropout=0.1),
-        optimiser=OptimiserOptions(warmup_steps=2),
-        monitor=monitor,
+        grid={"size": 16},
+        intensity={"method": "range", "low": -1100, "high": 400},
+        network={"channels": [32], "attention": [False], "dropout": 0.1},
+        optimiser={"warmup_steps": 2},
+        monitor={"log_every": 1, "validate_every": 3, "preview_every": 6, "checkpoint_every": 4},
         progress=False,
     )
 
 
 def sample(run: Path, out: Path) -> None:
     """Sample a set of three classes."""
-    medsynth.sample(
-        run=run, count=12, out=out, batch_size=3, format="nifti", solver=SolverOptions(steps=6), progress=False
-    )
+    medsynth.sample(run=run, count=12, out=out, batch_size=3, format="nifti", solver={"steps": 6}, progress=False)
 
 
 def check_training(out: Path) -> dict[str, Any]:

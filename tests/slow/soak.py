@@ -1,6 +1,6 @@
 """A long sampling and its evaluation: does memory stay flat?
 
-    python -m benchmarks.soak --run RUN --cohort COHORT.csv --scans 1000 --out WORK --result benchmarks/results/soak.json
+    python -m tests.slow.soak --run RUN --cohort COHORT.csv --scans 1000 --out WORK --result benchmarks/results/soak.json
 
 Each command runs as a process of its own, whose resident memory is read from /proc (Linux) every half second, beside the number
 of scans on the disk. Of the sampling, memory once a tenth of the scans is written is compared with that at the end; of the

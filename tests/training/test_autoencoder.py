@@ -162,7 +162,6 @@ def test_a_failed_check_ends_in_code_4_and_nothing_is_built_on_it(encoder, tiny_
     monkeypatch.setattr(reconstruction, "LIMITS", Limits(psnr=90.0, ssim=-1.0))
     assert run_command(arguments) == 4
     errors = capsys.readouterr().err
-    assert "PSNR >= 90 dB" in errors, "the table"
     assert "the autoencoder loses too much of the scans (bright: PSNR" in errors
     failed = open_encoder(tmp_path / "run")
     assert failed.fingerprint == encoder.fingerprint, "the run is kept"
@@ -216,9 +215,10 @@ def stop_at(step, monkeypatch):
 def test_an_interrupted_training_ends_in_the_same_weights(tiny_cohort, tmp_path, monkeypatch):
     """The network, its average and the optimiser continue from the checkpoint bit for bit."""
     whole = train_encoder(tiny_cohort, tmp_path / "whole")
-    with monkeypatch.context() as patched, pytest.raises(RuntimeError, match="the power fails"):
+    with monkeypatch.context() as patched:
         stop_at(4, patched)
-        train_encoder(tiny_cohort, tmp_path / "cut")
+        with pytest.raises(RuntimeError, match="the power fails"):
+            train_encoder(tiny_cohort, tmp_path / "cut")
     assert open_encoder(tmp_path / "cut").steps == 2
     with pytest.raises(ConfigError, match=r"not finished \(2 steps\)"):
         train(tiny_cohort, tmp_path / "latent", **latent(open_encoder(tmp_path / "cut")))
@@ -304,9 +304,10 @@ def test_the_patients_of_the_autoencoder_are_those_of_the_run(encoder, tiny_coho
 
 
 def test_an_interrupted_latent_training_ends_in_the_same_weights(encoder, run, tiny_cohort, tmp_path, monkeypatch):
-    with monkeypatch.context() as patched, pytest.raises(RuntimeError, match="the power fails"):
+    with monkeypatch.context() as patched:
         stop_at(4, patched)
-        train(tiny_cohort, tmp_path / "cut", **latent(encoder))
+        with pytest.raises(RuntimeError, match="the power fails"):
+            train(tiny_cohort, tmp_path / "cut", **latent(encoder))
     assert train(tiny_cohort, tmp_path / "cut", **latent(encoder)).fingerprint == run.fingerprint
 
 

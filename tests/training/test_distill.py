@@ -125,7 +125,7 @@ def test_what_a_student_makes_and_what_it_cannot(student, tiny_cohort, tmp_path)
     made = next(iter(medsynth.generate(student, count="dark=1"))).scan
     assert "euler, 2 steps, sigma 9.6 to 0.05" in made.provenance["solver"]
     edits = {"run": student.folder, "cohort": tiny_cohort, "donor_class": "dark", "target_class": "bright", "count": 1}
-    for more in ({"strength": 0.5}, {"strength": "auto"}, {"method": "inpaint", "inpaint": InpaintOptions()}):
+    for more in ({"strength": 0.5}, {"method": "inpaint", "inpaint": InpaintOptions()}):
         with pytest.raises(ConfigError, match="need a run of medsynth train to change real scans"):
             medsynth.edit(**edits, out=tmp_path / "edits", progress=False, **more)
     with pytest.raises(ConfigError, match=r"guidance\.scale: need a run trained with label_dropout above 0"):

@@ -162,7 +162,7 @@ def test_figures_by_hand():
     found = figures()
     assert found.memory.of(8) == 5 * GIB
     assert found.largest == 18
-    assert "about 5.0 GiB on the CPU for 8 scans at a time (0.5 GiB each, 1.0 GiB fixed)" in found.line()
+    assert "about 5.0 GiB on the CPU for 8 scans at a time (0.5 GiB per scan, 1.0 GiB fixed)" in found.line()
     assert "10.0 GiB free, enough for about 18 scans at a time" in found.line()
     found.check()
     table = dataclasses.replace(found, seconds=7.2, frugal=Memory(fixed=GIB, scan=GIB // 8)).summary()

@@ -65,7 +65,7 @@ def test_classes_can_be_left_out(tiny_cohort, tiny_config, tmp_path):
 def test_a_start_that_does_not_fit_is_refused(common_run, tiny_cohort, tiny_config, tmp_path):
     options = medsynth.load_config(str(tiny_config)) | {"start": common_run.folder}
     other = options["network"] | {"dropout": 0.5}
-    with pytest.raises(ConfigError, match="start: need a run with the same grid.*network"):
+    with pytest.raises(ConfigError, match=r"start: need a run with the same grid.*network"):
         medsynth.train(**options | {"network": other}, cohort=tiny_cohort, out=tmp_path / "run", progress=False)
     with pytest.raises(ConfigError, match=r"condition\.mask: need False as in start"):
         medsynth.train(**options, condition={"mask": True}, cohort=tiny_cohort, out=tmp_path / "run", progress=False)

@@ -304,7 +304,8 @@ def test_sigma_data_is_that_of_all_training_scans():
 
 def test_the_denoiser_is_built_once_and_begins_from_the_seed(tiny_cohort, tiny_config, tmp_path, monkeypatch):
     """Its first weights are those of `torch.manual_seed(seed)` directly before the build."""
-    from medsynth.training import spec, train as home
+    from medsynth.training import spec
+    from medsynth.training import train as home
 
     built, fitted = [], []
     build, fit = spec.build_denoiser, home.Training.fit

@@ -1,8 +1,4 @@
-"""The elements of a DICOM file and the place of its pixels, read in bounded memory and without pydicom's warnings.
-
-pydicom reads only the elements that are asked for. It would inflate a deflated file as a whole; here no more is inflated than
-is needed.
-"""
+"""The elements of a DICOM file and the place of its pixels, read in bounded memory and without pydicom's warnings."""
 
 from __future__ import annotations
 
@@ -12,12 +8,11 @@ import math
 import os
 import threading
 import warnings
-import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, BinaryIO, cast
+from typing import BinaryIO, cast
 
 from pydicom.datadict import tag_for_keyword
 from pydicom.dataset import Dataset
@@ -36,9 +31,7 @@ from pydicom.valuerep import EXPLICIT_VR_LENGTH_32
 from medsynth.errors import DataError
 
 _HEADER_ROOM = 1 << 26  # bytes read of the elements before the pixels; skipped elements do not count
-_DEFLATED_ROOM = 1 << 24  # inflated bytes before the pixels
 _META_ROOM = 1 << 16  # bytes of the file meta information
-_BLOCK = 1 << 16
 
 _PIXELS = {0x7FE00008: "FloatPixelData", 0x7FE00009: "DoubleFloatPixelData", 0x7FE00010: "PixelData"}
 _OFFSETS = ("ExtendedOffsetTable", "ExtendedOffsetTableLengths")
@@ -49,17 +42,15 @@ _logger = logging.getLogger("pydicom")
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """Where a file has its pixels: `start` is where its data set begins, `size` the bytes of the whole file.
+    """Where a file of `size` bytes has its pixels; `sop_class` is that of the file meta information.
 
-    `sop_class` is that of the file meta information. `pixels` is the keyword of the element that holds the pixels, "" if there
-    is none; `offset` is where its value begins (in a deflated file, after inflating it) and `length` its bytes, None if the
-    pixels are encapsulated; `offsets` are then the extended offset table and its lengths, if any.
+    `pixels` is the keyword of the element that holds the pixels, "" if there is none; its value begins at `offset` and has
+    `length` bytes, None if the pixels are encapsulated; `offsets` are then the extended offset table and its lengths, if any.
     """
 
     file: Path
     syntax: UID
     sop_class: str
-    start: int
     size: int
     pixels: str = ""
     vr: str = ""
@@ -70,10 +61,7 @@ class Source:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Silence pydicom: our checks refuse what matters.
-
-    One thread at a time, since warning filters belong to the whole process.
-    """
+    """Silence pydicom, whose checks ours replace; one thread at a time, since warning filters belong to the whole process."""
     with _turn, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         level = _logger.level
@@ -135,14 +123,14 @@ def is_dicom(file: Path) -> bool:
 def read_elements(file: Path, name: str, keywords: Sequence[str]) -> tuple[Dataset, Source]:
     """Return the elements of a file that `keywords` name, and where its pixels are.
 
-    Raises `DataError` for a file that is not DICOM, or whose header is longer than any scan needs.
+    Raises `DataError` for a file that is not DICOM, is deflated, or has a header longer than any scan needs.
     """
     tags: list[BaseTag | int] = [tag for tag in map(tag_for_keyword, (*keywords, *_OFFSETS)) if tag is not None]
     with file.open("rb") as raw:
         sop_class, syntax = _read_meta(raw, name)
-        source = Source(file=file, syntax=syntax, sop_class=sop_class, start=raw.tell(), size=file.stat().st_size)
-        deflated = syntax == DeflatedExplicitVRLittleEndian
-        body: IO[bytes] = _inflate(raw, skip=0, count=_DEFLATED_ROOM) if deflated else raw
+        if syntax == DeflatedExplicitVRLittleEndian:  # a few bytes may become gigabytes
+            raise DataError(f"{name}: need a file that is not deflated, got {syntax.name}; try gdcmconv --raw")
+        source = Source(file=file, syntax=syntax, sop_class=sop_class, size=file.stat().st_size)
         at: list[tuple[int, str | None, int]] = []  # tag, type and length of the element that holds the pixels
 
         def is_pixels(tag: BaseTag, vr: str | None, length: int) -> bool:
@@ -150,7 +138,7 @@ def read_elements(file: Path, name: str, keywords: Sequence[str]) -> tuple[Datas
             return tag in _PIXELS
 
         dataset = read_dataset(
-            cast(BinaryIO, _Limited(body, _HEADER_ROOM, name)),
+            cast(BinaryIO, _Limited(raw, _HEADER_ROOM, name)),
             syntax == ImplicitVRLittleEndian,
             syntax != ExplicitVRBigEndian,
             stop_when=is_pixels,
@@ -163,31 +151,17 @@ def read_elements(file: Path, name: str, keywords: Sequence[str]) -> tuple[Datas
                 source,
                 pixels=_PIXELS[tag],
                 vr=vr or "OW",
-                offset=body.tell() + (12 if vr in EXPLICIT_VR_LENGTH_32 else 8),
+                offset=raw.tell() + (12 if vr in EXPLICIT_VR_LENGTH_32 else 8),
                 length=None if length == 0xFFFFFFFF else length,
                 offsets=(offsets[0], offsets[1]) if all(offsets) else None,
             )
-        elif deflated and body.seek(0, io.SEEK_END) >= _DEFLATED_ROOM:
-            raise DataError(f"{name}: need pixels within {_DEFLATED_ROOM >> 20} MiB, got more before them")
     return dataset, source
-
-
-@contextmanager
-def open_pixels(source: Source, *, count: int) -> Iterator[BinaryIO]:
-    """Yield a stream that stands at the value of the pixels; of a deflated file it holds `count` bytes."""
-    with source.file.open("rb") as raw:
-        if source.syntax == DeflatedExplicitVRLittleEndian:
-            raw.seek(source.start)
-            yield _inflate(raw, skip=source.offset, count=count)
-        else:
-            raw.seek(source.offset)
-            yield raw
 
 
 class _Limited:
     """A stream of which only `limit` bytes can be read; skipping is free."""
 
-    def __init__(self, stream: IO[bytes], limit: int, name: str) -> None:
+    def __init__(self, stream: BinaryIO, limit: int, name: str) -> None:
         self.stream, self.limit, self.room, self.name = stream, limit, limit, name
         self.seek, self.tell = stream.seek, stream.tell
 
@@ -199,11 +173,8 @@ class _Limited:
         return content
 
 
-def _read_meta(stream: IO[bytes], name: str) -> tuple[str, UID]:
-    """Return the SOP class of the file meta information ("" if there is none) and the transfer syntax.
-
-    The stream then stands at the data set.
-    """
+def _read_meta(stream: BinaryIO, name: str) -> tuple[str, UID]:
+    """Return the SOP class ("" if unknown) and the transfer syntax; the stream then stands at the data set."""
     head = stream.read(132)
     if head[128:] != b"DICM":
         stream.seek(0)
@@ -221,20 +192,3 @@ def _read_meta(stream: IO[bytes], name: str) -> tuple[str, UID]:
     if not (first[4:].isalpha() and first[4:].isupper()):
         return sop_class, ImplicitVRLittleEndian
     return sop_class, ExplicitVRBigEndian if first[:2] == b"\0\x08" else ExplicitVRLittleEndian
-
-
-def _inflate(stream: IO[bytes], *, skip: int, count: int) -> io.BytesIO:
-    """Return `count` inflated bytes, or as many as there are, after the first `skip`."""
-    unpacker = zlib.decompressobj(-zlib.MAX_WBITS)
-    result = io.BytesIO()
-    while result.tell() < count and not unpacker.eof:
-        packed = unpacker.unconsumed_tail or stream.read(_BLOCK)
-        content = unpacker.decompress(packed, min(skip, _BLOCK) or min(count - result.tell(), 1 << 20))
-        if not packed and not content:  # cut off; until then the unpacker may hold bytes back
-            break
-        if skip:
-            skip -= len(content)
-        else:
-            result.write(content)
-    result.seek(0)
-    return result

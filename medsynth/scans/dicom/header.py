@@ -17,8 +17,6 @@ from medsynth.scans.limits import check_spacing, damage_as_data_error
 
 INSTALL = "pip install 'medsynth-diffusion[dicom]'"
 
-_PLAUSIBLE = 1 << 26  # no scan of more bytes than this shrinks to a 200th when deflated
-_RATIO = 200
 _MAX_TAIL = 1 << 16  # bytes that may follow the pixels (some writers pad)
 
 _SLICES = {uid.CTImageStorage, uid.MRImageStorage, uid.PositronEmissionTomographyImageStorage}
@@ -100,11 +98,6 @@ class Instance:
             return np.dtype(f"{'i' if self.signed else 'u'}{self.bits // 8}")
         return np.dtype(np.float32 if self.bits_stored <= 24 else np.float64)
 
-    @property
-    def pixel_bytes(self) -> int:
-        """Bytes of all frames, decoded."""
-        return self.frames * self.rows * self.columns * self.bits // 8
-
 
 def read_instance(file: Path) -> Instance:
     """Return what the header of a file says; what makes its pixels unreadable is the instance's `problem`.
@@ -118,16 +111,16 @@ def read_instance(file: Path) -> Instance:
     if not facts["is_image"]:
         problem = f"{name}: need an image, got {facts['kind']}; try the images that it belongs to"
         return Instance(source=source, name=name, problem=problem, **facts)
+    problem = None
     try:
         with damage_as_data_error(name, "DICOM"), quiet():
             facts |= _describe_pixels(found, facts["modality"])
             _check_values(found, name, facts)
             facts["planes"] = _read_planes(found, name, facts["frames"])
-            instance = Instance(source=source, name=name, **facts)
-            _check_pixels(instance)
-            return instance
+            _check_pixels(Instance(source=source, name=name, **facts))
     except DataError as error:
-        return Instance(source=source, name=name, problem=str(error), **facts)
+        problem = str(error)
+    return Instance(source=source, name=name, problem=problem, **facts)
 
 
 def _identify(found: Dataset, source: Source, name: str) -> dict[str, Any]:
@@ -231,10 +224,19 @@ def _plane(position: Dataset, orientation: Dataset, spacing: tuple[float, ...] |
 
 def _check_pixels(instance: Instance) -> None:
     """Refuse (`DataError`) pixels that are missing, that no decoder reads, or of another size than announced."""
-    name, source, needed = instance.name, instance.source, instance.pixel_bytes
+    name, source = instance.name, instance.source
+    needed = instance.frames * instance.rows * instance.columns * instance.bits // 8
     if source.pixels != "PixelData":
         raise DataError(f"{name}: need PixelData, got {source.pixels or 'none'}")
-    _check_codec(name, source.syntax)
+    try:
+        available = get_decoder(source.syntax).is_available
+    except NotImplementedError:
+        raise DataError(
+            f"{name}: need a transfer syntax that can be decoded, got {source.syntax.name}; "
+            "try converting it to Explicit VR Little Endian"
+        ) from None
+    if not available:
+        raise DataError(f"{name}: need a decoder of {source.syntax.name}, got none installed; try {INSTALL}")
     if source.syntax.is_encapsulated:
         if source.length is not None:
             raise DataError(f"{name}: need pixels in fragments for {source.syntax.name}, got one block")
@@ -244,23 +246,5 @@ def _check_pixels(instance: Instance) -> None:
             f"{name}: need {needed} bytes of pixels for {instance.frames} x {instance.rows} x {instance.columns}, "
             f"got {'fragments' if source.length is None else source.length}"
         )
-    if source.syntax == uid.DeflatedExplicitVRLittleEndian:
-        if needed > _PLAUSIBLE and needed > _RATIO * source.size:
-            raise DataError(
-                f"{name}: need a scan, got {needed} bytes of pixels deflated to {source.size}, which no scan does"
-            )
-    elif (lacking := source.offset + needed - source.size) > 0:
+    if (lacking := source.offset + needed - source.size) > 0:
         raise DataError(f"{name}: need {needed} bytes of pixels, got a file that lacks {lacking}")
-
-
-def _check_codec(name: str, syntax: uid.UID) -> None:
-    """Raise `DataError` that names the transfer syntax unless an installed package decodes it."""
-    try:
-        decoder = get_decoder(syntax)
-    except NotImplementedError:
-        raise DataError(
-            f"{name}: need a transfer syntax that can be decoded, got {syntax.name}; "
-            "try converting it to Explicit VR Little Endian"
-        ) from None
-    if not decoder.is_available:
-        raise DataError(f"{name}: need a decoder of {syntax.name}, got none installed; try {INSTALL}")

@@ -12,7 +12,7 @@ from pydicom.encaps import get_frame
 from pydicom.pixels import get_decoder
 
 from medsynth.errors import DataError
-from medsynth.scans.dicom.elements import open_pixels, quiet
+from medsynth.scans.dicom.elements import quiet
 from medsynth.scans.dicom.header import INSTALL, Instance
 from medsynth.scans.limits import damage_as_data_error
 
@@ -30,10 +30,20 @@ def read_frames(instance: Instance) -> Iterator[np.ndarray]:
     Raises `DataError` for pixels that cannot be decoded, or whose codestream is of another size than the header says.
     """
     assert instance.problem is None, instance.problem
-    with open_pixels(instance.source, count=instance.pixel_bytes) as stream:
-        for number in range(instance.frames):
+    with instance.source.file.open("rb") as stream:
+        stream.seek(instance.source.offset)
+        for number, plane in enumerate(instance.planes):
             with damage_as_data_error(instance.name, "DICOM"):
-                yield _physical(_decode(stream, instance, number), instance, number)
+                stored = _decode(stream, instance, number)
+                if instance.inverted:
+                    stored = ~stored if instance.signed else stored.dtype.type((1 << instance.bits_stored) - 1) - stored
+                if plane.slope != 1 or plane.intercept != 0:
+                    with np.errstate(
+                        over="ignore", invalid="ignore"
+                    ):  # infinities are refused or counted by the reader
+                        stored = stored.astype(np.float64) * plane.slope + plane.intercept
+                        stored = stored.astype(instance.dtype)
+            yield stored.astype(instance.dtype, copy=False)
 
 
 def _decode(stream: Any, instance: Instance, number: int) -> np.ndarray:
@@ -66,16 +76,6 @@ def _decode(stream: Any, instance: Instance, number: int) -> np.ndarray:
                 f"{instance.name}: need pixels that a decoder of {source.syntax.name} reads, got {str(error)[:200]}; "
                 f"try {INSTALL}{more}, or another copy"
             ) from error
-
-
-def _physical(stored: np.ndarray, instance: Instance, number: int) -> np.ndarray:
-    plane = instance.planes[number]
-    if instance.inverted:
-        stored = ~stored if instance.signed else stored.dtype.type((1 << instance.bits_stored) - 1) - stored
-    if plane.slope == 1 and plane.intercept == 0:
-        return stored.astype(instance.dtype, copy=False)
-    with np.errstate(over="ignore", invalid="ignore"):  # infinities are refused or counted by the reader
-        return (stored.astype(np.float64) * plane.slope + plane.intercept).astype(instance.dtype)
 
 
 def _check_codestream(instance: Instance, frame: bytes) -> None:

@@ -133,9 +133,8 @@ def list_dicom(
 
 def _arrange(name: str, instances: Sequence[Instance], loading: Loading) -> _Layout:
     """Return how files become one scan; `DataError` for what prevents it, or for a scan above the budget."""
-    problem = next((one.problem for one in instances if one.problem is not None), None)
-    if problem is not None:
-        raise DataError(problem)
+    if problems := [one.problem for one in instances if one.problem is not None]:
+        raise DataError(problems[0])
     first = instances[0]
     dtype = np.result_type(*{one.dtype for one in instances})
     if len(instances) == first.frames == 1:
@@ -173,7 +172,10 @@ def _describe(folder: Path, group: Sequence[Instance], loading: Loading, *, alon
         shape, spacing = (1, *layout.shape), voxel_size(layout.affine, len(layout.shape))
     except DataError as error:
         problem = problem or str(error)
-        shape, spacing = _header_shape(group), ()
+        # What the header of the first file says, with the number of slices.
+        count, (shape, spacing) = max(first.frames, len(group)), ((), ())
+        if first.rows:
+            shape = (1, first.columns, first.rows, count) if count > 1 else (1, first.rows, first.columns)
     patients = {one.patient for one in group}
     if len(patients) > 1:
         problem = problem or f"{path}: need one PatientID in a series, got {len(patients)}"
@@ -196,11 +198,3 @@ def _describe(folder: Path, group: Sequence[Instance], loading: Loading, *, alon
         is_slices=first.is_slice,
         problem=problem,
     )
-
-
-def _header_shape(group: Sequence[Instance]) -> tuple[int, ...]:
-    """Return the shape of files that make no scan, as the header of the first says, with the number of slices."""
-    first, count = group[0], max(group[0].frames, len(group))
-    if not first.rows:
-        return ()
-    return (1, first.columns, first.rows, count) if count > 1 else (1, first.rows, first.columns)
