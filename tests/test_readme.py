@@ -24,5 +24,7 @@ def test_the_six_commands_are_shown_in_order():
 def test_every_verb_is_named_on_the_readme_or_on_the_api_page_that_it_links():
     assert "(docs/api.md)" in README
     pages = README + (TOP / "docs" / "api.md").read_text(encoding="utf-8")
-    named = set(re.findall(r"`(?:medsynth )?(\w+)`", pages)) | set(re.findall(r"^medsynth (\w+)", pages, flags=re.MULTILINE))
+    named = set(re.findall(r"`(?:medsynth )?(\w+)`", pages)) | set(
+        re.findall(r"^medsynth (\w+)", pages, flags=re.MULTILINE)
+    )
     assert not OPTIONS.keys() - named

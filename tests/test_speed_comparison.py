@@ -19,9 +19,8 @@ from benchmarks.speed.methods import Medsynth, Setting, Solver
 from benchmarks.speed.score import Features, class_counts, score, tolerance
 from benchmarks.speed.steps import read_claim
 from medsynth.cohorts import read_cohort
-from medsynth.config import FidelityOptions
-from medsynth.evaluation.fidelity.comparison import Group
-from medsynth.evaluation.fidelity.comparison import compare as compare_groups
+from medsynth.evaluation.fidelity import FidelitySettings
+from medsynth.evaluation.fidelity.comparison import Group, compare_groups
 
 PACKAGES = {peers.Diffusers: "diffusers", peers.DenoisingDiffusion: "denoising_diffusion_pytorch"}
 
@@ -38,7 +37,7 @@ def made_features(count: int, *, seed: int, shift: float = 0.0) -> Features:
 
 def test_scans_of_one_distribution_score_like_two_real_halves():
     found = score(made_features(400, seed=0), made_features(200, seed=1), 160).frechet
-    assert found.reading == "as close"
+    assert found.verdict == "as close"
     assert found.real_low <= found.value <= found.real_high
 
 
@@ -46,7 +45,7 @@ def test_a_shift_adds_its_square():
     real = made_features(400, seed=0)
     near, far = (score(real, made_features(200, seed=1, shift=shift), 160).frechet for shift in (0.0, 10.0))
     assert far.value - near.value == pytest.approx(100, rel=0.05)
-    assert far.reading == "further"
+    assert far.verdict == "further"
 
 
 def test_the_score_is_that_of_the_fidelity_table():
@@ -64,7 +63,7 @@ def test_the_score_is_that_of_the_fidelity_table():
         ]
         for side in (real, Features(values=made.values, labels=made.labels, patients=np.arange(200)))
     ]
-    table = compare_groups(*groups, options=FidelityOptions(repeats=40), generator=np.random.default_rng(0))
+    table = compare_groups(*groups, settings=FidelitySettings(repeats=40), generator=np.random.default_rng(0))
     mine = score(real, made, 200)
     assert mine.scans == table.scans_a_side
     assert mine.frechet.value == pytest.approx(table.frechet.value, rel=0.15)
@@ -265,7 +264,7 @@ def test_a_peer_trains_and_draws_scans_of_the_grid(peer, setting):
         pytest.skip(f"{PACKAGES[peer]} is not installed: pip install the extra benchmarks")
     made = peer(setting)
     wanted = sum(
-        each.numel() for each in peers.pixel_network(setting.options()["network"], (1, 32, 32), 2).parameters()
+        each.numel() for each in peers.pixel_network(setting.options().network, (1, 32, 32), 2).parameters()
     )
     assert made.parameters == pytest.approx(wanted, rel=0.1)
     before = [each.clone() for each in made.network.parameters()]

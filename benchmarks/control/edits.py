@@ -1,19 +1,18 @@
-"""Edits of real scans: can the border of what was painted be found, is a lesion there, and what does strength do?
+"""Inpainted lesions: can the border of what was painted be found, and is a lesion there?
 
     python -m benchmarks.control.edits --run RUN --cohort COHORT.csv --donor_class normal --target_class ground_glass \
         --work FOLDER --result benchmarks/results/control_edits.json --name phantom
 
-`border`: lesions inpainted into donors with the masks of training scans, and, as control, real lesion scans repainted where their
+Lesions are inpainted into donors with the masks of training scans, and, as control, real lesion scans are repainted where their
 own lesion is. A small network sees a ring of pixels on both sides of the border, in painted scans and in real ones of the target
 class with the same region; it is cross-validated over patients, and an AUROC of .5 means that the border cannot be found.
-`contrast` is how much brighter, in units of [-1, 1], the lesion's mask is than its surroundings. `strength`: the curve of
-`--strength auto`, with a picture. One file holds the results of several runs, by name.
+`contrast` is how much brighter, in units of [-1, 1], the lesion's mask is than its surroundings. One file holds the results of
+several runs, by name.
 """
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -27,10 +26,8 @@ import medsynth
 from benchmarks.machine import describe_machine
 from medsynth.cohorts import Cohort
 from medsynth.cohorts.grid import orient_scan
-from medsynth.config import EditOptions, GuidanceOptions, InpaintOptions
-from medsynth.evaluation.edits import ProbeClassifier, choose_strength
+from medsynth.config import GuidanceOptions, InpaintOptions
 from medsynth.files import write_json
-from medsynth.generation import try_edits
 from medsynth.generation.donors import read_donor
 from medsynth.generation.inpaint import lay_region, widen
 from medsynth.measures.classification import auroc
@@ -193,35 +190,6 @@ def try_border(options: argparse.Namespace, run: Run, cohort: Cohort, scans: Sca
     return result
 
 
-def try_strengths(options: argparse.Namespace, run: Run, cohort: Cohort) -> dict[str, Any]:
-    """The curve of strengths on validation donors, and a picture of some of them at each."""
-    kept: dict[tuple[str, str], int] = {}
-    rows = []
-    for row in cohort.rows:
-        key = (row.split, row.label)
-        kept[key] = kept.get(key, 0) + 1
-        if not options.most or kept[key] <= options.most:
-            rows.append(row)
-    some = dataclasses.replace(cohort, rows=tuple(rows))
-    settings = EditOptions(
-        run=run.folder, cohort=options.cohort, out=options.work / "unused", donor_class=options.donor_class,
-        target_class=options.target_class, count=1, strength="auto", cache_dir=options.work / "cache",
-    )  # fmt: skip
-    scans, edit = try_edits(run, some, settings)
-    shown: dict[float, np.ndarray] = {}
-
-    def edit_and_keep(strength: float) -> np.ndarray:
-        edits = edit(strength)
-        shown[strength] = edits[:8, :1]
-        return edits
-
-    choice = choose_strength(ProbeClassifier(run, some, settings), scans, edit_and_keep)
-    print(choice.summary(), flush=True)
-    rows_shown = [("donors", scans[:8, :1]), *((f"strength {each:g}", shown[each]) for each in sorted(shown))]
-    show(options.work / f"{options.name}_strength.png", rows_shown)
-    return {"strength": choice.strength} | choice.facts()
-
-
 def show(path: Path, rows: list[tuple[str, np.ndarray]]) -> None:
     """Write a picture, twice as large as its pixels."""
     write_picture(path, np.kron(captioned_rows(rows), np.ones((2, 2), dtype=np.uint8)))
@@ -237,12 +205,8 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--result", type=Path, required=True)
     parser.add_argument("--name", required=True)
-    parser.add_argument("--parts", nargs="+", default=["border", "strength"], choices=["border", "strength"])
     parser.add_argument("--ways", nargs="*", default=[], help='ways to inpaint, such as "repeats 1", by default all')
     parser.add_argument("--count", type=int, default=96, help="scans of each inpainted set")
-    parser.add_argument(
-        "--most", type=int, default=0, help="real scans of a class and split for the classifier, 0 for all"
-    )
     parser.add_argument("--margin_mm", type=float, default=5.0)
     parser.add_argument("--side", type=int, default=16, help="pixels of a crop about a region")
     options = parser.parse_args()
@@ -255,11 +219,8 @@ def main() -> None:
         "training_scans": dict(zip(run.spec.classes, run.spec.class_counts, strict=True)),
         "machine": describe_machine(),
     }
-    if "border" in options.parts:
-        found |= {"margin_mm": options.margin_mm, "count": options.count}
-        found["border"] = try_border(options, run, cohort, Scans(run, cohort))
-    if "strength" in options.parts:
-        found["strength"] = try_strengths(options, run, cohort)
+    found |= {"margin_mm": options.margin_mm, "count": options.count}
+    found["border"] = try_border(options, run, cohort, Scans(run, cohort))
     results = json.loads(options.result.read_text()) if options.result.is_file() else {}
     write_json(options.result, results | {options.name: results.get(options.name, {}) | found})
 

@@ -29,7 +29,7 @@ _ROUNDING = 1e-6
 _LARGEST = 5.0  # standard deviations
 _NUMBER = r"\d+(?:[.,]\d+)?"
 _words = CountVectorizer(ngram_range=(1, 2), token_pattern=rf"{_NUMBER}|\w\w+").build_analyzer()
-_LADDER = [1.12**step for step in range(61)]  # 1 to 900
+_LADDER = [1.12**step for step in range(61)]  # 1 to 900; a year has no rung
 _groups = CountVectorizer(analyzer="char_wb", ngram_range=(3, 4)).build_analyzer()
 
 
@@ -148,7 +148,7 @@ def _analyse(text: str) -> list[str]:
     A number also has a term for every rung of a ladder below it, so that 8 mm and 9 mm share more than 8 mm and 30 mm.
     """
     numbers = [float(number.replace(",", ".")) for number in re.findall(_NUMBER, text)]
-    rungs = [f">={rung:.3g}" for number in numbers for rung in _LADDER if number >= rung]
+    rungs = [f">={rung:.3g}" for number in numbers for rung in _LADDER if rung <= number < 1000]
     return [*_words(text), *(f"~{group}" for group in _groups(text)), *rungs]
 
 

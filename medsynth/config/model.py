@@ -96,7 +96,7 @@ class ConditionOptions:
             and `modality` are read from the files if the cohort has no such columns. Never choose a column that
             identifies patients.
         text: Column with a sentence for each scan, such as the impression of its report; cells may be empty. The run
-            folder keeps the vocabulary of these sentences and their embeddings, not the sentences.
+            folder keeps the words of these sentences that occur in texts of at least three patients, not the sentences.
         text_encoder: `module:function` of your own that turns a list of sentences into an array (N, D). [default:
             TF-IDF of words and character n-grams, then truncated SVD]
         dropout: Probability of hiding each attribute, or the text, of a training scan, so that each can stay

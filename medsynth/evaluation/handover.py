@@ -59,7 +59,7 @@ def augment_cohort(options: AugmentOptions) -> Handover:
     check_sets(content, report, {"real": real, "synthetic": made}, loading=options)
     _check_gate(content, report)
     if options.run is not None:
-        run = load_run(Path(options.run))
+        run = load_run(options.run)
         check_run(made, run)
         check_patients(real, run)
     elif (maker := generator_of(made)) and (content["settings"].get("run") or "") != maker[:16]:

@@ -113,7 +113,7 @@ def open_inputs(options: EvaluateOptions, *, synthetic_scans: Sequence[Scan] | N
     source = options.synthetic if synthetic_scans is None else _write(synthetic_scans, Path(options.out))
     made = open_synthetic(source, real, loading=options)
     more = None if options.ceiling is None else _beyond(options.ceiling, real, options)
-    run = None if options.run is None else load_run(Path(options.run))
+    run = None if options.run is None else load_run(options.run)
     if run is not None:
         check_run(made, run)
         check_patients(real, run)

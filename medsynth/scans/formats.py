@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import re
@@ -115,9 +116,8 @@ def write_scan(scan: Scan, path: Path | str) -> None:
     file, item = split_item(path)
     name, suffix = one_line(path), scan_suffix(path)
     if suffix is None or item is not None or _URL.match(str(path)):
-        raise ConfigError(
-            f"{name}: need a local file ending in {', '.join(SUFFIXES)}, got another path; for DICOM try write_dicom"
-        )
+        known = ", ".join(SUFFIXES)
+        raise ConfigError(f"{name}: need a local file ending in {known}, got another path; for DICOM try write_dicom")
     check_voxels(name, np.asarray(scan.array))
     check_affine(name, scan.affine)
     if (length := len(json.dumps(dict(scan.provenance)))) > MAX_TEXT:
@@ -125,7 +125,9 @@ def write_scan(scan: Scan, path: Path | str) -> None:
     content = _FORMATS[suffix].encode(scan, name)
     with atomic_path(file) as temporary, temporary.open("wb") as stream:
         if suffix == ".nii.gz":
-            nifti.write_gzip(stream, content)
+            # Without time and file name, so that equal content gives equal bytes.
+            with gzip.GzipFile(filename="", fileobj=stream, mode="wb", compresslevel=6, mtime=0) as packed:
+                packed.write(content)
         else:
             stream.write(content)
 
@@ -141,11 +143,8 @@ def _locate(path: Path | str) -> tuple[Path, str | None, str, Any, str]:
     suffix = scan_suffix(path)
     if os.path.isdir(file) or (suffix is None and (item is not None or is_dicom(file))):
         return file, item, name, dicom, "DICOM"
-    if suffix is None:
-        check_exists(name, file)
-        raise DataError(
-            f"{name}: need a file ending in {', '.join(SUFFIXES)}, a DICOM file or a folder of them, got another one; "
-            "try converting it"
-        )
     check_exists(name, file)
+    if suffix is None:
+        known = ", ".join(SUFFIXES)
+        raise DataError(f"{name}: need {known}, a DICOM file or a folder of them, got another file; try converting it")
     return file, item, name, _FORMATS[suffix], suffix

@@ -21,25 +21,12 @@ from medsynth.errors import DataError
 
 MAX_TEXT = 1 << 16  # bytes of one piece of text (provenance, attributes) inside a scan file
 _MIB = 1 << 20
-# What the parsers raise over damaged files; anything else is a bug of ours and keeps its traceback.
+# What the parsers raise over damaged files; anything else is a bug of ours and keeps its traceback. RuntimeError covers
+# RecursionError and NotImplementedError; TokenError comes from NumPy, which reads the header of an array as Python text.
 _DAMAGE = (
-    OSError,
-    EOFError,
-    ValueError,
-    TypeError,
-    AttributeError,
-    LookupError,
-    ArithmeticError,
-    SyntaxError,
-    RuntimeError,  # also RecursionError and NotImplementedError
-    MemoryError,
-    TokenError,  # NumPy reads the header of an array as Python text
-    struct.error,
-    zlib.error,
-    zipfile.BadZipFile,
-    HeaderDataError,
-    BytesLengthException,
-    InvalidDicomError,
+    *(OSError, EOFError, ValueError, TypeError, AttributeError, LookupError, ArithmeticError, SyntaxError),
+    *(RuntimeError, MemoryError, TokenError, struct.error, zlib.error, zipfile.BadZipFile),
+    *(HeaderDataError, BytesLengthException, InvalidDicomError),
 )
 
 
@@ -71,16 +58,12 @@ def check_affine(name: str, affine: np.ndarray) -> np.ndarray:
     """Return `affine` as 4x4 float64; `DataError` if it is not finite, not affine, or singular."""
     matrix = np.asarray(affine, dtype=np.float64)
     if matrix.shape != (4, 4) or not np.isfinite(matrix).all() or not np.array_equal(matrix[3], [0, 0, 0, 1]):
-        raise DataError(
-            f"{name}: need a finite 4x4 affine that ends in 0 0 0 1, got another one; try repairing the file"
-        )
+        raise DataError(f"{name}: need a finite 4x4 affine ending in 0 0 0 1, got another; try repairing the file")
     lengths = np.linalg.norm(matrix[:3, :3], axis=0)
     # Relative to the voxel's edges the determinant is the volume of the skewed unit cube: 1 for orthogonal axes.
     if not (lengths > 0).all() or abs(np.linalg.det(matrix[:3, :3] / lengths)) < 1e-6:
-        raise DataError(
-            f"{name}: need an affine with three independent axes, got a singular one (voxel size "
-            f"{' x '.join(f'{length:g}' for length in lengths)} mm); try repairing the header"
-        )
+        sizes = " x ".join(f"{length:g}" for length in lengths)
+        raise DataError(f"{name}: need three independent axes, got a singular affine (voxel size {sizes} mm)")
     return matrix
 
 
@@ -88,19 +71,16 @@ def check_spacing(name: str, spacing: Sequence[float]) -> tuple[float, ...]:
     """Return voxel sizes as floats; `DataError` unless all are finite and positive."""
     sizes = tuple(float(size) for size in spacing)
     if not all(math.isfinite(size) and size > 0 for size in sizes):
-        raise DataError(
-            f"{name}: need finite voxel sizes above 0 mm, got {' x '.join(f'{size:g}' for size in sizes)}; "
-            "try repairing the header"
-        )
+        got = " x ".join(f"{size:g}" for size in sizes)
+        raise DataError(f"{name}: need finite voxel sizes above 0 mm, got {got}; try repairing the header")
     return sizes
 
 
 def check_voxels(name: str, array: np.ndarray) -> None:
     """Raise `DataError` unless the array to be written is a scan `(channel, *spatial)` in 2D or 3D of finite real numbers."""
     if array.ndim not in (3, 4) or array.size == 0 or array.dtype.kind not in "buif" or array.dtype.itemsize > 8:
-        raise DataError(
-            f"{name}: need a scan (channel, *spatial) of real numbers in 2D or 3D, got {array.shape} {array.dtype}"
-        )
+        got = f"{array.shape} {array.dtype}"
+        raise DataError(f"{name}: need a scan (channel, *spatial) of real numbers in 2D or 3D, got {got}")
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         raise DataError(f"{name}: need finite voxels to write, got NaN or infinite ones")
 

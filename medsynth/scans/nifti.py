@@ -12,7 +12,7 @@ import logging
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, BinaryIO, cast
+from typing import IO, cast
 
 import nibabel
 import numpy as np
@@ -70,18 +70,14 @@ def read(path: Path, item: str | None, name: str, loading: Loading) -> Scan:
         # Reading to the end, within bounds, makes gzip verify its checksum.
         tail = len(stream.read(_MAX_TAIL + 1))
     if tail > _MAX_TAIL:
-        raise DataError(
-            f"{name}: need the {count} bytes of voxels that the header announces, got a file that goes on after them"
-        )
+        raise DataError(f"{name}: need {count} bytes of voxels as announced, got a file that goes on after them")
     stored = np.frombuffer(content, dtype=layout.stored).reshape(layout.spatial, order="F")
-    if layout.scaling is None:
+    with np.errstate(over="ignore", invalid="ignore"):  # infinities are refused or counted by `read_scan`
+        if layout.scaling is not None:
+            stored = stored.astype(np.float64)
+            stored *= layout.scaling[0]
+            stored += layout.scaling[1]
         array = np.array(stored, dtype=layout.returned, order="C")
-    else:
-        with np.errstate(over="ignore", invalid="ignore"):  # infinities are refused or counted by `read_scan`
-            scaled = stored.astype(np.float64)
-            scaled *= layout.scaling[0]
-            scaled += layout.scaling[1]
-            array = np.ascontiguousarray(scaled, dtype=layout.returned)
     return Scan(array=array[np.newaxis], affine=layout.affine, provenance=provenance)
 
 
@@ -120,12 +116,6 @@ def encode(scan: Scan, name: str) -> bytes:
     return stream.getvalue()
 
 
-def write_gzip(stream: BinaryIO, content: bytes) -> None:
-    """Write `content` gzipped, without time and file name, so that equal content gives equal bytes."""
-    with gzip.GzipFile(filename="", fileobj=stream, mode="wb", compresslevel=6, mtime=0) as packed:
-        packed.write(content)
-
-
 def _open(path: Path) -> IO[bytes]:
     return cast(IO[bytes], gzip.open(path)) if path.name.lower().endswith(".gz") else path.open("rb")
 
@@ -141,9 +131,7 @@ def _read_layout(stream: IO[bytes], name: str, loading: Loading) -> _Layout:
             raise DataError(f"{name}: need a NIfTI file, got another format or a damaged header")
     header = kind(block, check=False)
     if bytes(header["magic"])[:3] not in (b"n+1", b"n+2"):
-        raise DataError(
-            f"{name}: need header and voxels in one file, got a header of a pair; try converting to .nii.gz"
-        )
+        raise DataError(f"{name}: need header and voxels in one file, got the header of a pair; try .nii.gz")
     _read_exactly(stream, 4, name)
 
     axes = int(header["dim"][0])
@@ -153,14 +141,12 @@ def _read_layout(stream: IO[bytes], name: str, loading: Loading) -> _Layout:
     while len(shape) > 3 and shape[-1] == 1:
         shape.pop()
     if len(shape) not in (2, 3):
-        raise DataError(
-            f"{name}: need a 2D or 3D scan, got {len(shape)}D ({' x '.join(map(str, shape))}); try splitting it first"
-        )
+        said = " x ".join(map(str, shape))
+        raise DataError(f"{name}: need a 2D or 3D scan, got {len(shape)}D ({said}); try splitting it first")
     stored = header.get_data_dtype()
     if stored.fields is not None or stored.kind not in "uif" or stored.itemsize > 8:
-        raise DataError(
-            f"{name}: need one real number per voxel, got {header.get_value_label('datatype')}; try converting it"
-        )
+        kind_name = header.get_value_label("datatype")
+        raise DataError(f"{name}: need one real number per voxel, got {kind_name}; try converting it")
     slope, intercept = header.get_slope_inter()
     scaling = None if slope is None or (slope == 1 and intercept == 0) else (float(slope), float(intercept))
     returned = stored.newbyteorder("=")
@@ -173,12 +159,9 @@ def _read_layout(stream: IO[bytes], name: str, loading: Loading) -> _Layout:
     check_spacing(name, [abs(size) for size in spatial_pixdim])
     if axes < 3 and not (np.isfinite(header["pixdim"][3]) and header["pixdim"][3] != 0):
         header["pixdim"][3] = 1.0  # a 2D header may lack the slice thickness
-    offset = float(header["vox_offset"])
-    if not (offset.is_integer() and header.sizeof_hdr + 4 <= offset <= _MAX_OFFSET):
-        raise DataError(
-            f"{name}: need voxels that begin between byte {header.sizeof_hdr + 4} and {_MAX_OFFSET}, "
-            f"got vox_offset {offset:g}"
-        )
+    offset, first = float(header["vox_offset"]), header.sizeof_hdr + 4
+    if not (offset.is_integer() and first <= offset <= _MAX_OFFSET):
+        raise DataError(f"{name}: need voxels that begin at byte {first} to {_MAX_OFFSET}, got vox_offset {offset:g}")
     header.check_fix(logger=_silent)
     affine = np.array(header.get_best_affine(), dtype=np.float64)
     affine[:3] *= _MILLIMETRES[header.get_xyzt_units()[0]]

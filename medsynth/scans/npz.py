@@ -66,9 +66,7 @@ class _File:
             return None
         shape, dtype = self.headers[key]
         if dtype.kind not in kinds or not 0 < math.prod(shape) <= most or dtype.itemsize > 4 * MAX_TEXT:
-            raise DataError(
-                f"{self.name}: need {need} under the key {key}, got {dtype} {shape}; try repairing the file"
-            )
+            raise DataError(f"{self.name}: need {need} under the key {key}, got {dtype} {shape}; try another file")
         return _decode(self.path, key)
 
     def facts(self, key: str) -> dict[str, float | str]:
@@ -150,9 +148,7 @@ def _open(path: Path) -> _File:
         with zipfile.ZipFile(path) as packed:
             entries = [entry for entry in packed.infolist() if entry.filename.endswith(".npy")]
             if len(entries) > _MAX_MEMBERS:
-                raise DataError(
-                    f"{name}: need at most {_MAX_MEMBERS} arrays, got {len(entries)}; try one scan per file"
-                )
+                raise DataError(f"{name}: need at most {_MAX_MEMBERS} arrays, got {len(entries)}; try one scan a file")
             headers = {entry.filename.removesuffix(".npy"): _read_member(packed, entry, name) for entry in entries}
         _last = _File(path=path, name=name, stamp=stamp, headers=headers)
     return _last
@@ -199,9 +195,7 @@ def _find(file: _File, item: str | None, loading: Loading) -> tuple[str, int | N
         keys = [key for key in ("image", "array") if key in file.headers][:1] or numbers
         if len(keys) != 1:
             got = ", ".join(file.headers)[:100] or "no array"
-            raise DataError(
-                f"{file.name}: need a key `image` or a single array of numbers, got {got}; try renaming one"
-            )
+            raise DataError(f"{file.name}: need a key `image` or one array of numbers, got {got}; try renaming one")
         key = keys[0]
     shape = _scan_shape(file, key)
     check_size(file.name, file.headers[key][0], _returned(file.headers[key][1]), loading)
@@ -231,7 +225,7 @@ def _affine(file: _File, rank: int) -> np.ndarray:
     sizes = (1.0,) * rank if spacing is None else check_spacing(file.name, spacing.reshape(-1).tolist())
     if len(sizes) != rank:
         raise DataError(
-            f"{file.name}: need a spacing along each of {rank} axes, got {len(sizes)}; try repairing the file"
+            f"{file.name}: need a spacing for each of {rank} axes, got {len(sizes)}; try repairing the file"
         )
     return (PICTURE_AFFINE if rank == 2 else VOLUME_AFFINE) @ np.diag([*sizes, *[1.0] * (4 - rank)])
 

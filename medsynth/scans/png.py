@@ -46,7 +46,8 @@ def read_header(path: Path, item: str | None, name: str, loading: Loading) -> Sc
     """Return the header of a PNG after all checks that need no pixels."""
     with _open(path, name, loading) as image:
         rescale, affine, _ = _read_text(image, name, loading)
-        dtype = rescale.dtype if rescale else np.dtype(np.uint16 if _bits(image) == 16 else np.uint8)
+        deep = _BITS[str(image.tile[0].args)] == 16
+        dtype = rescale.dtype if rescale else np.dtype(np.uint16 if deep else np.uint8)
         return ScanHeader(shape=(1, image.height, image.width), dtype=dtype.name, spacing=voxel_size(affine, 2))
 
 
@@ -60,7 +61,7 @@ def read(path: Path, item: str | None, name: str, loading: Loading) -> Scan:
         image.verify()  # the checksums of all chunks; afterwards Pillow needs the file to be opened again
     with _open(path, name, loading) as image:
         rescale, affine, provenance = _read_text(image, name, loading)
-        bits = _bits(image)
+        bits = _BITS[str(image.tile[0].args)]
         image.load()
         array = _grey_values(np.asarray(image), image.mode, bits, name)
     if rescale:
@@ -100,18 +101,14 @@ def _to_unsigned(array: np.ndarray, name: str) -> tuple[np.ndarray, _Rescale | N
     low, high = array.min().item(), array.max().item()
     if array.dtype.kind in "iub":
         if high - low > 65535:
-            raise ConfigError(
-                f"{name}: need whole numbers within 65535 of each other for PNG, got {low} to {high}; try .npz"
-            )
+            raise ConfigError(f"{name}: need whole numbers within 65535 for PNG, got {low} to {high}; try .npz")
         offset = 0 if low >= 0 and high <= 65535 else low
         stored = array.astype(np.uint64) - np.uint64(offset % (1 << 64))
         return stored.astype(np.uint16), _Rescale(slope=1.0, offset=offset, dtype=array.dtype)
-    values = array.astype(np.float64)
-    span = high - low
+    values, span = array.astype(np.float64), high - low
     if not math.isfinite(span):
         raise DataError(f"{name}: need a finite range of values, got {low} to {high}")
-    whole = span <= 65535 and abs(low) < 2**52 and bool((values == np.round(values)).all())
-    if whole:
+    if span <= 65535 and abs(low) < 2**52 and bool((values == np.round(values)).all()):
         offset = 0.0 if low >= 0 and high <= 65535 else low
         return (values - offset).astype(np.uint16), _Rescale(slope=1.0, offset=offset, dtype=array.dtype)
     slope = span / 65535 or 1.0  # a constant scan, or a range below the smallest float, is its offset
@@ -129,9 +126,7 @@ def _open(path: Path, name: str, loading: Loading) -> PngImageFile:
         got = "transparency" if "transparency" in image.info else "an animation"
         raise DataError(f"{name}: need one opaque grey picture, got {got}; try converting it")
     if kind not in _BITS or image.tile[0].extents != (0, 0, *image.size):
-        raise DataError(
-            f"{name}: need grey values of 1 to 16 bits or colour of 8, got {kind}; try converting it to greyscale"
-        )
+        raise DataError(f"{name}: need grey values of 1 to 16 bits, or colour of 8, got {kind}; try greyscale")
     size, channels = (image.height, image.width), len(image.mode) if _BITS[kind] == 8 else 1
     check_size(name, size, np.dtype(np.uint16 if _BITS[kind] == 16 else np.uint8), loading)
     if channels > 1:  # Pillow decodes colour to four bytes per pixel
@@ -155,10 +150,6 @@ def _packed_bytes(path: Path, name: str) -> int:
         if kind != b"IEND" or stream.tell() > path.stat().st_size:
             raise DataError(f"{name}: need a whole PNG, got one that is cut off")
     return total
-
-
-def _bits(image: PngImageFile) -> int:
-    return _BITS[str(image.tile[0].args)]
 
 
 def _grey_values(decoded: np.ndarray, mode: str, bits: int, name: str) -> np.ndarray:

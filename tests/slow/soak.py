@@ -2,7 +2,7 @@
 
     python -m tests.slow.soak --run RUN --cohort COHORT.csv --scans 1000 --out WORK --result benchmarks/results/soak.json
 
-Each command runs as a process of its own, whose resident memory is read from /proc (Linux) every half second, beside the number
+Each command runs as a process of its own, whose resident memory is read from /proc (Linux) ten times a second, beside the number
 of scans on the disk. Of the sampling, memory once a tenth of the scans is written is compared with that at the end; of the
 evaluation, which takes its features in memory, the highest memory with that of an evaluation of a tenth of the scans.
 """
@@ -23,7 +23,7 @@ import medsynth
 from benchmarks.machine import describe_machine
 from medsynth.files import write_json
 
-_EVERY = 0.5  # seconds
+_EVERY = 0.1  # seconds
 _MIB = 1 << 10  # KiB of /proc in a MiB
 
 

@@ -14,18 +14,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO, cast
 
+from pydicom import uid
 from pydicom.datadict import tag_for_keyword
 from pydicom.dataset import Dataset
 from pydicom.filereader import read_dataset
 from pydicom.multival import MultiValue
 from pydicom.tag import BaseTag
-from pydicom.uid import (
-    UID,
-    DeflatedExplicitVRLittleEndian,
-    ExplicitVRBigEndian,
-    ExplicitVRLittleEndian,
-    ImplicitVRLittleEndian,
-)
 from pydicom.valuerep import EXPLICIT_VR_LENGTH_32
 
 from medsynth.errors import DataError
@@ -49,7 +43,7 @@ class Source:
     """
 
     file: Path
-    syntax: UID
+    syntax: uid.UID
     sop_class: str
     size: int
     pixels: str = ""
@@ -128,7 +122,7 @@ def read_elements(file: Path, name: str, keywords: Sequence[str]) -> tuple[Datas
     tags: list[BaseTag | int] = [tag for tag in map(tag_for_keyword, (*keywords, *_OFFSETS)) if tag is not None]
     with file.open("rb") as raw:
         sop_class, syntax = _read_meta(raw, name)
-        if syntax == DeflatedExplicitVRLittleEndian:  # a few bytes may become gigabytes
+        if syntax == uid.DeflatedExplicitVRLittleEndian:  # a few bytes may become gigabytes
             raise DataError(f"{name}: need a file that is not deflated, got {syntax.name}; try gdcmconv --raw")
         source = Source(file=file, syntax=syntax, sop_class=sop_class, size=file.stat().st_size)
         at: list[tuple[int, str | None, int]] = []  # tag, type and length of the element that holds the pixels
@@ -139,8 +133,8 @@ def read_elements(file: Path, name: str, keywords: Sequence[str]) -> tuple[Datas
 
         dataset = read_dataset(
             cast(BinaryIO, _Limited(raw, _HEADER_ROOM, name)),
-            syntax == ImplicitVRLittleEndian,
-            syntax != ExplicitVRBigEndian,
+            syntax == uid.ImplicitVRLittleEndian,
+            syntax != uid.ExplicitVRBigEndian,
             stop_when=is_pixels,
             specific_tags=tags,
         )
@@ -173,7 +167,7 @@ class _Limited:
         return content
 
 
-def _read_meta(stream: BinaryIO, name: str) -> tuple[str, UID]:
+def _read_meta(stream: BinaryIO, name: str) -> tuple[str, uid.UID]:
     """Return the SOP class ("" if unknown) and the transfer syntax; the stream then stands at the data set."""
     head = stream.read(132)
     if head[128:] != b"DICM":
@@ -185,10 +179,10 @@ def _read_meta(stream: BinaryIO, name: str) -> tuple[str, UID]:
     meta = read_dataset(limited, False, True, stop_when=lambda tag, vr, length: tag >> 16 != 2)
     sop_class, syntax = text(meta, "MediaStorageSOPClassUID"), text(meta, "TransferSyntaxUID")
     if syntax:
-        return sop_class, UID(syntax)
+        return sop_class, uid.UID(syntax)
     # Without a transfer syntax: two capital letters after the first tag mean that types are explicit.
     first = stream.read(6)
     stream.seek(-len(first), io.SEEK_CUR)
     if not (first[4:].isalpha() and first[4:].isupper()):
-        return sop_class, ImplicitVRLittleEndian
-    return sop_class, ExplicitVRBigEndian if first[:2] == b"\0\x08" else ExplicitVRLittleEndian
+        return sop_class, uid.ImplicitVRLittleEndian
+    return sop_class, uid.ExplicitVRBigEndian if first[:2] == b"\0\x08" else uid.ExplicitVRLittleEndian

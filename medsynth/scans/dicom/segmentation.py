@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from pydicom import dcmread
@@ -12,6 +11,7 @@ from pydicom.dataset import Dataset
 from medsynth.errors import ConfigError, one_line
 from medsynth.files import write_bytes
 from medsynth.scans.dicom.elements import quiet
+from medsynth.scans.dicom.header import INSTALL
 from medsynth.scans.dicom.series import may_be_dicom
 from medsynth.scans.dicom.writing import Identity, SliceLayout, encode, identify, lay_out, line, mark_synthetic
 from medsynth.scans.limits import check_affine
@@ -46,20 +46,18 @@ def write_segmentation(mask: Scan, path: Path | str, *, images: Path | str, labe
 
 def _read_images(images: Path) -> list[Dataset]:
     """Return the headers of the slices, in their order."""
-    files = sorted(images.iterdir()) if images.is_dir() else [images]
+    name, files = one_line(images), sorted(images.iterdir()) if images.is_dir() else [images]
     if not all(file.is_file() for file in files):
-        raise ConfigError(f"{one_line(images)}: need the DICOM that write_dicom wrote, got none; try another path")
+        raise ConfigError(f"{name}: need the DICOM that write_dicom wrote, got none; try another path")
     with quiet():
         found = [dcmread(file, stop_before_pixels=True) for file in files if may_be_dicom(file.name)]
     for one in found:
         if one.get("SyntheticData") != "YES" or not str(one.get("PatientID", "")).startswith("SYNTH-"):
-            raise ConfigError(
-                f"{one_line(images)}: need synthetic images, got some that do not say so; try write_dicom"
-            )
+            raise ConfigError(f"{name}: need synthetic images, got some that do not say so; try write_dicom")
         if one.get("Modality") not in ("CT", "MR"):
-            raise ConfigError(f"{one_line(images)}: need CT or MR for a SEG, got {one_line(one.get('Modality'))}")
+            raise ConfigError(f"{name}: need CT or MR for a SEG, got {one_line(one.get('Modality'))}")
     if not found:
-        raise ConfigError(f"{one_line(images)}: need the slices of a series, got none; try another folder")
+        raise ConfigError(f"{name}: need the slices of a series, got none; try another folder")
     return sorted(found, key=lambda one: int(one.InstanceNumber))
 
 
@@ -82,7 +80,11 @@ def _check_grid(layout: SliceLayout, sources: list[Dataset], name: str) -> None:
 
 
 def _segment(mask: np.ndarray, sources: list[Dataset], label: str, identity: Identity) -> Dataset:
-    highdicom = _highdicom()
+    try:
+        import highdicom  # takes most of a second to load, and only masks need it
+        import highdicom.seg
+    except ImportError as error:
+        raise ConfigError(f"segmentation: need highdicom for DICOM SEG, got none installed; try {INSTALL}") from error
     from pydicom.sr.codedict import codes
 
     equipment = sources[0].ContributingEquipmentSequence[0]
@@ -128,14 +130,3 @@ def _segment(mask: np.ndarray, sources: list[Dataset], label: str, identity: Ide
         if keyword in made:
             delattr(made, keyword)
     return made
-
-
-def _highdicom() -> Any:
-    try:
-        import highdicom  # takes most of a second to load, and only masks need it
-        import highdicom.seg
-    except ImportError as error:
-        raise ConfigError(
-            "segmentation: need highdicom for DICOM SEG, got none installed; try pip install 'medsynth-diffusion[dicom]'"
-        ) from error
-    return highdicom

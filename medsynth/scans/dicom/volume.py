@@ -77,9 +77,7 @@ def stack_slices(name: str, instances: Sequence[Instance], *, allow_tilt: bool) 
         tilt = 0.0
     elif not allow_tilt or tilt > _MOST_TILT:
         advice = "--tilt resample" if tilt <= _MOST_TILT else "splitting the series"
-        raise DataError(
-            f"{name}: need slices stacked at right angles, got a gantry tilt of {tilt:.1f} degrees; try {advice}"
-        )
+        raise DataError(f"{name}: need slices at right angles, got a gantry tilt of {tilt:.1f} degrees; try {advice}")
     else:
         vector = normal * step
         drift = (float(shift[0] / spacing[0]), float(shift[1] / spacing[1]))
@@ -143,10 +141,8 @@ def _check_alike(
         raise DataError(f"{name}: need slices of one size, got {got}; try splitting the series")
     for plane, slice_name in zip(planes, names, strict=True):
         if not plane.is_placed:
-            raise DataError(
-                f"{name}: need ImagePositionPatient, ImageOrientationPatient and PixelSpacing of every slice, "
-                f"got {slice_name} without"
-            )
+            needed = "ImagePositionPatient, ImageOrientationPatient and PixelSpacing of every slice"
+            raise DataError(f"{name}: need {needed}, got {slice_name} without")
         if not np.allclose(plane.spacing or 0, planes[0].spacing or 0, rtol=_SAME_SPACING, atol=0):
             raise DataError(
                 f"{name}: need slices of one pixel spacing, got {planes[0].spacing} and {plane.spacing} mm ({slice_name}); "

@@ -8,8 +8,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -130,20 +129,28 @@ def write_dicom(scan: Scan, path: Path | str, *, modality: str, patient_id: str 
     if slope is not None or modality == "CT":
         made.RescaleSlope, made.RescaleIntercept = slope or "1", intercept or "0"
         made.RescaleType = "HU" if modality == "CT" else "US"
+    _describe_place(made, layout, identity)
     slices = []
     for number, pixels in enumerate(stored):
         made.SOPInstanceUID, made.InstanceNumber = identity.uid("instance", str(number)), number + 1
         if modality in _IN_PATIENT:
-            made.FrameOfReferenceUID = identity.uid("frame of reference")
-        _describe_place(made, layout, number, modality)
+            made.ImagePositionPatient = layout.position(number)
         made.set_pixel_data(pixels, "MONOCHROME2", 8 * pixels.dtype.itemsize, generate_instance_uid=False)
         slices.append(encode(made))
     if scan.array.ndim == 3:
         write_bytes(path, slices[0])
         return
-    with _new_folder(path, name) as folder:
+    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+        raise ConfigError(f"{name}: need a new folder for a series, got one that exists; try another path")
+    # Its name is the same each time, so whoever writes the folder again clears away what a killed process left.
+    temporary = path.parent / f".unfinished-{path.name[-80:]}"
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
         for number, content in enumerate(slices, start=1):
-            write_bytes(folder / f"{number:04d}.dcm", content)
+            write_bytes(temporary / f"{number:04d}.dcm", content)
+        os.replace(temporary, path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def check_dicom(shape: tuple[int, ...], modality: str, name: str) -> None:
@@ -210,10 +217,10 @@ def mark_synthetic(made: Dataset, provenance: Mapping[str, str]) -> None:
     equipment.PurposeOfReferenceCodeSequence = [purpose]
     equipment.Manufacturer = _MANUFACTURER
     equipment.ManufacturerModelName = line(str(provenance.get("generator") or "")) or "unknown generator"
-    equipment.ContributionDescription = _text(origin)
+    equipment.ContributionDescription = line(origin, 1024)
     made.SyntheticData = "YES"
     made.Manufacturer = _MANUFACTURER
-    made.DerivationDescription = _text(f"SYNTHETIC, shows no patient: {origin}")
+    made.DerivationDescription = line(f"SYNTHETIC, shows no patient: {origin}", 1024)
     made.ContributingEquipmentSequence = [equipment]
 
 
@@ -228,14 +235,9 @@ def encode(made: Dataset) -> bytes:
     return stream.getvalue()
 
 
-def line(words: str) -> str:
-    """Return words as one value of at most 64 characters."""
-    return one_line(words).replace("\\", "/").strip()[:64].strip()
-
-
-def _text(words: str) -> str:
-    """Return words as a text of at most 1024 bytes."""
-    return one_line(words).replace("\\", "/").strip().encode()[:1024].decode(errors="ignore").strip()
+def line(words: str, most: int = 64) -> str:
+    """Return words as one value of at most so many bytes."""
+    return one_line(words).replace("\\", "/").strip().encode()[:most].decode(errors="ignore").strip()
 
 
 def _decimals(values: Sequence[float]) -> list[str]:
@@ -263,17 +265,18 @@ def _describe(scan: Scan, modality: str, identity: Identity) -> Dataset:
     return made
 
 
-def _describe_place(made: Dataset, layout: SliceLayout, number: int, modality: str) -> None:
+def _describe_place(made: Dataset, layout: SliceLayout, identity: Identity) -> None:
+    """Add what all slices share of their place."""
     step, *pixel = layout.spacing
-    if modality in _IN_PATIENT:
+    if made.Modality in _IN_PATIENT:
+        made.FrameOfReferenceUID = identity.uid("frame of reference")
         made.PixelSpacing = _decimals(pixel)
         (made.SliceThickness,) = _decimals([step])
         made.PositionReferenceIndicator = ""
         made.ImageOrientationPatient = layout.orientation
-        made.ImagePositionPatient = layout.position(number)
-        if modality == "MR" or len(layout.pixels) > 1:
+        if made.Modality == "MR" or len(layout.pixels) > 1:
             (made.SpacingBetweenSlices,) = _decimals([step])
-    elif modality == "CR":
+    elif made.Modality == "CR":
         made.ImagerPixelSpacing = _decimals(pixel)
     else:
         made.NominalScannedPixelSpacing = _decimals(pixel)
@@ -309,32 +312,3 @@ def _to_stored(array: np.ndarray, modality: str, name: str) -> tuple[np.ndarray,
     intercept = format_number_as_ds(float(low) - limits.min * float(slope))
     levels = np.rint((array.astype(np.float64) - float(intercept)) / float(slope))
     return levels.clip(limits.min, limits.max).astype(types[0]), slope, intercept
-
-
-@contextmanager
-def _new_folder(folder: Path, name: str) -> Iterator[Path]:
-    """Yield a hidden folder beside `folder`, which replaces it on success and is removed if the block raises.
-
-    Its name is the same each time, so that leftovers of a killed process are cleared away by whoever writes the folder again.
-    """
-    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-        raise ConfigError(f"{name}: need a new folder for a series, got one that exists; try another path")
-    temporary = folder.parent / f".unfinished-{folder.name[-80:]}"
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
-    try:
-        yield temporary
-        _flush(temporary)
-        os.replace(temporary, folder)
-        _flush(folder.parent)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _flush(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
