@@ -10,7 +10,7 @@ from typing import Any
 
 _HOMES = {
     "medsynth.api": (
-        "demo", "index", "train", "distill", "sample", "edit", "evaluate", "augment", "card", "doctor", "fetch", "load_run",
+        "demo", "index", "train", "distill", "sample", "edit", "evaluate", "augment", "card", "doctor", "load_run",
     ),
     "medsynth.pipeline": ("run_recipe", "load_config"),
     "medsynth.evaluation": ("compare",),

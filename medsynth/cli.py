@@ -20,7 +20,7 @@ _JOBS = {
     "your scans": ("demo", "index"),
     "models and synthetic scans": ("train", "distill", "sample", "edit"),
     "evaluation and hand-over": ("evaluate", "augment", "card"),
-    "the installation": ("configs", "doctor", "fetch", "completion"),
+    "the installation": ("configs", "doctor", "completion"),
 }
 _EPILOG = """\
 example, with your own scans:
@@ -231,8 +231,6 @@ def _describe(verb: str, result: Any) -> str:
             f"{result.folder / 'cohort.csv'}: {counts}; every scan is synthetic{likeness}\n"
             f"next: medsynth evaluate --real cohort.csv --synthetic {result.folder} --run RUN --out report"
         )
-    if verb == "fetch":
-        return f"weights: {result}\nnext: medsynth evaluate --features.weights {result} ..."
     if verb == "demo":
         cohort = result.folder / "cohort.csv"
         return f"{result.summary()}\nnext: medsynth train --config phantom_2d --cohort {cohort} --out run"

@@ -51,7 +51,7 @@ _UNFOLD = "document.querySelectorAll('details').forEach((each) => { each.open = 
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory) -> Path:
-    """A report with every section that there is: copies, subgroups, a learning curve, training curves."""
+    """A report with every section that there is: copies, subgroups, a ceiling, training curves."""
     folder = tmp_path_factory.mktemp("report")
     counts = {"common": {"train": 40, "test": 40}, "rare": {"train": 8, "test": 3}}
     made = made_cohort({"common": {"train": 20}, "rare": {"train": 20}}, seed=1)
@@ -74,7 +74,7 @@ def page(tmp_path_factory) -> Path:
     task = replace(task, rows=sites)
     further, fresh = synthetic_set(task, "fresh", 5, count=40), synthetic_set(task, "fresh")
     gain = score_downstream(
-        task, fresh, further=further, options=replace(QUICK, subgroups="auto", learning_curve=(6, 30)), settings=QUICK_SETTINGS,
+        task, fresh, further=further, options=replace(QUICK, subgroups="auto"), settings=QUICK_SETTINGS,
         folder=folder / "scores", progress=False,
     )  # fmt: skip
     steps = np.arange(100.0, 3000, 100)

@@ -9,27 +9,9 @@ from medsynth.api.verbs import (
     doctor,
     edit,
     evaluate,
-    fetch,
     index,
     load_run,
     run_verb,
     sample,
     train,
 )
-
-__all__ = [
-    "VERBS",
-    "augment",
-    "card",
-    "demo",
-    "distill",
-    "doctor",
-    "edit",
-    "evaluate",
-    "fetch",
-    "index",
-    "load_run",
-    "run_verb",
-    "sample",
-    "train",
-]

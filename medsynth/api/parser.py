@@ -138,7 +138,12 @@ def _with_lists(values: Mapping[str, Any], known: Mapping[str, Option], prefix: 
             found[key] = _with_lists(value, known, f"{prefix}{key}.")
         elif option is not None and option.is_list and isinstance(value, str):
             found[key] = yaml.safe_load(_bracketed(value, option))
-        elif option is not None and get_origin(option.kind) is tuple and value is not None and not isinstance(value, list | tuple):
+        elif (
+            option is not None
+            and get_origin(option.kind) is tuple
+            and value is not None
+            and not isinstance(value, list | tuple)
+        ):
             found[key] = [value]
         else:
             found[key] = list(value) if isinstance(value, tuple) else value

@@ -19,7 +19,6 @@ from medsynth.config import (
     DoctorOptions,
     EditOptions,
     EvaluateOptions,
-    FetchOptions,
     IndexOptions,
     SampleOptions,
     TrainOptions,
@@ -166,13 +165,6 @@ def card(options: CardOptions) -> CardFiles | CheckedCard:
         if getattr(options, name) is not None:
             raise ConfigError(f"check: checks a card and takes no other file; leave out --{name}")
     return check_card(Path(options.check))
-
-
-@_verb
-def fetch(options: FetchOptions) -> Path:
-    from medsynth.measures.extractors import fetch_weights
-
-    return fetch_weights(options.url, Path(options.out), options.sha256, progress=options.progress)
 
 
 @_verb

@@ -109,19 +109,17 @@ def read_attributes(
     names = parse_names(condition.attributes)
     if not names:
         return None
-    columns: dict[str, list[str]] = {}
-    for name in names:
+    columns, attributes = [], []
+    for name, forced in names.items():
         column = _column(cohort, name, loading)
         if column is None:
             known = sorted({name for row in cohort.rows for name in row.attributes} | set(_FROM_HEADERS))
             raise ConfigError(f"condition.attributes: need columns of the cohort ({', '.join(known)}), got {name!r}")
-        columns[name] = column
-    train = [number for number, row in enumerate(cohort.rows) if row.split == "train"]
-    attributes = tuple(
-        _describe(name, [columns[name][row] for row in train], categorical=forced) for name, forced in names.items()
-    )
-    values = _known_values(cohort, attributes, list(columns.values()))
-    return AttributeTable(attributes=attributes, labels=tuple(row.label for row in cohort.rows), values=values)
+        columns.append(column)
+        train = [text for text, row in zip(column, cohort.rows, strict=True) if row.split == "train"]
+        attributes.append(_describe(name, train, categorical=forced))
+    values = _known_values(cohort, attributes, columns)
+    return AttributeTable(attributes=tuple(attributes), labels=tuple(row.label for row in cohort.rows), values=values)
 
 
 def known_values(
@@ -137,11 +135,11 @@ def known_values(
 def _known_values(
     cohort: Cohort, attributes: Sequence[Attribute], columns: Sequence[list[str] | None]
 ) -> tuple[tuple[str, ...], ...]:
-    values = []
-    for number, row in enumerate(cohort.rows):
-        pairs = zip(attributes, columns, strict=True)
-        values.append(tuple(_known(each, column[number], row) if column else "" for each, column in pairs))
-    return tuple(values)
+    known = [
+        [_known(each, text, row) for text, row in zip(column or [""] * len(cohort.rows), cohort.rows, strict=True)]
+        for each, column in zip(attributes, columns, strict=True)
+    ]
+    return tuple(zip(*known, strict=True)) if known else ((),) * len(cohort.rows)
 
 
 def parse_names(text: str) -> dict[str, bool]:

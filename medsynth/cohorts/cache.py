@@ -133,7 +133,8 @@ def prepare_cohort(
     folder = loading.cache_folder(cohort.folder)
     preparation = _Preparation(cohort, grid, intensity, loading, mask)
     try:
-        key = preparation.key(names, _hash_files(preparation.all_files(), folder, progress=loading.progress))
+        files = [*(file for each in preparation.files for file in each.values()), *filter(None, preparation.masks)]
+        key = preparation.key(names, _hash_files(files, folder, progress=loading.progress))
         stored = _open_cache(folder, key)
         if stored is None:
             preparation.write(folder, key)
@@ -200,19 +201,16 @@ class _Preparation:
         wanted = mask or self.centred_on_mask
         self.masks = [cohort.mask_of(row) if wanted else None for row in cohort.rows]
         if mask and not any(self.masks):
-            raise DataError(
-                f"{cohort.folder}: need a mask of at least one scan, got none; try the column mask, or condition.mask false"
-            )
-
-    def all_files(self) -> list[Path]:
-        return [*(file for each in self.files for file in each.values()), *filter(None, self.masks)]
+            hint = "the column mask, or condition.mask false"
+            raise DataError(f"{cohort.folder}: need a mask of at least one scan, got none; try {hint}")
 
     def key(self, classes: Sequence[str], hashes: dict[Path, str]) -> str:
         """Return the hash of all that the prepared scans depend on."""
-        ends = asdict(self.intensity) if isinstance(self.intensity, IntensityOptions) else self.intensity.as_dict()
         if isinstance(self.intensity, IntensityOptions):
             # A whole number means the same from a file, from the command line and from Python.
-            ends |= {"low": float(self.intensity.low), "high": float(self.intensity.high)}
+            ends = asdict(self.intensity) | {"low": float(self.intensity.low), "high": float(self.intensity.high)}
+        else:
+            ends = self.intensity.as_dict()
         options = {
             "format": FORMAT,
             "grid": asdict(self.grid),
@@ -255,10 +253,7 @@ class _Preparation:
         write_json(folder / f"{key[:32]}.json", facts)
 
     def _check_headers(self) -> tuple[tuple[str, ...], tuple[int, ...]]:
-        """Return the names of the channels of all scans and the size of their grid.
-
-        Scans with other channels or axes than the first are refused before any is decoded.
-        """
+        """Return the names of the channels and the size of the grid; refuse scans that differ before any is decoded."""
         first = read_headers(self.files[0], self.loading)
         axes = len(first[PATH].shape) - 1
         size = grid_size(self.grid, axes)
@@ -266,23 +261,20 @@ class _Preparation:
             grid_spacing(self.grid, axes)
         for files in self.files[1:]:
             for name, header in read_headers(files, self.loading).items():
-                for what, got, want in (
-                    ("spatial axes", len(header.shape) - 1, axes),
-                    ("channels", header.shape[0], first[name].shape[0]),
-                ):
-                    if got != want:
-                        raise DataError(
-                            f"{files[name]}: need {want} {what} like the first scan, got {got}; try separate cohorts"
-                        )
-        return channel_names(first, mask=False), size
+                channels, want = header.shape[0], first[name].shape[0]
+                if (len(header.shape) - 1, channels) != (axes, want):
+                    need, got = f"{axes} spatial axes and {want} channels", f"{len(header.shape) - 1} and {channels}"
+                    raise DataError(f"{files[name]}: need {need} like the first scan, got {got}; try separate cohorts")
+        return channel_names(first), size
 
     def _measure_intensity(self) -> Intensity:
         if isinstance(self.intensity, Intensity):
             return self.intensity
         train = [files for files, row in zip(self.files, self.cohort.rows, strict=True) if row.split == "train"]
         if self.intensity.method in ("percentiles", "minmax") and not train:
+            method = self.intensity.method
             raise DataError(
-                f"intensity: need training scans to measure {self.intensity.method}, got none; try --intensity.method range"
+                f"intensity: need training scans to measure {method}, got none; try --intensity.method range"
             )
         bar = tqdm(train, desc="measuring intensity", unit="scan", disable=not self.loading.progress)
         return measure_intensity(self.intensity, (read_channels(files, self.loading).array for files in bar))
@@ -296,9 +288,8 @@ class _Preparation:
             scan = read_channels(files, self.loading)
             axes.append(scan_axes(scan))
             if axes[-1] != axes[0]:
-                raise DataError(
-                    f"{files[PATH]}: need the plane {axes[0]} of the first scan, got {axes[-1]}; try separate cohorts"
-                )
+                need = f"the plane {axes[0]} of the first scan"
+                raise DataError(f"{files[PATH]}: need {need}, got {axes[-1]}; try separate cohorts")
             mask = None if mask_file is None else read_mask(mask_file, scan, self.loading)
             if self.centred_on_mask and mask is None:
                 raise DataError(f"{files[PATH]}: need a mask for its centre, got none; try grid.centre scan")
@@ -328,13 +319,10 @@ def _open_cache(folder: Path, key: str) -> tuple[np.ndarray, dict[str, Any]] | N
 
 
 def _write_array(path: Path, shape: tuple[int, ...], arrays: Iterable[np.ndarray]) -> str:
-    """Write one .npy of float16 piece by piece and return its sha256.
-
-    Plain writes, not a writable memory map: a full disk then raises an error instead of killing the process.
-    """
+    """Write one .npy of float16 piece by piece and return its sha256."""
     header = {"descr": "<f2", "fortran_order": False, "shape": shape}
     with atomic_path(path) as temporary:
-        with temporary.open("wb") as file:
+        with temporary.open("wb") as file:  # not a memory map: with a full disk it would kill the process
             np.lib.format.write_array_header_1_0(file, header)
             for array in arrays:
                 file.write(np.ascontiguousarray(array, dtype="<f2").tobytes())
@@ -349,12 +337,10 @@ def _hash_files(paths: Sequence[Path], folder: Path, *, progress: bool) -> dict[
     """
     store = folder / "hashes.json"
     try:
-        known = json.loads(store.read_text(encoding="utf-8"))
-        known = known if isinstance(known, dict) else {}
-    except (OSError, ValueError):
+        known = dict(json.loads(store.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
         known = {}
-    hashes: dict[Path, str] = {}
-    changed = False
+    hashes, changed = {}, False
     parts = {path: list_files(path) for path in dict.fromkeys(split_item(path)[0] for path in paths)}
     unique = dict.fromkeys(file for files in parts.values() for file in files)
     for file in tqdm(unique, desc="checking files", unit="file", disable=not progress):

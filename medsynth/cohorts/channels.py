@@ -71,10 +71,9 @@ def read_headers(files: dict[str, Path], loading: Loading) -> dict[str, ScanHead
     return headers
 
 
-def channel_names(headers: dict[str, ScanHeader], *, mask: bool) -> tuple[str, ...]:
+def channel_names(headers: dict[str, ScanHeader]) -> tuple[str, ...]:
     """Return the name of each channel of a scan: that of its file, repeated for each channel of the file."""
-    names = [name for name, header in headers.items() for _ in range(header.shape[0])]
-    return tuple([*names, MASK] if mask else names)
+    return tuple(name for name, header in headers.items() for _ in range(header.shape[0]))
 
 
 def count_channels(cohort: Cohort, row: Row, *, mask: bool, loading: Loading) -> int:
@@ -143,14 +142,10 @@ def select_channels(cohort: Cohort, names: Sequence[str]) -> Cohort:
     for row in cohort.rows:
         files = {PATH: row.path} | dict(row.sequences)
         if missing := [name for name in (first, *others) if name not in files]:
-            raise DataError(
-                f"{row.path}: need a file of the sequence {missing[0]}, got an empty cell; try removing the row"
-            )
+            raise DataError(f"{row.path}: need a file of the sequence {missing[0]}, got none; try removing the row")
         rows.append(replace(row, path=files[first], sequences={name: files[name] for name in others}))
     return replace(cohort, rows=tuple(rows))
 
 
-def _other_geometry(file: Path, whose: str, wanted: Sequence[int], got: Sequence[int]) -> DataError:
-    return DataError(
-        f"{file}: need the geometry of {whose}, {tuple(wanted)}, got {tuple(got)} or another place; try resampling it"
-    )
+def _other_geometry(file: Path, whose: str, wanted: tuple[int, ...], got: tuple[int, ...]) -> DataError:
+    return DataError(f"{file}: need the geometry of {whose}, {wanted}, got {got} or another place; try resampling it")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tqdm.auto import tqdm
 
-from medsynth.cohorts.manifest import SPLITS, list_counts, resolve_below
+from medsynth.cohorts.manifest import list_counts, resolve_below
 from medsynth.config import Loading
 from medsynth.errors import ConfigError, DataError
 from medsynth.scans import (
@@ -66,10 +66,11 @@ def list_scans(scans: Path, notes: list[str], *, loading: Loading = Loading()) -
 
     DICOM files come last, as series, from their headers only. Raises `DataError` if there are no scans.
     """
-    if scans.is_file():
-        raise DataError(f"{scans}: need a folder of scans, got a file; try its folder, {scans.parent}")
     if not scans.is_dir():
-        raise DataError(f"{scans}: need a folder of scans, got nothing there; try another --scans")
+        got, hint = (
+            ("a file", f"its folder, {scans.parent}") if scans.is_file() else ("nothing there", "another --scans")
+        )
+        raise DataError(f"{scans}: need a folder of scans, got {got}; try {hint}")
     found: list[FoundScan] = []
     others: Counter[str] = Counter()
     dicom: Counter[Path] = Counter()
@@ -113,10 +114,8 @@ def _scans_of(file: Path, relative: str) -> list[FoundScan]:
         return [FoundScan(file=file, name=relative, problem=str(error))]
     if not items:
         return [FoundScan(file=file, name=relative)]
-    splits = [item.split("/")[0] for item in items]
     return [
-        FoundScan(file=Path(f"{file}#{item}"), name=f"{relative}#{item}", split=split if split in SPLITS else None)
-        for item, split in zip(items, splits, strict=True)
+        FoundScan(file=Path(f"{file}#{item}"), name=f"{relative}#{item}", split=item.split("/")[0]) for item in items
     ]
 
 
@@ -166,14 +165,11 @@ def compile_pattern(pattern: str | None) -> re.Pattern[str] | None:
     if pattern is None:
         return None
     try:
-        compiled = re.compile(pattern)
+        if (compiled := re.compile(pattern)).groups == 1:
+            return compiled
     except re.error:
-        compiled = re.compile("")
-    if compiled.groups != 1:
-        raise ConfigError(
-            f"patient_pattern: need a regular expression with one group, got {pattern!r}; try '(IM-\\d+)'"
-        )
-    return compiled
+        pass
+    raise ConfigError(f"patient_pattern: need a pattern with one group, got {pattern!r}; try '(IM-\\d+)'")
 
 
 def find_patients(
@@ -191,9 +187,8 @@ def find_patients(
             match = pattern.search(one.name)
             patient = match[1] if match else None
             if not patient:
-                raise DataError(
-                    f"{one.name}: need a patient that {pattern.pattern!r} finds, got none; try another --patient_pattern"
-                )
+                need = f"a patient that {pattern.pattern!r} finds"
+                raise DataError(f"{one.name}: need {need}, got none; try another --patient_pattern")
         if patient is None:
             patient = "" if one.dicom is None else one.dicom.patient
             unknown += not patient

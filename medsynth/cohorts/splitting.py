@@ -24,9 +24,8 @@ def parse_merges(texts: Sequence[str]) -> dict[str, str]:
         target, equals, rest = text.rpartition("=")
         target, sources = target.strip(), [part.strip() for part in rest.split("+")]
         if not equals or not target or not all(sources):
-            raise ConfigError(
-                f"merge: need CLASS=LABEL+LABEL, got {text.strip()!r}; try subsolid=ground_glass+part_solid"
-            )
+            hint = "subsolid=ground_glass+part_solid"
+            raise ConfigError(f"merge: need CLASS=LABEL+LABEL, got {text.strip()!r}; try {hint}")
         for source in sources:
             if source in merges:
                 raise ConfigError(f"merge: need each label in one class, got {source!r} twice; try one of them")
@@ -43,9 +42,7 @@ def parse_keep(texts: Sequence[str]) -> dict[str, dict[str, int]]:
     for text in texts:
         match = _KEEP.fullmatch(text)
         if match is None:
-            raise ConfigError(
-                f"keep: need LABEL=TRAIN/VAL in numbers of patients, got {text.strip()!r}; try viral=40/10"
-            )
+            raise ConfigError(f"keep: need LABEL=TRAIN/VAL in patients, got {text.strip()!r}; try viral=40/10")
         label, train, val = match.groups()
         if label in keeps:
             raise ConfigError(f"keep: need each label once, got {label!r} twice; try one of them")
@@ -56,18 +53,14 @@ def parse_keep(texts: Sequence[str]) -> dict[str, dict[str, int]]:
 def check_labels(option: str, labels: Collection[str], known: Collection[str]) -> None:
     """Raise `ConfigError` that names the option for a label that is not among the known ones."""
     if unknown := [label for label in labels if label not in known]:
-        raise ConfigError(
-            f"{option}: need labels of the cohort, got {unknown[0]!r}; try one of {', '.join(sorted(set(known)))}"
-        )
+        labels = ", ".join(sorted(set(known)))
+        raise ConfigError(f"{option}: need labels of the cohort, got {unknown[0]!r}; try one of {labels}")
 
 
 def check_fractions(fractions: Sequence[float]) -> None:
     """Raise `ConfigError` unless `fractions` are three shares that sum to 1, the first above 0."""
-    valid = len(fractions) == 3 and min(fractions) >= 0 and fractions[0] > 0 and abs(sum(fractions) - 1) < 1e-6
-    if not valid:
-        raise ConfigError(
-            f"split: need shares for train, val and test that sum to 1, got {fractions}; try 0.7,0.15,0.15"
-        )
+    if len(fractions) != 3 or min(fractions) < 0 or fractions[0] <= 0 or abs(sum(fractions) - 1) > 1e-6:
+        raise ConfigError(f"split: need train, val and test shares that sum to 1, got {fractions}; try 0.7,0.15,0.15")
 
 
 def split_patients(
@@ -131,9 +124,8 @@ def kept_scans(rows: Sequence[Row], keeps: Mapping[str, Mapping[str, int]], *, s
             scans = [i for i, row in enumerate(rows) if (row.label, row.split) == (label, split)]
             there = sorted({rows[i].patient_id for i in scans})
             if number > len(there):
-                raise ConfigError(
-                    f"keep {label!r}: need at most {len(there)} {split} patients, got {number}; try {len(there)}"
-                )
+                most = len(there)
+                raise ConfigError(f"keep {label!r}: need at most {most} {split} patients, got {number}; try {most}")
             drawn = numpy_generator(seed, "keep", label, split).permutation(len(there))[:number]
             chosen = {there[position] for position in drawn}
             for i in scans:

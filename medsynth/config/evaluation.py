@@ -37,8 +37,6 @@ class DownstreamOptions:
             (first, real scans after). With few validation patients, name one arm and one share.
         subgroups: Attribute columns for figures by subgroup, comma-separated; `auto` takes columns with 2 to 6 values,
             `none` none.
-        learning_curve: Numbers of real rare training patients (`10,20,40`) to train the baseline with, to say how many
-            real patients the set is worth.
         networks: Networks of `tier full`: `densenet` (MONAI, from scratch, 2D and 3D), `lite0` (EfficientNet-Lite0,
             fine-tuned, 2D).
     """
@@ -49,5 +47,4 @@ class DownstreamOptions:
     shares: tuple[float, ...] = (0.25, 0.5, 0.75)
     arms: tuple[Literal["rare", "all", "pretrain"], ...] = ("rare", "all", "pretrain")
     subgroups: str = "auto"
-    learning_curve: tuple[int, ...] = ()
     networks: tuple[Literal["densenet", "lite0"], ...] = ("densenet", "lite0")

@@ -43,9 +43,7 @@ class Shipped:
         if given.suffix in self.suffixes or len(given.parts) > 1:
             if given.is_file():
                 return given
-            raise ConfigError(
-                f"{name}: there is no such file; need a path, or one of {', '.join(self.names())}"
-            )
+            raise ConfigError(f"{name}: there is no such file; need a path, or one of {', '.join(self.names())}")
         for suffix in self.suffixes:
             shipped = self.directory() / f"{name}{suffix}"
             if shipped.is_file():

@@ -446,28 +446,6 @@ class CardOptions(Loading):
 
 
 @dataclass(frozen=True, kw_only=True)
-class FetchOptions:
-    """Download a file of weights for `--features.weights`; the only verb that uses the network.
-
-    The file appears only if its hash is the given one. Weights have their own licence: read the publisher's first.
-
-    Args:
-        url: Address of the file.
-        sha256: The hash that the publisher states.
-        out: File to write.
-        progress: Show a progress bar.
-    """
-
-    basic: ClassVar = ("url", "sha256", "out")
-    example: ClassVar = "medsynth fetch --url https://... --sha256 ... --out inception.pth"
-
-    url: str
-    sha256: str
-    out: PathLike
-    progress: bool = True
-
-
-@dataclass(frozen=True, kw_only=True)
 class DoctorOptions:
     """Check the installation: package versions, processor, GPU, free disk space, and a self-test of ten seconds.
 
@@ -498,6 +476,5 @@ OPTIONS: dict[str, Any] = {
     "evaluate": EvaluateOptions,
     "augment": AugmentOptions,
     "card": CardOptions,
-    "fetch": FetchOptions,
     "doctor": DoctorOptions,
 }

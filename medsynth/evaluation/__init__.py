@@ -4,5 +4,3 @@ from medsynth.evaluation.evaluate import Evaluation, Pair, evaluate_cohorts
 from medsynth.evaluation.handover import Handover, augment_cohort
 from medsynth.evaluation.in_memory import compare
 from medsynth.evaluation.verdict import build_report
-
-__all__ = ["Evaluation", "Handover", "Pair", "augment_cohort", "build_report", "compare", "evaluate_cohorts"]

@@ -3,12 +3,3 @@
 from medsynth.generation.edit import edit_set
 from medsynth.generation.generator import Generator, SyntheticScan, parse_counts
 from medsynth.generation.sample import generate, sample_set
-
-__all__ = [
-    "Generator",
-    "SyntheticScan",
-    "edit_set",
-    "generate",
-    "parse_counts",
-    "sample_set",
-]

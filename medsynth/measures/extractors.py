@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import http.client
 import importlib
 import inspect
 import io
 import pickle
-import re
 import sys
-import urllib.error
-import urllib.parse
-import urllib.request
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -23,11 +18,10 @@ from monai.networks.nets import resnet50
 from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
 from torch.nn.functional import interpolate
-from tqdm import tqdm
 
 from medsynth.config import FeatureOptions
 from medsynth.errors import ConfigError, DataError
-from medsynth.files import atomic_path, hash_file
+from medsynth.files import hash_file
 from medsynth.measures.features import EfficientNetLite0, Extractor, PictureExtractor
 
 # Only with these weights (torch-fidelity's, converted from the TensorFlow graph of 2015-12-05) is a Fréchet distance FID.
@@ -204,54 +198,14 @@ class RadImageNet(PictureExtractor):
         return pooled.flatten(1)
 
 
-def fetch_weights(url: str, out: Path | str, sha256: str, *, progress: bool = True) -> Path:
-    """Download a file of weights to `out`, once, and return its path; it appears only if its hash is `sha256`.
-
-    An existing file with that hash is kept, and nothing is fetched. `ConfigError` for an address that is not http(s) or
-    cannot be reached, a malformed hash, or a file that cannot be written; `DataError` for other content, which is deleted.
-    """
-    out, wanted = Path(out), sha256.strip().lower()
-    if urllib.parse.urlsplit(url).scheme not in ("http", "https"):
-        raise ConfigError(f"url: need an address that begins with https://, got {url!r}; try that of the publisher")
-    if not re.fullmatch(r"[0-9a-f]{64}", wanted):
-        raise ConfigError(f"sha256: need 64 hexadecimal digits, got {sha256!r}; try what the publisher states")
-    try:
-        if out.is_file() and hash_file(out) == wanted:
-            return out
-        with atomic_path(out) as temporary:
-            _download(url, temporary, progress)
-            _check_sha256(url, "content", wanted, hash_file(temporary))
-    except (urllib.error.URLError, http.client.HTTPException, TimeoutError) as error:
-        reason = getattr(error, "reason", None) or error
-        raise ConfigError(
-            f"{url}: need an address that can be reached, got {reason}; try a browser, then --features.weights"
-        ) from error
-    except OSError as error:
-        raise ConfigError(
-            f"{out}: need a file that can be written, got {error.strerror or error}; try another --out"
-        ) from error
-    return out
-
-
-def _download(url: str, path: Path, progress: bool) -> None:
-    with urllib.request.urlopen(url, timeout=_SECONDS) as answer, path.open("wb") as file:
-        length = int(answer.headers.get("Content-Length") or 0)
-        with tqdm(
-            total=length or None, desc="fetching weights", unit="B", unit_scale=True, disable=not progress
-        ) as bar:
-            while piece := answer.read(_PIECE):
-                file.write(piece)
-                bar.update(len(piece))
-
-
 def _read_weights(options: FeatureOptions) -> Weights:
     if not options.weights:
         raise ConfigError(
-            f"features.weights: need the file with the weights of {options.extractor}, got none; "
-            "try `medsynth fetch`, then --features.weights FILE"
+            f"features.weights: need the file with the weights of {options.extractor}; download it from its publisher, then "
+            "--features.weights FILE"
         )
     if "://" in options.weights:
-        raise ConfigError("features.weights: need a file, got a URL; try `medsynth fetch` first")
+        raise ConfigError("features.weights: need a file, got a URL; download it first")
     try:
         weights = Weights(Path(options.weights))
     except OSError as error:

@@ -4,14 +4,3 @@ from medsynth.reporting.card import CardFiles, write_card
 from medsynth.reporting.card_schema import CheckedCard, check_card
 from medsynth.reporting.charts import training_figures
 from medsynth.reporting.report import ReportFiles, check_report_folder, write_report
-
-__all__ = [
-    "CardFiles",
-    "CheckedCard",
-    "ReportFiles",
-    "check_card",
-    "check_report_folder",
-    "training_figures",
-    "write_card",
-    "write_report",
-]

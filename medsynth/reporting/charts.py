@@ -33,7 +33,7 @@ _STYLES = (
     ("#888888", (0, (5, 1, 1, 1, 1, 1))),
 )
 _MARKERS = "os^Dv"
-_MARKER_OF_KIND = {"baseline": 0, "synthetic": 1, "control": 2, "ceiling": 3, "curve": 3}
+_MARKER_OF_KIND = {"baseline": 0, "synthetic": 1, "control": 2, "ceiling": 3}
 _INK = "#010203"  # stands for the text colour of the page until the chart is drawn
 _SETTINGS: dict[Any, Any] = {
     "svg.fonttype": "none",

@@ -225,7 +225,7 @@ def _affine(file: _File, rank: int) -> np.ndarray:
     sizes = (1.0,) * rank if spacing is None else check_spacing(file.name, spacing.reshape(-1).tolist())
     if len(sizes) != rank:
         raise DataError(
-            f"{file.name}: need a spacing for each of {rank} axes, got {len(sizes)}; try repairing the file"
+            f"{file.name}: need a spacing along each of {rank} axes, got {len(sizes)}; try another file"
         )
     return (PICTURE_AFFINE if rank == 2 else VOLUME_AFFINE) @ np.diag([*sizes, *[1.0] * (4 - rank)])
 

@@ -21,22 +21,3 @@ from medsynth.sets.opening import (
     resume_set,
 )
 from medsynth.sets.writing import scan_stem, set_row, write_augmented, write_scans
-
-__all__ = [
-    "COHORT_FILE",
-    "PROVENANCE_FILE",
-    "SET_FORMAT",
-    "find_cohort_file",
-    "generator_of",
-    "grid_of",
-    "holds_real_pixels",
-    "made_by_medsynth",
-    "open_real",
-    "open_synthetic",
-    "read_provenance",
-    "resume_set",
-    "scan_stem",
-    "set_row",
-    "write_augmented",
-    "write_scans",
-]

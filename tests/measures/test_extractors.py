@@ -1,9 +1,7 @@
 from __future__ import annotations
 
 import hashlib
-import http.server
 import sys
-import threading
 import types
 from pathlib import Path
 
@@ -16,7 +14,7 @@ from safetensors.torch import save_file
 from medsynth.config import FeatureOptions
 from medsynth.errors import ConfigError, DataError
 from medsynth.measures import extractors
-from medsynth.measures.extractors import Inception, fetch_weights, open_extractor
+from medsynth.measures.extractors import Inception, open_extractor
 from medsynth.measures.features import EfficientNetLite0, extract_features
 
 SCANS = np.random.default_rng(0).uniform(-1, 1, size=(3, 1, 16, 16)).astype(np.float16)
@@ -62,7 +60,7 @@ def test_a_users_function_gives_the_features(module):
         ({"extractor": "own_features:medians"}, r"^features\.extractor: need a function 'medians' in own_features"),
         ({"extractor": "sys:exit"}, r"^features\.extractor: need a module with a source file, got sys"),
         ({"extractor": "lite0", "weights": "a.pt"}, r"^features\.weights: need none for lite0"),
-        ({"extractor": "inception"}, r"^features\.weights: need the file with the weights of inception, got none"),
+        ({"extractor": "inception"}, r"^features\.weights: need the file with the weights of inception; download"),
         ({"extractor": "radimagenet", "weights": "https://a.b/c.pt"}, r"^features\.weights: need a file, got a URL"),
         ({"extractor": "radimagenet", "weights": "gone.pt"}, r"^features\.weights: need a readable file, got No such"),
     ],
@@ -192,66 +190,3 @@ def test_inception_without_its_package_says_how_to_install(tmp_path, monkeypatch
     torch.save({"weight": torch.zeros(1)}, path)
     with pytest.raises(ConfigError, match=r"try pip install 'medsynth-diffusion\[fid\]'$"):
         open_extractor(FeatureOptions(extractor="inception", weights=str(path)))
-
-
-@pytest.fixture
-def served(tmp_path) -> tuple[str, list[str]]:
-    """The address of a file with the content `weights` on this machine, and the paths that were asked for."""
-    asked: list[str] = []
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            asked.append(self.path)
-            if self.path != "/weights.pth":
-                self.send_error(404)
-                return
-            self.send_response(200)
-            self.send_header("Content-Length", "7")
-            self.end_headers()
-            self.wfile.write(b"weights")
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    server = http.server.HTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}", asked
-    server.shutdown()
-    thread.join()
-    server.server_close()
-
-
-RIGHT = hashlib.sha256(b"weights").hexdigest()
-
-
-def test_weights_are_fetched_once(tmp_path, served):
-    address, asked = served
-    out = tmp_path / "new" / "weights.pth"
-    for _ in range(2):
-        assert fetch_weights(f"{address}/weights.pth", out, RIGHT.upper(), progress=False) == out
-        assert out.read_bytes() == b"weights"
-    assert asked == ["/weights.pth"]
-
-
-def test_other_content_is_refused_and_leaves_what_was_there(tmp_path, served):
-    out = tmp_path / "weights.pth"
-    out.write_bytes(b"older")
-    with pytest.raises(DataError, match=rf"need content with sha256 {'0' * 12}\.\.\., got {RIGHT[:12]}"):
-        fetch_weights(f"{served[0]}/weights.pth", out, "0" * 64, progress=False)
-    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("weights.pth", b"older")]
-
-
-@pytest.mark.parametrize(
-    ("url", "sha256", "words"),
-    [
-        ("file:///etc/hostname", RIGHT, r"^url: need an address that begins with https://"),
-        ("{}/weights.pth", "6726825d", r"^sha256: need 64 hexadecimal digits, got '6726825d'"),
-        ("{}/other.pth", RIGHT, r"/other\.pth: need an address that can be reached, got Not Found"),
-        ("http://127.0.0.1:9/weights.pth", RIGHT, r"need an address that can be reached, got .*refused"),
-    ],
-)
-def test_addresses_that_give_nothing_are_refused(tmp_path, served, url, sha256, words):
-    with pytest.raises(ConfigError, match=words):
-        fetch_weights(url.format(served[0]), tmp_path / "weights.pth", sha256, progress=False)
-    assert list(tmp_path.iterdir()) == []

@@ -25,7 +25,7 @@ def report(tmp_path_factory) -> dict[str, Any]:
     real = replace(real, rows=tuple(SimpleNamespace(attributes={"site": site}) for site in sites))
     further = synthetic_set(real, "fresh", 5, count=40)
     made = synthetic_set(real, "fresh")
-    options = replace(QUICK, subgroups="auto", learning_curve=(6, 30))
+    options = replace(QUICK, subgroups="auto")
     result = score_downstream(
         real,
         made,
@@ -54,7 +54,6 @@ def test_section_says_the_verdict_and_every_arm(report):
     for arm in report["tiers"][0]["arms"]:
         assert arm["name"] in text
         assert f"{arm['test']['auroc']['value']:.3f}" in text
-    assert report["learning_curve"]["sentence"] in text
     assert "ceiling: all real rare scans" in text
     assert HOSTILE not in page
     assert HOSTILE in text
@@ -64,7 +63,7 @@ def test_section_says_the_verdict_and_every_arm(report):
 def test_pictures_have_texts_and_lie_inside_their_frames(report):
     page = render(report)
     pictures = [each for each in elements(page).iter("svg") if each.get("class") != "chart"]
-    assert len(pictures) == 3 + 1 + 1
+    assert len(pictures) == 3 + 1
     titles = [each.text for each in elements(page).iter("figcaption")]
     assert titles == ["All arms", "ROC curves", "Calibration"]
     for picture in pictures:
@@ -85,13 +84,10 @@ def test_the_forest_shows_the_adjusted_interval_of_the_baseline(report):
     assert shown.replace("-", "−") in first.get("aria-label", "")
 
 
-@pytest.mark.parametrize("without", ["learning_curve", "subgroups"])
-def test_parts_that_are_not_there_are_left_out(report, without):
-    part = dict(report)
-    part[without] = None if without == "learning_curve" else {"groups": [], "too_small": 0}
-    text = "".join(elements(render(part)).itertext())
-    assert ("How many real patients" in text) == (without != "learning_curve")
-    assert ("Subgroup" in text) == (without != "subgroups")
+def test_subgroups_that_are_not_there_are_left_out(report):
+    part = report | {"subgroups": {"groups": [], "too_small": 0}}
+    assert "Subgroup" in "".join(elements(render(report)).itertext())
+    assert "Subgroup" not in "".join(elements(render(part)).itertext())
 
 
 def test_what_cannot_be_told_is_a_dash(report):
@@ -100,8 +96,6 @@ def test_what_cannot_be_told_is_a_dash(report):
         for name in figure:
             if name != "value":
                 figure[name] = None
-    for point in part["learning_curve"]["points"]:
-        point["auroc"].update(low=None, high=None)
     for curve in part["tiers"][0]["curves"]:
         curve["roc"]["y"] = [None] * len(curve["roc"]["x"])
     root = elements(render(part))
@@ -110,7 +104,7 @@ def test_what_cannot_be_told_is_a_dash(report):
     assert ["AUROC", f"{value:+.3f}", "–", "–"] in rows
     assert "None" not in "".join(root.itertext())
     # A forest without an interval would be an empty picture.
-    assert len([each for each in root.iter("svg") if each.get("class") != "chart"]) == 2 + 1 + 1
+    assert len([each for each in root.iter("svg") if each.get("class") != "chart"]) == 2 + 1
 
 
 def test_charts_show_the_chosen_arms(report):

@@ -12,7 +12,7 @@ from medsynth.evaluation.downstream.task import Task
 from medsynth.seeds import numpy_generator
 
 Balance = Literal["none", "oversample", "weighted", "logit_adjusted"]
-Kind = Literal["baseline", "synthetic", "control", "curve", "ceiling"]
+Kind = Literal["baseline", "synthetic", "control", "ceiling"]
 BALANCES: tuple[Balance, ...] = ("none", "oversample", "weighted", "logit_adjusted")
 
 _BALANCED = 0.5  # share of the rare class among the draws of `oversample`
@@ -45,7 +45,7 @@ class Arm:
     Synthetic scans (or, for the control, as many duplicates of real training scans) replace `rare_share` of the draws of the
     rare class and `common_share` of those of the others. How often a class is drawn depends on the recipe alone, so
     an arm differs from its baseline only in the content of its scans. `pretrain`: they replace all real scans of their class
-    in the first half of the steps, and none later. `rare_patients`: how many real rare patients are used.
+    in the first half of the steps, and none later. `further`: the rare scans beyond the cohort are used too.
     """
 
     name: str
@@ -55,7 +55,7 @@ class Arm:
     common_share: float = 0.0
     pretrain: bool = False
     duplicates: bool = False
-    rare_patients: int | None = None
+    further: bool = False
     network: str = "probe"
 
     def on(self, network: str) -> Arm:
@@ -98,11 +98,6 @@ def synthetic_arms(
 def duplicate_control(arm: Arm) -> Arm:
     """Return the control of a synthetic arm: duplicates of real training scans in the same numbers and places."""
     return replace(arm, name="duplicate_real", kind="control", duplicates=True)
-
-
-def curve_arm(recipe: Recipe, patients: int) -> Arm:
-    """Return the baseline with this number of real rare training patients, a point of the learning curve."""
-    return Arm(name=f"{patients} rare patients", kind="curve", recipe=recipe, rare_patients=patients)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -171,14 +166,11 @@ def _entries(task: Task, arm: Arm, generator: np.random.Generator) -> list[tuple
         real = np.arange(reals[number], reals[number + 1])
         # Drawn for every arm alike, so that the generator stays in step.
         picks = generator.random(len(pool.synthetic))
-        # Patients of another cohort have numbers of their own: negative ones cannot be mistaken.
-        beyond = -1 - pool.further_patients
-        # In a random order, those beyond the cohort last; so a prefix is a nested draw.
-        patients = np.concatenate([generator.permutation(np.unique(each)) for each in (pool.patients, beyond)])
-        if pool.rare and arm.rare_patients is not None:
-            kept = patients[: arm.rare_patients]
-            further = int(made[-1]) + np.flatnonzero(np.isin(beyond, kept))
-            real = np.concatenate([real[np.isin(pool.patients, kept)], further])
+        # Patients were drawn here once; these draws keep the random numbers, and with them published figures, as they were.
+        for patients in (pool.patients, pool.further_patients):
+            generator.permutation(np.unique(patients))
+        if arm.further:
+            real = np.concatenate([real, made[-1] + np.arange(len(pool.further))])
         source = real if arm.duplicates else np.arange(made[number], made[number + 1])
         result.append((real, source[(picks * len(source)).astype(np.int64)] if len(source) else source))
     return result

@@ -105,7 +105,7 @@ class Side(Protocol):
 class Experiment:
     """What all trainings of a comparison share; scores are kept below `folder`, every draw depends on `seed`.
 
-    `further` holds real scans beyond the cohort, for the learning curve.
+    `further` holds real scans beyond the cohort, for the ceiling.
     """
 
     task: Task

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,6 @@ from medsynth.errors import ConfigError, DataError
 from medsynth.evaluation.downstream.arms import Arm, baseline_arms, synthetic_arms
 from medsynth.evaluation.downstream.experiment import Experiment, Settings, Side, content_key
 from medsynth.evaluation.downstream.judging import FEW_VALIDATION, verdict_sentence
-from medsynth.evaluation.downstream.learning_curve import learning_curve
 from medsynth.evaluation.downstream.probe import ProbeData, augmented_features, train_probe
 from medsynth.evaluation.downstream.subgroups import attribute_columns, score_subgroups
 from medsynth.evaluation.downstream.task import Task, make_task
@@ -47,9 +45,6 @@ def check_downstream(options: DownstreamOptions) -> None:
         raise ConfigError(f"downstream.shares: need shares above 0 and up to 1, got {list(options.shares)}")
     if not options.arms:
         raise ConfigError("downstream.arms: need one of rare, all and pretrain, got none")
-    if any(number < 1 for number in options.learning_curve):
-        numbers = list(options.learning_curve)
-        raise ConfigError(f"downstream.learning_curve: need numbers of patients from 1, got {numbers}; try 10,20,40")
 
 
 def score_downstream(
@@ -69,9 +64,9 @@ def score_downstream(
     Arms, all with the same classifier and optimiser steps: cheap baselines (ways of balancing, with and without classical
     augmentation and mixup), of which validation chooses the strongest; on top of it synthetic scans in several shares, and
     pretraining on them, of which validation chooses again; and controls. With the `extractor` that made the features, baselines
-    with classical augmentation take part in the probe tier too. `further` are real scans beyond the cohort, whose rare class
-    extends the learning curve and gives a ceiling. Scores of every training are written below `folder`, keyed by content, and
-    read by a second call. Test scans choose nothing.
+    with classical augmentation take part in the probe tier too. `further` are real scans beyond the cohort; the baseline with
+    those of the rare class is the ceiling. Scores of every training are written below `folder`, keyed by content, and read by a
+    second call. Test scans choose nothing.
 
     Raises `ConfigError` for options that allow no verdict, `DataError` for cohorts without a task (`make_task`).
     """
@@ -96,7 +91,7 @@ def score_downstream(
     if extractor is not None and settings.probe.copies:
         copies = augmented_features(experiment, extractor, content_key(experiment.key, extractor.sha256))
     used = extractor.sha256 if extractor is not None and copies is not None else None
-    probe, curve, left_out = _probe_tier(experiment, copies, content_key(experiment.key, asdict(settings.probe), used))
+    probe = _probe_tier(experiment, copies, content_key(experiment.key, asdict(settings.probe), used))
     tiers = [probe]
     if options.tier == "full":
         tiers.append(full_tier(experiment, probe))
@@ -121,8 +116,7 @@ def score_downstream(
         "specificity": settings.specificity,
         "tiers": [tier_dict(tier, task) for tier in tiers],
         "subgroups": subgroups,
-        "learning_curve": curve,
-        "notes": _notes(task, options, curve_left_out=left_out, augmented=copies is not None),
+        "notes": _notes(task, options, augmented=copies is not None),
         "verdict": {
             "verdict": judgement.verdict,
             "figures": list(judgement.figures),
@@ -135,10 +129,8 @@ def score_downstream(
     return DownstreamResult(report=report)
 
 
-def _probe_tier(
-    experiment: Experiment, copies: np.ndarray | None, key: str
-) -> tuple[Tier, dict[str, Any] | None, list[int]]:
-    """Return the probe tier with all arms trained, the learning curve, and the numbers of patients that do not exist."""
+def _probe_tier(experiment: Experiment, copies: np.ndarray | None, key: str) -> Tier:
+    """Return the probe tier with all arms trained, also those that take no part in the choice."""
     task, options, settings = experiment.task, experiment.options, experiment.settings
     features = [side.features for side in experiment.sides]
     data = ProbeData.of(task, experiment.table, features, components=settings.probe.components, copies=copies)
@@ -151,9 +143,9 @@ def _probe_tier(
     def candidates(baseline: Arm) -> list[Arm]:
         return synthetic_arms(baseline.recipe, options.shares, common=common, kinds=options.arms)
 
-    arms = len(baselines) + len(candidates(baselines[0])) + 2
-    further = len(options.learning_curve) + (experiment.further is not None)
-    with experiment.progress_bar("training probes", arms + further) as bar:
+    further = len(task.rare.further) > 0
+    arms = len(baselines) + len(candidates(baselines[0])) + 2 + further
+    with experiment.progress_bar("training probes", arms) as bar:
         book = ScoreBook(
             folder=experiment.folder,
             key=key,
@@ -167,12 +159,12 @@ def _probe_tier(
         # Real scans only of classes that the set lacks.
         recipe = book.arms[probe.baseline].recipe
         book.run([Arm(name="synthetic_only", kind="control", recipe=recipe, rare_share=1.0, common_share=1.0)])
-        curve, left_out = learning_curve(experiment, probe)
-        bar.total = bar.n
-    return probe, curve, left_out
+        if further:
+            book.run([Arm(name="ceiling", kind="ceiling", recipe=recipe, further=True)])
+    return probe
 
 
-def _notes(task: Task, options: DownstreamOptions, *, curve_left_out: Sequence[int], augmented: bool) -> list[str]:
+def _notes(task: Task, options: DownstreamOptions, *, augmented: bool) -> list[str]:
     notes = []
     rare = task.validation.rare_patients
     if rare < FEW_VALIDATION:
@@ -186,9 +178,6 @@ def _notes(task: Task, options: DownstreamOptions, *, curve_left_out: Sequence[i
         )
     if not augmented:
         notes.append("The probe tier has no baselines with classical augmentation: no augmented copies were extracted.")
-    if curve_left_out:
-        numbers = ", ".join(map(str, curve_left_out))
-        notes.append(f"The learning curve leaves out {numbers}: there are fewer real rare training patients.")
     if options.seeds < 5:
         notes.append(f"{options.seeds} trainings of each arm show little of how results vary; 5 or more are better.")
     return notes

@@ -94,7 +94,7 @@ def make_task(
 
     By default that is the class with the fewest real training scans among those with synthetic scans. Training takes the
     real rows of `train` and all synthetic rows; `further` are real scans of the rare class beyond the cohort, used for the
-    learning curve and the ceiling only. Raises `ConfigError` for an unknown class, `DataError` where a patient is in two
+    ceiling only. Raises `ConfigError` for an unknown class, `DataError` where a patient is in two
     splits, or where training, validation or test lack the rare class or the rest.
     """
     made = np.array(synthetic.classes)[synthetic.labels] if len(synthetic.labels) else np.array([], dtype=str)

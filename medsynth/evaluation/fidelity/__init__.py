@@ -2,5 +2,3 @@
 
 from medsynth.evaluation.fidelity.comparison import TOO_FEW, FidelitySettings
 from medsynth.evaluation.fidelity.table import FidelityResult, Sheet, score_fidelity
-
-__all__ = ["TOO_FEW", "FidelityResult", "FidelitySettings", "Sheet", "score_fidelity"]

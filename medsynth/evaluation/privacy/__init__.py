@@ -4,5 +4,3 @@ from medsynth.evaluation.privacy.gate import score_privacy
 from medsynth.evaluation.privacy.membership import MembershipResult, score_membership
 from medsynth.evaluation.privacy.nearness import GateSettings
 from medsynth.evaluation.privacy.result import Copy, PrivacyResult
-
-__all__ = ["Copy", "GateSettings", "MembershipResult", "PrivacyResult", "score_membership", "score_privacy"]

@@ -10,7 +10,6 @@ from medsynth.evaluation.downstream.arms import (
     Recipe,
     Table,
     baseline_arms,
-    curve_arm,
     draw_training,
     duplicate_control,
     synthetic_arms,
@@ -99,27 +98,16 @@ def test_trainings_bootstrap_the_synthetic_set(task):
     assert len(set().union(*seen)) > 25
 
 
-def test_learning_curve_draws_are_nested():
+def test_the_ceiling_sees_all_rare_scans_and_its_natural_rate_follows():
     real = real_cohort(rare=20)
     task = make_task(real, synthetic_set(real, "fresh"), further=synthetic_set(real, "fresh", 1, count=50))
     table = Table.of(task)
-    recipe = Recipe(balance="oversample")
-    own = len(table.real)
-    before: set[int] = set()
-    for patients in (5, 10, 20, 40):
-        entries = drawn(task, curve_arm(recipe, patients))
-        seen = set(entries[table.rare[entries]].tolist())
-        assert len(seen) == patients
-        assert before < seen
-        assert sum(entry >= own for entry in seen) == max(0, patients - 20)
-        before = seen
-    another = drawn(task, curve_arm(recipe, 5), repeat=1)
-    assert set(another[table.rare[another]].tolist()) != set(list(before)[:5])
-
-
-def test_natural_rate_follows_the_patients_that_are_left(task):
-    found = draw_training(task, curve_arm(Recipe(), 5), steps=2, batch=4, seed=0, repeat=0)
-    assert found.rare_rate == pytest.approx(5 / 405)
+    arm = Arm(name="", kind="ceiling", recipe=Recipe(balance="oversample"), further=True)
+    found = draw_training(task, arm, steps=STEPS, batch=BATCH, seed=3, repeat=0)
+    seen = np.unique(found.entries[table.rare[found.entries]])
+    assert len(seen) == 20 + 50
+    assert (seen >= len(table.real) + len(table.synthetic)).sum() == 50
+    assert found.rare_rate == pytest.approx(70 / 470)
 
 
 def test_arms_can_be_named_beforehand():

@@ -35,8 +35,7 @@ def score(
 @pytest.fixture(scope="module")
 def fresh(tmp_path_factory) -> DownstreamResult:
     real = real_cohort()
-    options = replace(QUICK, learning_curve=(4, 8, 500))
-    return score(real, synthetic_set(real, "fresh"), tmp_path_factory.mktemp("fresh"), options)
+    return score(real, synthetic_set(real, "fresh"), tmp_path_factory.mktemp("fresh"))
 
 
 def test_fresh_real_scans_are_a_gain(fresh):
@@ -91,36 +90,19 @@ def test_the_strongest_baseline_is_the_best_on_validation(fresh):
     for kind, chosen in (("baseline", tier["baseline"]), ("synthetic", tier["synthetic"])):
         criteria = {arm["name"]: arm["validation"]["criterion"] for arm in tier["arms"] if arm["kind"] == kind}
         assert max(criteria, key=criteria.__getitem__) == chosen
-    recipes = {arm["recipe"] for arm in tier["arms"] if arm["kind"] in ("synthetic", "control", "curve")}
+    recipes = {arm["recipe"] for arm in tier["arms"] if arm["kind"] in ("synthetic", "control")}
     assert recipes == {tier["baseline"]}
 
 
-def test_the_learning_curve_rises_and_stops_where_patients_end(fresh):
-    report = fresh.as_dict()
-    curve = report["learning_curve"]
-    assert [point["patients"] for point in curve["points"]] == [4, 8, 12]
-    assert (
-        curve["points"][0]["auroc"]["value"]
-        < curve["points"][2]["auroc"]["value"]
-        < curve["augmented"]["auroc"]["value"]
-    )
-    assert curve["worth"]["auroc"]["patients"] is None
-    assert "more than 12" in curve["sentence"]
-    assert any("leaves out 500" in note for note in report["notes"])
-
-
-def test_further_scans_tell_what_the_set_is_worth(tmp_path):
+def test_further_scans_give_a_ceiling(tmp_path):
     real = real_cohort()
     further = synthetic_set(real, "fresh", seed=5, count=400)
-    made = synthetic_set(real, "fresh", count=60)
-    options = replace(QUICK, learning_curve=(24, 6, 72, 200, 6))
-    result = score(real, made, tmp_path, options, further=further)
-    curve = result.as_dict()["learning_curve"]
-    assert [point["patients"] for point in curve["points"]] == [6, 12, 24, 72, 200, 412]
-    # 12 + 60 fresh scans, in bootstraps of the 60: about 12 + 38 different ones
-    assert 24 < curve["worth"]["auroc"]["patients"] < 200
-    assert curve["worth"]["auroc"]["low"] < curve["worth"]["auroc"]["patients"]
-    assert "ceiling" in {arm["name"] for arm in result.as_dict()["tiers"][0]["arms"]}
+    result = score(real, synthetic_set(real, "noise"), tmp_path, further=further)
+    arms = {arm["name"]: arm for arm in result.as_dict()["tiers"][0]["arms"]}
+    baseline = arms[result.as_dict()["tiers"][0]["baseline"]]
+    assert arms["ceiling"]["kind"] == "ceiling"
+    assert arms["ceiling"]["recipe"] == baseline["recipe"]
+    assert arms["ceiling"]["test"]["auroc"]["value"] > baseline["test"]["auroc"]["value"]
 
 
 def test_a_second_call_reads_what_the_first_found_and_agrees(tmp_path, monkeypatch):
@@ -246,7 +228,6 @@ def test_refuses_what_makes_no_task(tmp_path):
         ({"seeds": 1}, "seeds"),
         ({"shares": (0.0,)}, "shares"),
         ({"arms": ()}, "arms"),
-        ({"learning_curve": (10, 0)}, "learning_curve"),
         ({"subgroups": "sex"}, "subgroups"),
     ):
         with pytest.raises(ConfigError, match=message):

@@ -17,7 +17,6 @@ from medsynth.evaluation.downstream.judging import (
     judge,
     validation_figures,
 )
-from medsynth.evaluation.downstream.learning_curve import patients_worth
 from medsynth.evaluation.downstream.task import HeldOut, Task
 from medsynth.measures.statistics import Estimate, holm
 
@@ -155,19 +154,3 @@ def test_calibration_undoes_scale_and_shift():
     first, second = calibrated(TASK.validation.truth, plain), calibrated(TASK.validation.truth, changed)
     np.testing.assert_allclose(first, second, atol=0.01)
     assert first.mean() == pytest.approx(TASK.validation.truth.mean(), abs=0.05)
-
-
-def test_worth_is_read_off_the_curve():
-    patients = np.array([10.0, 20.0, 40.0])
-    values = np.array([[0.6], [0.7], [0.8]])
-
-    def worth(reached: float) -> float:
-        return float(patients_worth(patients, values, np.array([reached]))[0])
-
-    assert worth(0.7) == pytest.approx(20)
-    assert worth(0.75) == pytest.approx(np.sqrt(20 * 40))
-    assert worth(0.6) == worth(0.5) == 0
-    assert worth(0.81) == np.inf
-    # a curve that falls back: the first crossing counts
-    dented = np.array([[0.6], [0.8], [0.7]])
-    assert patients_worth(patients, dented, np.array([0.7]))[0] == pytest.approx(np.sqrt(200))
