@@ -152,33 +152,26 @@ def _exit_code(verb: str, result: Any) -> int:
 
 
 def _top_parser() -> argparse.ArgumentParser:
-    return argparse.ArgumentParser(
-        prog="medsynth",
-        usage="medsynth VERB [options]",
-        description="Train diffusion models on medical scans, generate scans of rare conditions, and measure what they are "
-        f"worth.\n\n{_list_verbs()}",
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        add_help=False,
-    )
-
-
-def _list_verbs() -> str:
-    """Return the verbs by what they are for, each with its summary."""
     from medsynth.config import OPTIONS
     from medsynth.config.declared import manual_of
 
     summaries = {verb: manual_of(cls)[0] for verb, cls in OPTIONS.items()} | _OTHERS
     width = min(110, shutil.get_terminal_size().columns)
-    return "\n\n".join(
-        "\n".join(
-            [f"{job}:"]
-            + [
-                textwrap.fill(summaries[verb], width, initial_indent=f"  {verb:<11}", subsequent_indent=" " * 13)
-                for verb in verbs
-            ]
-        )
-        for job, verbs in _JOBS.items()
+    text = (
+        "Train diffusion models on medical scans, generate scans of rare conditions, and measure what they are worth."
+    )
+    for job, verbs in _JOBS.items():
+        text += f"\n\n{job}:"
+        for verb in verbs:
+            entry = textwrap.fill(summaries[verb], width, initial_indent=f"  {verb:<11}", subsequent_indent=" " * 13)
+            text += f"\n{entry}"
+    return argparse.ArgumentParser(
+        prog="medsynth",
+        usage="medsynth VERB [options]",
+        description=text,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        add_help=False,
     )
 
 

@@ -45,7 +45,9 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
         yield temporary
         with temporary.open("rb+") as written:
             os.fsync(written.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
+        umask = os.umask(0)  # the only way to read it is to set it
+        os.umask(umask)
+        os.chmod(temporary, 0o666 & ~umask)
         os.replace(temporary, path)
     except Exception as error:
         if getattr(error, "errno", None) in _NO_SPACE or _FULL_DISK.search(str(error)):
@@ -122,9 +124,3 @@ def label_folder(label: str) -> str:
 def folder_label(folder: str) -> str:
     """Return the label whose `label_folder` is `folder`."""
     return "" if folder == "%" else unquote(folder.replace("+/", ""))
-
-
-def _umask() -> int:
-    current = os.umask(0)
-    os.umask(current)
-    return current

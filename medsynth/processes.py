@@ -113,23 +113,17 @@ def run_ranks(work: Callable[..., None], *args: Any, devices: int = 1, num_nodes
         return
     launched = is_launched()
     if num_nodes > 1 and not launched:
-        raise ConfigError(
-            f"num_nodes: need processes that torchrun or srun started on {num_nodes} nodes, got one; try --num_nodes 1"
-        )
+        need = f"processes that torchrun or srun started on {num_nodes} nodes"
+        raise ConfigError(f"num_nodes: need {need}, got one; try --num_nodes 1")
     from lightning.fabric import Fabric
     from lightning.fabric.strategies import DDPStrategy
     from torch.multiprocessing import ProcessExitedException
 
     try:
-        fabric = Fabric(
-            accelerator="cpu",
-            devices=devices,
-            num_nodes=num_nodes,
-            strategy=DDPStrategy(
-                process_group_backend="gloo", timeout=_PATIENCE, start_method="popen" if launched else "spawn"
-            ),
-            plugins=[cluster_environment()],
-        )
+        method: Any = "popen" if launched else "spawn"
+        strategy = DDPStrategy(process_group_backend="gloo", timeout=_PATIENCE, start_method=method)
+        plugins: Any = [cluster_environment()]
+        fabric = Fabric(accelerator="cpu", devices=devices, num_nodes=num_nodes, strategy=strategy, plugins=plugins)
     except RuntimeError as error:
         raise ConfigError(
             f"devices: need a script or the command line for {devices} processes, got a notebook; try --devices 1"
@@ -151,18 +145,16 @@ def check_world(*, devices: int, num_nodes: int) -> None:
             raise ConfigError(f"{option}: need a number above 0, got {number}")
     expected = {"WORLD_SIZE": devices * num_nodes}
     if "WORLD_SIZE" not in os.environ and _in_slurm():
-        expected = {"SLURM_NTASKS": devices * num_nodes, "SLURM_NTASKS_PER_NODE": devices, "SLURM_NNODES": num_nodes}
-        if devices * num_nodes > 1 and "SLURM_NTASKS_PER_NODE" not in os.environ:
-            raise ConfigError(
-                f"SLURM_NTASKS_PER_NODE: need {devices}, got nothing; try sbatch --ntasks-per-node {devices}"
-            )
+        per_node = "SLURM_NTASKS_PER_NODE"
+        expected = {"SLURM_NTASKS": devices * num_nodes, per_node: devices, "SLURM_NNODES": num_nodes}
+        if devices * num_nodes > 1 and per_node not in os.environ:
+            raise ConfigError(f"{per_node}: need {devices}, got nothing; try sbatch --ntasks-per-node {devices}")
     for name, number in expected.items():
         found = os.environ.get(name, str(number))
         if found != str(number):
-            raise ConfigError(
-                f"{name}: need {number} processes (devices={devices} x num_nodes={num_nodes}), got {found}; "
-                "try --devices with the processes of one node and --num_nodes"
-            )
+            need = f"{number} processes (devices={devices} x num_nodes={num_nodes})"
+            hint = "--devices with the processes of one node and --num_nodes"
+            raise ConfigError(f"{name}: need {need}, got {found}; try {hint}")
 
 
 def check_alone(devices: int) -> None:
@@ -171,9 +163,8 @@ def check_alone(devices: int) -> None:
         raise ConfigError(f"devices: need a number above 0, got {devices}")
     world = os.environ.get("WORLD_SIZE") or (os.environ["SLURM_NTASKS"] if _in_slurm() else "1")
     if world != "1":
-        raise ConfigError(
-            f"WORLD_SIZE: need one process that starts the others, got {world}; try the command without torchrun or srun"
-        )
+        hint = "the command without torchrun or srun"
+        raise ConfigError(f"WORLD_SIZE: need one process that starts the others, got {world}; try {hint}")
 
 
 def is_launched() -> bool:
@@ -188,11 +179,7 @@ def is_first_process() -> bool:
 
 def cluster_environment() -> ClusterEnvironment:
     """Return Lightning's source of ranks and addresses, chosen here so that Lightning does not guess a cluster."""
-    from lightning.fabric.plugins.environments import (
-        LightningEnvironment,
-        SLURMEnvironment,
-        TorchElasticEnvironment,
-    )
+    from lightning.fabric.plugins.environments import LightningEnvironment, SLURMEnvironment, TorchElasticEnvironment
 
     if "TORCHELASTIC_RUN_ID" in os.environ:
         return TorchElasticEnvironment()
@@ -206,23 +193,22 @@ def leave_group_at_exit() -> None:
     Otherwise gloo's threads sometimes abort the process while the interpreter shuts down: exit code -6 after finished work.
     Lightning leaves nccl groups, but not gloo groups.
     """
-    atexit.register(_leave_group)
+
+    def leave() -> None:
+        import torch.distributed
+
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+
+    atexit.register(leave)
 
 
 def is_loss(error: BaseException) -> bool:
     """Return whether an error says that another process can no longer be reached."""
     import torch.distributed
 
-    return isinstance(error, torch.distributed.DistError) or (
-        isinstance(error, RuntimeError) and _LOSS.search(str(error)) is not None
-    )
-
-
-def _leave_group() -> None:
-    import torch.distributed
-
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
+    lost = isinstance(error, RuntimeError) and _LOSS.search(str(error)) is not None
+    return lost or isinstance(error, torch.distributed.DistError)
 
 
 def _work_here(fabric: Any, *, work: Callable[..., None], args: tuple[Any, ...]) -> BaseException | None:

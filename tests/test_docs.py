@@ -37,7 +37,7 @@ from medsynth.evaluation.evaluate import score_downstream, score_membership, sco
 from medsynth.evaluation.fidelity import FidelitySettings
 from medsynth.evaluation.privacy import GateSettings
 from medsynth.evaluation.privacy.nearness import Thresholds, calibrate
-from medsynth.measures.distances import frechet_distance, kernel_distance
+from medsynth.measures.distances import Kernels, frechet_distance, kernel_distance
 from medsynth.measures.statistics import _satterthwaite, holm
 from medsynth.networks.condition import ConditionEmbedding
 from medsynth.networks.denoiser import Denoiser
@@ -465,7 +465,7 @@ def test_formulas_10_and_11_distances():
     x, y = random.normal(size=(12, 4)), random.normal(0.5, 1.3, size=(9, 4))
     kernel = lambda a, b: (a @ b.T / a.shape[1] + 1) ** 3  # noqa: E731
     apart = lambda a: kernel(a, a)[~np.eye(len(a), dtype=bool)].mean()  # noqa: E731
-    assert kernel_distance(x, y) == pytest.approx(apart(x) + apart(y) - 2 * kernel(x, y).mean())
+    assert kernel_distance(Kernels.of(x, y)) == pytest.approx(apart(x) + apart(y) - 2 * kernel(x, y).mean())
     first, second = np.cov(x, rowvar=False), np.cov(y, rowvar=False)
     shift = ((x.mean(0) - y.mean(0)) ** 2).sum()
     expected = shift + np.trace(first + second - 2 * sqrtm(first @ second).real)

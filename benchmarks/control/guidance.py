@@ -26,7 +26,13 @@ from medsynth.cohorts import Cohort, PreparedCohort
 from medsynth.config import FeatureOptions, GuidanceOptions, Loading
 from medsynth.evaluation.features import cached_features
 from medsynth.files import write_json
-from medsynth.measures.distances import Kernels, Projection, extrapolated_frechet_distance
+from medsynth.measures.distances import (
+    Kernels,
+    Projection,
+    extrapolated_frechet_distance,
+    frechet_distance,
+    projected_dims,
+)
 from medsynth.measures.extractors import open_extractor
 from medsynth.measures.neighbours import Spacings
 from medsynth.seeds import numpy_generator
@@ -55,10 +61,13 @@ def compare(held: Mapping[int, np.ndarray], made: Mapping[int, np.ndarray]) -> d
         ]
         draws[place] = kernels.across(*halves)
         whole = [np.ones((1, len(each))) for each in (held[label], made[label])]
-        frechet = extrapolated_frechet_distance(held[label], made[label], dims=DIMS, generator=random)
+        infinite = extrapolated_frechet_distance(held[label], made[label], dims=DIMS, generator=random)
+        # As many axes as the extrapolation has, whose smallest subsets are halves.
+        axes = Projection.fit(held[label], projected_dims(DIMS, min(len(held[label]), len(made[label])) // 2))
+        observed = frechet_distance(axes.project(held[label]), axes.project(made[label]))
         everything = [np.arange(len(each)) for each in (held[label], made[label])]
         lie = Spacings.of(held[label], made[label]).across(*everything, neighbours=NEIGHBOURS)
-        figures.append([kernels.across(*whole)[0], frechet.value, frechet.observed, lie.precision, lie.recall])
+        figures.append([kernels.across(*whole)[0], infinite, observed, lie.precision, lie.recall])
     low, high = np.quantile(draws.mean(axis=0), [0.025, 0.975])
     means = np.mean(figures, axis=0)
     names = ("kid", "frechet_infinite", "frechet", "precision", "recall")

@@ -38,7 +38,7 @@ from medsynth.evaluation.downstream.probe import ProbeData, train_probe
 from medsynth.evaluation.downstream.tiers import ScoreBook
 from medsynth.evaluation.features import cached_features
 from medsynth.files import write_json
-from medsynth.measures.distances import Projection, kernel_distance
+from medsynth.measures.distances import Kernels, Projection, kernel_distance
 from medsynth.measures.features import EfficientNetLite0
 from medsynth.measures.neighbours import nearest_distances
 
@@ -127,7 +127,7 @@ def judge(setting: Setting, draw: Draw, made: Path) -> dict[str, Any]:
         "differences": differences,
         "likeness": likeness(setting, real, synthetic),
         "kid": kernel_distance(
-            synthetic_features[synthetic.indices(label=synthetic.classes.index(setting.rare))], held_out
+            Kernels.of(synthetic_features[synthetic.indices(label=synthetic.classes.index(setting.rare))], held_out)
         ),
     }
 

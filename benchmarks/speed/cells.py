@@ -101,9 +101,7 @@ def measure_quality(method: Method, request: dict[str, Any]) -> dict[str, Any]:
         began = clock.now()
         made = method.draw(labels, solver, request["draw_batch"])
         seconds = clock.now() - began
-        features = Features(
-            values=extract_features(extractor, made, progress=False), labels=labels, patients=np.arange(len(labels))
-        )
+        features = Features(values=extract_features(extractor, made), labels=labels, patients=np.arange(len(labels)))
         np.save(setting.folder / f"{len(rows)}.npy", made.astype(np.float16))
         sizes = sorted({scans, request["slow_scans"] or scans}, reverse=True)
         row = {
@@ -129,7 +127,7 @@ def _real_features(extractor: EfficientNetLite0, prepared: Any, rows: np.ndarray
     path = folder / f"real_{prepared.key[:16]}.npy"
     if not path.exists():
         temporary = path.with_suffix(f".{os.getpid()}.npy")
-        np.save(temporary, extract_features(extractor, prepared.scans, rows, progress=False))
+        np.save(temporary, extract_features(extractor, prepared.scans, rows))
         temporary.replace(path)
     known: np.ndarray = np.load(path)
     return known

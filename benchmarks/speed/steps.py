@@ -102,7 +102,7 @@ def read_reals(run: Run, path: Path, splits: list[str], extractor: Extractor, wo
     file = work / f"real-{prepared.key[:16]}.npy"
     if not file.exists():
         with atomic_path(file) as temporary:
-            np.save(temporary, extract_features(extractor, prepared.scans, progress=False))
+            np.save(temporary, extract_features(extractor, prepared.scans))
     sizes, halves = [], []
     for number in range(len(run.spec.classes)):
         rows = prepared.indices(label=number)
@@ -143,7 +143,7 @@ def make_features(
                 denoiser, labels[chosen], seeds, shape=run.spec.shape, solver=solver, guidance=GuidanceOptions()
             ).cpu()
             seconds += time.perf_counter() - began
-            parts.append(extract_features(extractor, scans.numpy(), progress=False))
+            parts.append(extract_features(extractor, scans.numpy()))
             drawn.append(scans[:, 0].numpy())
         with atomic_path(file) as temporary:
             np.save(temporary, np.concatenate(parts))

@@ -42,7 +42,9 @@ def format_help(verb: str, *, everything: bool = False) -> str:
         (groups[titles[option.group]] if everything and option.group else plain).add_argument(
             f"--{option.name}", metavar=metavar(option), help=_text(option)
         )
-    plain.add_argument("--config", metavar="FILE", help=_config_help(verb))
+    shipped = f", or a shipped one: {', '.join(CONFIGS.names())}" if verb == "train" else ""
+    config_help = f"YAML file with options of this verb{shipped}. Options on the command line win."
+    plain.add_argument("--config", metavar="FILE", help=config_help)
     if everything:
         plain.add_argument("--print_config", action="store_true", help="Print all options as YAML and exit.")
         parser._action_groups.sort(key=lambda group: group is not plain)
@@ -97,11 +99,6 @@ def typed(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     return ",".join(map(typed, value)) if isinstance(value, tuple) else f"{value}"
-
-
-def _config_help(verb: str) -> str:
-    shipped = f", or a shipped one: {', '.join(CONFIGS.names())}" if verb == "train" else ""
-    return f"YAML file with options of this verb{shipped}. Options on the command line win."
 
 
 def _epilog(verb: str, hidden: int, everything: bool, width: int) -> str:

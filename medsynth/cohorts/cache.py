@@ -261,10 +261,14 @@ class _Preparation:
             grid_spacing(self.grid, axes)
         for files in self.files[1:]:
             for name, header in read_headers(files, self.loading).items():
-                channels, want = header.shape[0], first[name].shape[0]
-                if (len(header.shape) - 1, channels) != (axes, want):
-                    need, got = f"{axes} spatial axes and {want} channels", f"{len(header.shape) - 1} and {channels}"
-                    raise DataError(f"{files[name]}: need {need} like the first scan, got {got}; try separate cohorts")
+                kinds = {
+                    "spatial axes": (len(header.shape) - 1, axes),
+                    "channels": (header.shape[0], first[name].shape[0]),
+                }
+                for what, (got, want) in kinds.items():
+                    if got != want:
+                        need = f"{want} {what} like the first scan"
+                        raise DataError(f"{files[name]}: need {need}, got {got}; try separate cohorts")
         return channel_names(first), size
 
     def _measure_intensity(self) -> Intensity:

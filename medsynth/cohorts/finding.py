@@ -14,16 +14,7 @@ from tqdm.auto import tqdm
 from medsynth.cohorts.manifest import list_counts, resolve_below
 from medsynth.config import Loading
 from medsynth.errors import ConfigError, DataError
-from medsynth.scans import (
-    SUFFIXES,
-    DicomScan,
-    is_dicom,
-    list_dicom,
-    list_items,
-    may_be_dicom,
-    scan_suffix,
-    split_item,
-)
+from medsynth.scans import SUFFIXES, DicomScan, is_dicom, list_dicom, list_items, may_be_dicom, scan_suffix, split_item
 
 # What may lie beside scans without a note.
 _COMPANIONS = {".csv", ".tsv", ".xlsx", ".json", ".yaml", ".yml", ".txt", ".md", ".pdf", ".html", ".log"}
@@ -96,11 +87,9 @@ def list_scans(scans: Path, notes: list[str], *, loading: Loading = Loading()) -
         found += _list_series(dicom, scans, loading, notes)
     if not found:
         got = list_counts(others) or ("DICOM files without images" if dicom else "none")
-        raise DataError(
-            f"{scans}: need files ending in {', '.join(SUFFIXES)}, or DICOM files, got {got}; "
-            "try another folder, or converting them"
-            + (f" ({linked} linked folders are not followed)" if linked else "")
-        )
+        hint = f" ({linked} linked folders are not followed)" if linked else ""
+        need = f"files ending in {', '.join(SUFFIXES)}, or DICOM files"
+        raise DataError(f"{scans}: need {need}, got {got}; try another folder, or converting them{hint}")
     foreign = Counter({suffix: count for suffix, count in others.items() if suffix not in _COMPANIONS})
     if foreign:
         notes.append(f"{foreign.total()} files in formats that medsynth does not read: {list_counts(foreign)}")
@@ -169,7 +158,7 @@ def compile_pattern(pattern: str | None) -> re.Pattern[str] | None:
             return compiled
     except re.error:
         pass
-    raise ConfigError(f"patient_pattern: need a pattern with one group, got {pattern!r}; try '(IM-\\d+)'")
+    raise ConfigError(f"patient_pattern: need a regular expression with one group, got {pattern!r}; try '(IM-\\d+)'")
 
 
 def find_patients(
@@ -195,10 +184,9 @@ def find_patients(
         result.append(replace(one, patient=patient or one.name))
     if unknown:
         names = " or ".join(f'--columns.patient "{name}"' for name in columns)
-        notes.append(
-            f"{unknown} scans have no patient, so each counts as a patient; if patients have several scans, the splits leak: "
-            + (f"try {names}" if names else "give a patient column or --patient_pattern")
-        )
+        hint = f"try {names}" if names else "give a patient column or --patient_pattern"
+        leak = "if patients have several scans, the splits leak"
+        notes.append(f"{unknown} scans have no patient, so each counts as a patient; {leak}: {hint}")
     studies = {one.dicom.study for one in result if one.dicom is not None and one.patient == one.dicom.patient}
     if len(studies) > 1 and len({one.patient for one in result}) == 1:
         notes.append(
@@ -212,14 +200,11 @@ def check_stated_splits(found: Sequence[FoundScan]) -> None:
     """Refuse stated splits that are incomplete or divide a patient, before any scan is read."""
     split_of: dict[str | None, str] = {}
     missing = next((one for one in found if not one.split), None)
-    for one in found:
-        if not one.split:
-            continue
-        if missing is not None:
-            raise DataError(f"{missing.name}: need a split for all scans or for none, got none here; try filling it in")
-        other = split_of.setdefault(one.patient, one.split)
+    if missing is not None and any(one.split for one in found):
+        raise DataError(f"{missing.name}: need a split for all scans or for none, got none here; try filling it in")
+    for one in found if missing is None else ():
+        other = split_of.setdefault(one.patient, one.split or "")
         if other != one.split:
-            raise DataError(
-                f"{one.name}: need each patient in one split, got patient {one.patient!r} in {other} and {one.split}; "
-                "try another --columns.split, or none to split by patient"
-            )
+            got = f"patient {one.patient!r} in {other} and {one.split}"
+            hint = "another --columns.split, or none to split by patient"
+            raise DataError(f"{one.name}: need each patient in one split, got {got}; try {hint}")

@@ -71,10 +71,7 @@ def resize_scan(
 
 
 def resize_mask(mask: Scan, *, grid: GridOptions, centre: Sequence[float] | None = None) -> np.ndarray:
-    """Return a mask `(C, *grid)` of the same dtype, by nearest neighbours and with 0 as background.
-
-    It is placed like a scan of the same geometry in `resize_scan` with the same `centre`. `ConfigError` as there.
-    """
+    """Return a mask `(C, *grid)` as `resize_scan` places its scan, but by nearest neighbours and with 0 as background."""
     array = np.asarray(mask.array)
     for axis, (have, want) in enumerate(zip(mask.spatial_shape, _inner_shape(mask, grid), strict=True), 1):
         # The voxel in which the middle of each new voxel lies.
@@ -145,12 +142,11 @@ def grid_affine(axes: str, spacing: Sequence[float] | np.ndarray, size: Sequence
 
     Its centre is the origin: scans of a cohort have no other point in common.
     """
-    lengths, centre = np.ones(3), np.zeros(3)
+    lengths, centre, affine = np.ones(3), np.zeros(3), np.eye(4)
     lengths[: len(spacing)] = spacing
     centre[: len(size)] = (np.array(size) - 1) / 2
-    affine = np.zeros((4, 4))
-    for axis, (world, direction) in enumerate(orientations.axcodes2ornt(axes)):
-        affine[int(world), axis] = direction * lengths[axis]
+    worlds, directions = orientations.axcodes2ornt(axes).T
+    affine[:3, :3] = 0
+    affine[worlds.astype(int), range(3)] = directions * lengths
     affine[:3, 3] = -affine[:3, :3] @ centre
-    affine[3, 3] = 1
     return affine

@@ -58,16 +58,10 @@ class ScanQuality:
 
     `modality` and `instances` (files) are those of DICOM. `shape` is `(channel, *spatial)`, `spacing` in millimetres,
     `dtype` that of the file, the four statistics are in physical units. `sha256` is that of shape and pixels; `reason`
-    says why a scan was left out. `flags` are any of
-
-    - `constant`;
-    - `near_empty`: 99 % of the pixels lie within 1 % of the scan's own range around its median;
-    - `nan_zeroed`: some voxels were not finite;
-    - `tilt_resampled`: the gantry was tilted, and the slices were resampled upright;
-    - `burned_in`: the header says that pixels hold text (BurnedInAnnotation), which may name the patient;
-    - `duplicate`: pixels equal to an earlier scan of the same patient, named in `duplicate_of`;
-    - `duplicate_patients`: equal to one of another patient;
-    - `dropped`, `unreadable`, `aside` (not a scan to learn from, such as a localizer): left out of the cohort.
+    says why a scan was left out. `flags` are `constant`; `near_empty` (99 % of the pixels lie within 1 % of the scan's own
+    range around its median); `nan_zeroed`; `tilt_resampled`; `burned_in` (BurnedInAnnotation); `duplicate` (pixels equal to
+    an earlier scan of the same patient, `duplicate_of`) and `duplicate_patients` (of another patient); `dropped`,
+    `unreadable` and `aside` (not a scan to learn from, such as a localizer): left out of the cohort.
     """
 
     path: str
@@ -227,18 +221,14 @@ def _check_out(out: Path, options: IndexOptions) -> None:
     labels = None if options.labels is None else Path(options.labels)
     if out.is_dir() or out.suffix.lower() != ".csv":
         raise ConfigError(f"{out}: need the name of a .csv file to write, got something else; try {out / 'cohort.csv'}")
-    for file, kind, columns in (
-        (out, "cohort", REQUIRED),
-        (_quality_path(out), "quality table", ("path", "flags", "sha256")),
-    ):
+    own = (out, "cohort", REQUIRED), (_quality_path(out), "quality table", ("path", "flags", "sha256"))
+    for file, kind, columns in own:
         if not file.exists():
             continue
         if labels is not None and labels.exists() and file.samefile(labels):
             raise ConfigError(f"{file}: need another file for the {kind}, got the labels CSV; try another --out")
         if file.stat().st_size and not set(columns) <= set(read_columns(file)):
-            raise ConfigError(
-                f"{file}: need a new file or a {kind} to replace, got a file with other content; try another --out"
-            )
+            raise ConfigError(f"{file}: need a new file or a {kind} to replace, got other content; try another --out")
 
 
 # Pixels ----------------------------------------------------------------------------------------------------------------
@@ -361,10 +351,9 @@ def _drop_duplicates(
             reason = "equal pixels in another split"
             dropped.append(replace(facts, flags=(*facts.flags, "dropped"), reason=reason))
     if dropped and not skip_bad:
-        raise DataError(
-            f"{dropped[0].path}: need each picture in one split, got pixels equal to {dropped[0].duplicate_of} of another "
-            f"patient and split ({len(dropped)} such scans); try --skip_bad true, which drops the later ones"
-        )
+        got = f"pixels equal to {dropped[0].duplicate_of} of another patient and split ({len(dropped)} such scans)"
+        hint = "--skip_bad true, which drops the later ones"
+        raise DataError(f"{dropped[0].path}: need each picture in one split, got {got}; try {hint}")
     if dropped:
         notes.append(f"{len(dropped)} scans with the pixels of another patient in another split are dropped")
     return kept, dropped
@@ -394,9 +383,8 @@ def _as_cohort(
     bases = [folder, scans, *([] if options.labels is None else [Path(options.labels).absolute().parent])]
     base = next((base for base in bases if all(path.is_relative_to(base) for path in files)), None)
     if base is None:
-        raise DataError(
-            f"{scans}: need scans and masks below one folder, got several; try the labels CSV's folder as --scans"
-        )
+        hint = "the labels CSV's folder as --scans"
+        raise DataError(f"{scans}: need scans and masks below one folder, got several; try {hint}")
     root, roots = (None, {}) if base == folder else _free_root(folder, base)
     rows = tuple(
         Row(
@@ -416,25 +404,21 @@ def _as_cohort(
 
 def _free_root(folder: Path, base: Path) -> tuple[str, dict[str, Path]]:
     """Return the name `scans` for `base`, numbered if another CSV in the folder already uses it for another folder."""
-    declared = declared_roots(folder)
-    name, number = "scans", 1
-    while name in declared and os.path.realpath(declared[name]) != os.path.realpath(base):
-        number += 1
-        name = f"scans{number}"
+    declared, real = declared_roots(folder), os.path.realpath(base)
+    names = ("scans", *(f"scans{number}" for number in range(2, len(declared) + 2)))
+    name = next(name for name in names if name not in declared or os.path.realpath(declared[name]) == real)
     return name, {name: base}
 
 
 def _check_classes(cohort: Cohort, notes: list[str], *, allow_tiny: bool) -> None:
     for label, by_split in cohort.counts().items():
         training = by_split["train"][0]
+        if training <= 1 and not allow_tiny:
+            hint = "more scans, another split, or --allow_tiny true"
+            raise DataError(f"class {label!r}: need at least 2 training scans, got {training}; try {hint}")
         if training <= 1:
-            if not allow_tiny:
-                raise DataError(
-                    f"class {label!r}: need at least 2 training scans, got {training}; try more scans, another split, "
-                    "or --allow_tiny true"
-                )
             notes.append(
-                f"class {label!r} has {training} training scan(s): too few to learn from, its samples will be copies"
+                f"class {label!r} has {training} training scan(s): too few to learn from, samples will be copies"
             )
         for split in ("val", "test"):
             if by_split[split][0] == 0:

@@ -38,10 +38,7 @@ _IDENTITIES = {
 
 @dataclass(frozen=True, kw_only=True)
 class Labelled:
-    """Scans with their classes, and the scans of a labels CSV that do not exist.
-
-    `patient_columns` seem to name patients, if no column was chosen for that.
-    """
+    """Scans with classes, the missing scans of a labels CSV, and unused columns of it that seem to name patients."""
 
     found: tuple[FoundScan, ...]
     missing: tuple[str, ...] = ()
@@ -82,9 +79,8 @@ def label_by_folders(
     """
     found = [one for one in listed if one.aside is None]
     if not found:
-        raise DataError(
-            f"{listed[0].file}: need a scan to learn from, got {listed[0].aside}; try --labels with a CSV that names it"
-        )
+        file, aside = listed[0].file, listed[0].aside
+        raise DataError(f"{file}: need a scan to learn from, got {aside}; try --labels with a CSV that names it")
     tables = {file: read_columns(file) for file in sorted(scans.glob("*.csv")) if file not in own}
     tables = {file: columns for file, columns in tables.items() if len(columns) > 1}
     hint = f"--labels {next(iter(tables))}" if tables else "--labels with a CSV of paths and labels"
@@ -105,10 +101,7 @@ def label_by_folders(
     _check_items(found, loading)
     unused = [file for file, columns in tables.items() if not set(REQUIRED) <= set(columns)]
     if unused and not all(one.may_know_label for one in found):
-        notes.append(
-            f"{unused[0].name} lies in the scans folder and is not used, since the folders are the classes; "
-            f"try --labels {unused[0]}"
-        )
+        notes.append(f"{unused[0].name} is not used, since the folders are the classes; try --labels {unused[0]}")
     return Labelled(found=tuple(result))
 
 
@@ -127,19 +120,16 @@ def _check_layout(scans: Path, found: Sequence[FoundScan], first: Sequence[str],
         notes.append(f"each folder is a class, also {', '.join(map(repr, odd))}; if not, try {hint}")
     deeper = {one.folders[1] for one in found if len(one.folders) > 1}
     if len(first) == 1 and len(deeper) > 1 and not any(one.may_know_label for one in found):
-        notes.append(
-            f"all scans are of one class, {first[0]!r}; if the folders in it are the classes, "
-            f"try --scans {scans / first[0]}"
-        )
+        hint = f"if the folders in it are the classes, try --scans {scans / first[0]}"
+        notes.append(f"all scans are of one class, {first[0]!r}; {hint}")
 
 
 def _check_items(found: Sequence[FoundScan], loading: Loading) -> None:
     """Refuse files of several scans with several labels for each, or with no label and no folder, before all are read."""
     first_items: dict[Path, FoundScan] = {}
     for one in found:
-        file, item = split_item(one.file)
-        if item is not None and one.dicom is None:
-            first_items.setdefault(file, one)
+        if one.may_know_label and split_item(one.file)[1] is not None:
+            first_items.setdefault(split_item(one.file)[0], one)
     for file, one in first_items.items():
         try:
             label = read_scan(one.file, loading=loading).label
@@ -150,14 +140,11 @@ def _check_items(found: Sequence[FoundScan], loading: Loading) -> None:
         name = split_item(one.name)[0]
         with np.load(file, allow_pickle=False) as packed:
             if any(array.endswith("_labels") for array in packed.files):
-                raise DataError(
-                    f"{name}: need one label for each scan, got several; sets like ChestMNIST are not supported, try a set "
-                    "with one label, or --labels with a CSV"
-                )
+                raise DataError(f"{name}: need one label for each scan, got several; try --labels with a CSV")
         if not one.folders:
             raise DataError(
-                f"{name}: need a label for each scan, got no arrays like train_labels; try --labels with a CSV, or the file "
-                "in a folder named by its class"
+                f"{name}: need a label for each scan, got no arrays like train_labels; try --labels with a CSV, or a folder "
+                "named by the class"
             )
 
 
@@ -214,10 +201,8 @@ class LabelTable:
             cells = place.cells
             for scan in place.scans:
                 if scan.name in found:
-                    also = f" ({scan.name})" if scan.name != place.path else ""
-                    raise DataError(
-                        f"{self.file}: need each scan once, got {place.path!r} twice{also}; try removing one of the rows"
-                    )
+                    got = f"{place.path!r} twice" + (f" ({scan.name})" if scan.name != place.path else "")
+                    raise DataError(f"{self.file}: need each scan once, got {got}; try removing one of the rows")
                 companions = {name: self._companion(cells[column], column) for name, column in sequences.items()}
                 found[scan.name] = labelled = replace(
                     scan,
@@ -235,13 +220,10 @@ class LabelTable:
                 )
                 for key, value in (("label", labelled.label), ("patient", labelled.patient)):
                     if value == "":
-                        raise DataError(
-                            f"{self.file}: need a {key} in every row, got none for {place.path!r}; try filling it in"
-                        )
+                        got = f"none for {place.path!r}"
+                        raise DataError(f"{self.file}: need a {key} in every row, got {got}; try filling it in")
         if not found:
-            raise DataError(
-                f"{self.file}: need rows for the scans below {self.scans}, got none; try another --columns.path"
-            )
+            raise DataError(f"{self.file}: need rows for scans below {self.scans}, got none; try --columns.path")
         outside = sum(place.exists and not place.scans for place in places)
         without = len(self.listed) - len(found)
         blanks = sum(cells[columns.label] != cells[columns.label].strip() for cells in self.rows)
@@ -291,10 +273,8 @@ class LabelTable:
             advice.append(f"--columns.{key} {quoted if likely else 'with one of them'}{meant}")
         shown = ", ".join(self.names[:_SHOWN_COLUMNS]) + (" ..." if len(self.names) > _SHOWN_COLUMNS else "")
         plural = "s" if len(missing) > 1 else ""
-        raise DataError(
-            f"{self.file}: need the column{plural} {', '.join(map(repr, missing.values()))}, got {shown}; "
-            f"try {' and '.join(advice)}"
-        )
+        needed, hint = ", ".join(map(repr, missing.values())), " and ".join(advice)
+        raise DataError(f"{self.file}: need the column{plural} {needed}, got {shown}; try {hint}")
 
     def _free_columns(self, chosen: Sequence[str]) -> tuple[str, ...]:
         """Return the columns that become attributes: those without another meaning that do not identify a patient."""
@@ -310,10 +290,9 @@ class LabelTable:
             return [None] * len(self.rows)
         words = [cells[column].strip() for cells in self.rows]
         if unknown := [word for word in words if word and word.casefold() not in _SPLIT_WORDS]:
-            raise DataError(
-                f"{self.file}: need train, val or test in the column {column!r}, got {unknown[0]!r} ({len(unknown)} of "
-                f"{len(words)} rows have other words); try another --columns.split, or renaming the column to split by patient"
-            )
+            got = f"{unknown[0]!r} ({len(unknown)} of {len(words)} rows have other words)"
+            hint = "another --columns.split, or renaming the column to split by patient"
+            raise DataError(f"{self.file}: need train, val or test in the column {column!r}, got {got}; try {hint}")
         meant = {word: _SPLIT_WORDS[word.casefold()] for word in sorted(set(words)) if word}
         if changed := [f"{word!r} as {split}" for word, split in meant.items() if word != split]:
             self.notes.append(f"splits of the labels CSV are read as follows: {', '.join(changed)}")
@@ -344,11 +323,9 @@ class LabelTable:
             return keyed
         if not lost or any(len(self.by_name.get(path, ())) != 1 for path in lost):
             return places
-        self.notes.append(
-            f"{len(lost)} rows of the labels CSV hold only file names, found in folders below the scans folder"
-        )
+        self.notes.append(f"{len(lost)} rows of the labels CSV hold only file names, found below the scans folder")
         return [
-            place if place.exists else replace(place, scans=(self.by_name[place.path][0],), exists=True)
+            place if place.exists else replace(place, scans=tuple(self.by_name[place.path]), exists=True)
             for place in places
         ]
 
@@ -387,12 +364,9 @@ class LabelTable:
         need, advice = f"rows that name scans below {self.scans}", "another --scans or --columns.path"
         if any(matches.values()):
             wrong = [path for path, number in matches.items() if number != 1]
-            of = (
-                f"the name of {matches[wrong[0]]} scans, {wrong[0]!r}"
-                if matches[wrong[0]]
-                else f"{wrong[0]!r}, the name of none"
-            )
-            need, got = f"file names that each name one scan below {self.scans}", f"{of} ({len(wrong)} of {rows} rows)"
+            number, name = matches[wrong[0]], repr(wrong[0])
+            got = f"the name of {number} scans, {name}" if number else f"{name}, the name of none"
+            need, got = f"file names that each name one scan below {self.scans}", f"{got} ({len(wrong)} of {rows} rows)"
             advice = "paths relative to --scans"
         elif count < rows:
             need, got = "a scan for every row", f"none for {paths[0]!r} ({count} of {rows} are missing)"
@@ -412,9 +386,7 @@ class LabelTable:
             resolve_below(base, relative, hint="paths relative to --scans")
             if (base / split_item(relative)[0]).exists():
                 return base / relative
-        raise DataError(
-            f"{self.file}: need an existing file in the column {column!r}, got none at {cell!r}; try another path"
-        )
+        raise DataError(f"{self.file}: need an existing file in the column {column!r}, got none at {cell!r}")
 
 
 def _key_of(column: str) -> str | None:

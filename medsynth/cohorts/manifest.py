@@ -160,8 +160,7 @@ class Cohort:
         if row.root not in self.roots:
             known = ", ".join(sorted(self.roots)) or "none"
             raise DataError(
-                f"{row.path!r}: need a root that cohort.yaml declares, got {row.root!r}; "
-                f"try declaring it beside the CSV (declared: {known})"
+                f"{row.path!r}: need a root that cohort.yaml declares ({known}), got {row.root!r}; try adding it"
             )
         return self.roots[row.root]
 
@@ -263,9 +262,7 @@ def write_cohort(cohort: Cohort, path: Path | str) -> None:
     attributes = list(dict.fromkeys(name for row in cohort.rows for name in row.attributes))
     reserved = {*REQUIRED, *_OPTIONAL, *sequences_in(attributes).values()}
     if clash := sorted(name for name in attributes if name in reserved or name.strip() != name or not name):
-        raise DataError(
-            f"{path}: need attribute names that are no column of a cohort, got {clash[0]!r}; try another name"
-        )
+        raise DataError(f"{path}: need attributes that are no column of a cohort, got {clash[0]!r}; try another name")
     sequences = cohort.sequences  # goes through every row
     lines = (
         [row.path, row.label, row.patient_id, row.split]
@@ -289,9 +286,8 @@ def check_cohort(cohort: Cohort, *, source: Path | str) -> None:
             if not getattr(row, name).strip():
                 raise DataError(f"{source}: need a {name} in every row, got none for {row.path!r}; try filling it in")
         if row.split not in SPLITS:
-            raise DataError(
-                f"{source}: need the split train, val or test, got {row.split!r} for {row.path!r}; try `medsynth index`"
-            )
+            got = f"{row.split!r} for {row.path!r}"
+            raise DataError(f"{source}: need the split train, val or test, got {got}; try `medsynth index`")
         if row.mask is not None:
             resolve_below(cohort.base_of(row), row.mask)
         if wrong := [name for name in row.sequences if not is_sequence_name(name)]:
@@ -303,10 +299,8 @@ def check_cohort(cohort: Cohort, *, source: Path | str) -> None:
             seen.add(real)
         known = split_of.setdefault(row.patient_id, row.split)
         if known != row.split:
-            raise DataError(
-                f"{source}: need each patient in one split, got patient {row.patient_id!r} in {known} and {row.split}; "
-                "try splitting by patient (`medsynth index`)"
-            )
+            got = f"patient {row.patient_id!r} in {known} and {row.split}"
+            raise DataError(f"{source}: need each patient in one split, got {got}; try `medsynth index`")
 
 
 # CSV and YAML ----------------------------------------------------------------------------------------------------------
@@ -339,10 +333,8 @@ def read_table(path: Path | str) -> tuple[list[str], list[dict[str, str]]]:
         raise DataError(f"{path}: need each column once, got {twice[0]!r} twice; try renaming one")
     for number, cells in lines[1:]:
         if len(cells) != len(header):
-            raise DataError(
-                f"{path}: need {len(header)} cells in line {number}, got {len(cells)}; "
-                f"try quotes around cells that hold {separator!r}"
-            )
+            hint = f"quotes around cells that hold {separator!r}"
+            raise DataError(f"{path}: need {len(header)} cells in line {number}, got {len(cells)}; try {hint}")
     return columns, [{name: cell for name, cell in zip(header, cells, strict=True) if name} for _, cells in lines[1:]]
 
 
@@ -364,9 +356,8 @@ def _separator(text: str) -> str:
 def require_columns(columns: Sequence[str], needed: Sequence[str], *, source: Path | str) -> None:
     """Raise `DataError` that lists the columns there are, if one of `needed` is missing."""
     if missing := [name for name in needed if name not in columns]:
-        raise DataError(
-            f"{source}: need the column {missing[0]!r}, got {', '.join(columns)}; try renaming one, or `medsynth index`"
-        )
+        got = ", ".join(columns)
+        raise DataError(f"{source}: need the column {missing[0]!r}, got {got}; try renaming one, or `medsynth index`")
 
 
 def write_table(path: Path | str, columns: Sequence[str], lines: Iterable[Sequence[object]]) -> None:
@@ -395,7 +386,6 @@ def reason_of(error: OSError) -> str:
 
 def declared_roots(folder: Path) -> dict[str, Path]:
     """Return the folders that the `cohort.yaml` in `folder` declares, by name; empty without one."""
-    # An absolute path wins over `folder` in the join.
     return {name: folder / target for name, target in _load_roots(folder / "cohort.yaml").items()}
 
 
@@ -409,13 +399,9 @@ def _load_roots(file: Path) -> dict[str, Any]:
         raise DataError(f"{file}: need a YAML file, got {reason}; try `roots: {{name: folder}}`") from error
     content = {} if content is None else content
     roots = content.get("roots", {}) if isinstance(content, dict) and set(content) <= {"roots"} else None
-    if not isinstance(roots, dict) or not all(
-        isinstance(text, str) and text for pair in roots.items() for text in pair
-    ):
-        raise DataError(
-            f"{file}: need only `roots` with a folder for each name, got something else; try `roots: {{name: folder}}`"
-        )
-    return roots
+    if isinstance(roots, dict) and all(isinstance(text, str) and text for pair in roots.items() for text in pair):
+        return roots
+    raise DataError(f"{file}: need only `roots` with a folder for each name; try `roots: {{name: folder}}`")
 
 
 def _write_roots(roots: Mapping[str, Path], folder: Path) -> None:
@@ -424,9 +410,8 @@ def _write_roots(roots: Mapping[str, Path], folder: Path) -> None:
     for name, target in roots.items():
         target = folder / target
         if name in declared and os.path.realpath(folder / declared[name]) != os.path.realpath(target):
-            raise ConfigError(
-                f"{file}: need the root {name!r} to be {target}, got {declared[name]}; try another folder for the CSV"
-            )
+            got = declared[name]
+            raise ConfigError(f"{file}: need {target} as the root {name!r}, got {got}; try another folder for the CSV")
         relative = Path(os.path.relpath(target, folder))
         # Neighbours are moved together, so their path is relative; distant folders stay where they are.
         distant = relative.parts[:2] == ("..", "..")

@@ -93,12 +93,8 @@ def phantom_scan(
         images |= _draw_contrasts(plain, chest, mask, label, random)
     if volume:  # slices first
         images = {name: np.ascontiguousarray(np.moveaxis(image, 2, 0)) for name, image in images.items()}
-    made = Scan(
-        array=images.pop("scan")[None],
-        affine=affine,
-        label=label,
-        attributes={} if lesion is None else lesion.attributes,
-    )
+    attributes = {} if lesion is None else lesion.attributes
+    made = Scan(array=images.pop("scan")[None], affine=affine, label=label, attributes=attributes)
     others = {name: replace(made, array=images.pop(name)[None]) for name in CONTRASTS if name in images}
     return PhantomScan(scan=made, mask=images.pop("mask"), regions=images, contrasts=others)
 
@@ -164,11 +160,9 @@ def _subject(
 def _grid(size: int, voxel: float, centre: tuple[float, ...] = ()) -> Points:
     """Return the points of a slice, or of a cube around `centre`; rows along y, columns along x, the third axis along z."""
     steps = ((np.arange(size) - (size - 1) / 2) * voxel).astype(np.float32)
-    if not centre:
-        y, x = np.meshgrid(steps, steps, indexing="ij")
-        return Points(x=x, y=y, z=np.zeros_like(x), voxel=voxel)
-    y, x, z = np.meshgrid(*(steps + np.float32(centre[axis]) for axis in (1, 0, 2)), indexing="ij")
-    return Points(x=x, y=y, z=z, voxel=voxel)
+    axes = [steps + np.float32(centre[axis]) for axis in (1, 0, 2)] if centre else [steps, steps]
+    y, x, *z = np.meshgrid(*axes, indexing="ij")
+    return Points(x=x, y=y, z=z[0] if z else np.zeros_like(x), voxel=voxel)
 
 
 def _depth(anatomy: Anatomy, pose: Pose, points: Points, side: str) -> np.ndarray:
@@ -178,10 +172,7 @@ def _depth(anatomy: Anatomy, pose: Pose, points: Points, side: str) -> np.ndarra
 
 
 def _draw_lesion(label: str, side: str, points: Points, depth: np.ndarray, random: np.random.Generator) -> _Lesion:
-    """Draw a lesion that fits into one lung, at one of the points; `depth` is their depth in that lung.
-
-    In volumes, four in ten are at the edge of the lung if there is room.
-    """
+    """Draw a lesion at one of the points, `depth` mm deep in a lung; in volumes, four in ten lie at its edge if possible."""
     least, most, *beta = DIAMETERS[label]
     diameter = least + (most - least) * random.beta(beta[0], beta[1])
     diameter = round(max(least, min(diameter, 1.7 * float(depth.max()))), 1)
@@ -191,13 +182,10 @@ def _draw_lesion(label: str, side: str, points: Points, depth: np.ndarray, rando
     outline: np.ndarray | tuple[Waves, Waves]
     if depth.ndim == 3:
         edge = np.flatnonzero((depth.ravel() > 0.3 * diameter) & (depth.ravel() <= 0.5 * diameter))
-        at_edge = random.random() < 0.4 and len(edge) > 0
-        place = random.choice(edge if at_edge else deep)
+        place = random.choice(edge if random.random() < 0.4 and len(edge) > 0 else deep)
         lobes, spikes = (0.10, 0.09) if label == SOLID else (0.14, 0.06)
-        outline = (
-            Waves.draw(random, length=2.2, height=lobes),
-            Waves.draw(random, length=0.75, height=spikes * random.beta(1.2, 1.5)),
-        )
+        coarse, height = Waves.draw(random, length=2.2, height=lobes), spikes * random.beta(1.2, 1.5)
+        outline = coarse, Waves.draw(random, length=0.75, height=height)
     else:
         place, orders = random.choice(deep), np.arange(2, 8)
         depths = (0.07 if label == SOLID else 0.17) / (orders - 1) ** 0.6 * random.normal(size=len(orders))
@@ -235,10 +223,7 @@ def _fill_lungs(chest: Chest, lesion: _Lesion | None) -> tuple[np.ndarray, np.nd
 
 
 def _outline(lesion: _Lesion, chest: Chest) -> tuple[np.ndarray, np.ndarray]:
-    """Return the distance to the lesion's edge, and its mask.
-
-    The mask has the area of a disc, or the volume of a ball, of the lesion's diameter, to half a voxel.
-    """
+    """Return the distance to the lesion's edge, and a mask of the area or volume of its diameter, to half a voxel."""
     scanner = chest.scanner
     x, y, z = (axis - middle for axis, middle in zip((scanner.x, scanner.y, scanner.z), lesion.centre, strict=True))
     radius = np.sqrt(x * x + y * y + z**2)
@@ -270,10 +255,7 @@ def _noise(chest: Chest, random: np.random.Generator) -> np.ndarray:
 def _draw_contrasts(
     tissue: np.ndarray, chest: Chest, mask: np.ndarray, label: str, random: np.random.Generator
 ) -> dict[str, np.ndarray]:
-    """Return `t1` and `t2`, int16 from 0, of a scan with `tissue` in HU without noise.
-
-    Brightness, tissue values, a smooth shading (as from the coil) and noise are drawn for each.
-    """
+    """Return `t1` and `t2`, int16 from 0, of `tissue` in HU: tissue values, brightness, smooth shading and noise are drawn."""
     lesion = gaussian_filter(mask.astype(np.float64), 0.5)
     blood = np.clip(chest.vessels * (1 - lesion) + chest.heart * np.clip(tissue / 40, 0, 1), 0, 1)
     axes = np.meshgrid(*(np.linspace(-1, 1, length) for length in tissue.shape), indexing="ij")
@@ -286,10 +268,9 @@ def _draw_contrasts(
         for axis in axes:
             slope, bow = random.normal(0, 0.6, 2)
             shading += slope * axis + bow * (axis**2 - 1 / 3)
-        signal *= np.exp(brightness + 0.16 * shading)
-        noise, other = random.normal(0, 14.0, (2, *tissue.shape))
-        # The magnitude of a signal with noise in both of its parts.
-        made[name] = np.clip(np.rint(np.hypot(signal + noise, other)), 0, 4095).astype(np.int16)
+        noise, other = random.normal(0, 14.0, (2, *tissue.shape))  # in both parts of a signal that is a magnitude
+        magnitude = np.hypot(signal * np.exp(brightness + 0.16 * shading) + noise, other)
+        made[name] = np.clip(np.rint(magnitude), 0, 4095).astype(np.int16)
     return made
 
 
@@ -348,34 +329,23 @@ def write_phantom(options: DemoOptions) -> Path:
     bar = tqdm(plan, total=options.scans, desc="phantom", unit="scan", disable=not options.progress)
     for patient, scan, label, split in bar:
         name = f"phantom-{patient:05d}-{scan}.nii.gz"
-        drawn = phantom_scan(
-            patient,
-            scan,
-            label=label,
-            size=size,
-            seed=options.seed,
-            volume=options.volumes,
-            contrasts=options.contrasts,
-        )
-        write_scan(drawn.scan, out / "scans" / name)
-        for sequence, image in drawn.contrasts.items():
-            write_scan(image, out / sequence / name)
+        kind = {"volume": options.volumes, "contrasts": options.contrasts}
+        drawn = phantom_scan(patient, scan, label=label, size=size, seed=options.seed, **kind)
+        images = {"scans": drawn.scan, **drawn.contrasts}
         if drawn.mask.any():
-            write_scan(
-                replace(drawn.scan, array=drawn.mask[None].astype(np.uint8), attributes={}), out / "masks" / name
-            )
+            images["masks"] = replace(drawn.scan, array=drawn.mask[None].astype(np.uint8), attributes={})
+        for folder, image in images.items():
+            write_scan(image, out / folder / name)
+        facts = drawn.scan.attributes.items()
         rows.append(
             Row(
                 path=f"scans/{name}",
                 label=label,
                 patient_id=f"phantom-{patient:05d}",
                 split=split,
-                mask=f"masks/{name}" if drawn.mask.any() else None,
+                mask=f"masks/{name}" if "masks" in images else None,
                 sequences={sequence: f"{sequence}/{name}" for sequence in drawn.contrasts},
-                attributes={
-                    key: f"{value:g}" if isinstance(value, float) else str(value)
-                    for key, value in drawn.scan.attributes.items()
-                },
+                attributes={key: f"{value:g}" if isinstance(value, float) else str(value) for key, value in facts},
             )
         )
     write_cohort(Cohort(folder=out.absolute(), rows=tuple(rows)), out / "cohort.csv")
@@ -388,16 +358,12 @@ def _claim_folder(out: Path, settings: dict[str, object]) -> None:
     try:
         if file.exists():
             there = json.loads(file.read_text(encoding="utf-8"))
-            if changes := changed_options(there if isinstance(there, dict) else {}, settings):
-                raise ConfigError(
-                    f"{out}: need a phantom cohort of the same options, got another one ({', '.join(changes)}); try another --out"
-                )
+            if changes := ", ".join(changed_options(there if isinstance(there, dict) else {}, settings)):
+                raise ConfigError(f"{out}: need the same options, got another one ({changes}); try another --out")
             return
         # Hidden files (of a file manager, or of a write that was killed) do no harm.
         if out.exists() and (others := sorted(path.name for path in out.iterdir() if not path.name.startswith("."))):
-            raise ConfigError(
-                f"{out}: need an empty folder or a phantom cohort, got a folder with {others[0]!r}; try another --out"
-            )
+            raise ConfigError(f"{out}: need an empty folder or a phantom cohort, got {others[0]!r}; try another --out")
         write_json(file, settings)
     except ValueError as error:
         raise ConfigError(f"{file}: need JSON, got {error}; try another --out") from error

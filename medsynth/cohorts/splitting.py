@@ -42,7 +42,7 @@ def parse_keep(texts: Sequence[str]) -> dict[str, dict[str, int]]:
     for text in texts:
         match = _KEEP.fullmatch(text)
         if match is None:
-            raise ConfigError(f"keep: need LABEL=TRAIN/VAL in patients, got {text.strip()!r}; try viral=40/10")
+            raise ConfigError(f"keep: need LABEL=TRAIN/VAL in numbers of patients, got {text.strip()!r}; try x=40/10")
         label, train, val = match.groups()
         if label in keeps:
             raise ConfigError(f"keep: need each label once, got {label!r} twice; try one of them")
@@ -59,7 +59,7 @@ def check_labels(option: str, labels: Collection[str], known: Collection[str]) -
 
 def check_fractions(fractions: Sequence[float]) -> None:
     """Raise `ConfigError` unless `fractions` are three shares that sum to 1, the first above 0."""
-    if len(fractions) != 3 or min(fractions) < 0 or fractions[0] <= 0 or abs(sum(fractions) - 1) > 1e-6:
+    if len(fractions) != 3 or not (min(fractions) >= 0 < fractions[0] and abs(sum(fractions) - 1) < 1e-6):
         raise ConfigError(f"split: need train, val and test shares that sum to 1, got {fractions}; try 0.7,0.15,0.15")
 
 

@@ -103,10 +103,9 @@ class TextEncoding:
             return raw
         raw = _call(_import_function(self.encoder), self.encoder, texts)
         if raw.shape[1] != self.dimensions:
-            raise ConfigError(
-                f"condition.text_encoder: need {self.dimensions} numbers for each sentence from {self.encoder}, as in training, "
-                f"got {raw.shape[1]}; try the version that the run was trained with"
-            )
+            need = f"{self.dimensions} numbers for each sentence from {self.encoder}, as in training"
+            hint = "the version that the run was trained with"
+            raise ConfigError(f"condition.text_encoder: need {need}, got {raw.shape[1]}; try {hint}")
         return raw
 
 
@@ -162,10 +161,9 @@ def _shared_terms(texts: Sequence[str], owners: Sequence[str]) -> np.ndarray:
     order = np.argsort(-patients, kind="stable")[:_MOST_TERMS]
     kept = np.sort(order[patients[order] >= _FEWEST_PATIENTS])
     if not len(kept):
-        raise ConfigError(
-            f"condition.text: need terms that occur in texts of at least {_FEWEST_PATIENTS} patients, got none in {len(texts)} "
-            f"training texts of {owner.max() + 1} patients; try a column with texts of more patients"
-        )
+        got = f"none in {len(texts)} training texts of {owner.max() + 1} patients"
+        need = f"terms that occur in texts of at least {_FEWEST_PATIENTS} patients"
+        raise ConfigError(f"condition.text: need {need}, got {got}; try a column with texts of more patients")
     return np.array(counter.get_feature_names_out()[kept], dtype=np.str_)
 
 
@@ -185,10 +183,8 @@ def _call(function: Callable[[list[str]], Any], name: str, texts: list[str]) -> 
         found = np.zeros(0)
     if found.ndim != 2 or len(found) != len(texts) or not found.size or not np.isfinite(found).all():
         got = f"shape {found.shape}" if found.size else type(result).__name__
-        raise ConfigError(
-            f"condition.text_encoder: need finite numbers of shape ({len(texts)}, D) from {name} for {len(texts)} sentences, "
-            f"got {got}"
-        )
+        need = f"finite numbers of shape ({len(texts)}, D) from {name} for {len(texts)} sentences"
+        raise ConfigError(f"condition.text_encoder: need {need}, got {got}")
     return found
 
 

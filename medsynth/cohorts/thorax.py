@@ -67,12 +67,12 @@ class Waves:
     height: float
 
     @classmethod
-    def draw(cls, random: np.random.Generator, *, length: float, height: float, count: int = 6) -> Waves:
-        """Draw `count` waves of random direction, their lengths between 0.7 and 1.6 times `length` millimetres."""
-        directions = random.normal(size=(count, 3))
+    def draw(cls, random: np.random.Generator, *, length: float, height: float) -> Waves:
+        """Draw six waves of random direction, their lengths between 0.7 and 1.6 times `length` millimetres."""
+        directions = random.normal(size=(6, 3))
         directions /= np.linalg.norm(directions, axis=1, keepdims=True)
-        vectors = directions * (2 * np.pi / (length * random.uniform(0.7, 1.6, size=(count, 1))))
-        return cls(vectors=vectors, phases=random.uniform(0, 2 * np.pi, size=count), height=height)
+        vectors = directions * (2 * np.pi / (length * random.uniform(0.7, 1.6, size=(6, 1))))
+        return cls(vectors=vectors, phases=random.uniform(0, 2 * np.pi, size=6), height=height)
 
     def at(self, points: Points) -> np.ndarray:
         """Return the field at the points."""
@@ -141,10 +141,9 @@ class Anatomy:
         """Return the distance to everything between the lungs: heart, great vessels, spine and what fills the gaps."""
         column = points.ellipsoid((1, -18, 0), (self.midline, 62, np.inf))
         spine = points.ellipsoid((0, SPINE_Y + 8, 0), (24, 26, np.inf))
-        hilum_right = points.ellipsoid((-30, 6, 0), (15, 14, 34))
-        hilum_left = points.ellipsoid((30, 8, 4), (14, 14, 34))
+        hila = points.ellipsoid((-30, 6, 0), (15, 14, 34)), points.ellipsoid((30, 8, 4), (14, 14, 34))
         arch = points.ellipsoid((4, -12, 45), (self.midline + 10, 34, 40))
-        shape = _merge(_merge(column, spine, 14), _merge(hilum_right, hilum_left, 4), 12)
+        shape = _merge(_merge(column, spine, 14), _merge(*hila, 4), 12)
         shape = _merge(shape, _merge(arch, self.heart_sac(points), 8), 12)
         return _merge(shape, points.ellipsoid((21, 35, 0), (self.aorta + 2, self.aorta + 2, np.inf)), 6)
 
@@ -175,16 +174,13 @@ class Anatomy:
         x, y = _rotate(straight[:, 0] * width, straight[:, 1] * depth * pose.breath, -pose.angle)
         return np.stack([x + pose.shift[0], y + pose.shift[1], straight[:, 2] * height - pose.level], axis=1)
 
-    def _grow_trees(self, random: np.random.Generator, generations: int = 10) -> np.ndarray:
-        """Return the vessel segments (S, 8) of an artery and a vein in each lung: start xyz, end xyz, radius at start and end.
-
-        A tree supplies points drawn all over the lung.
-        """
+    def _grow_trees(self, random: np.random.Generator) -> np.ndarray:
+        """Return the vessel segments (S, 8) of an artery and a vein in each lung: start xyz, end xyz, radius at start and end."""
         trees = []
         for side in (-1, 1):
-            box = random.uniform((4, -80, -105), (118, 78, 78), size=(6 << generations, 3)) * (side, 1, 1)
+            box = random.uniform((4, -80, -105), (118, 78, 78), size=(6 << 10, 3)) * (side, 1, 1)
             supplied = box[self.lungs(Points(x=box[:, 0], y=box[:, 1], z=box[:, 2])) < -3]
-            supplied = supplied[random.integers(len(supplied), size=(2, 1 << generations))]
+            supplied = supplied[random.integers(len(supplied), size=(2, 1 << 10))]  # drawn all over the lung
             for root, targets in zip(((side * 27.0, 4.0, 6.0), (side * 25.0, 10.0, -14.0)), supplied, strict=True):
                 trees.append(_grow_tree(np.array(root), targets, self.vessels, random))
         return np.concatenate(trees)
@@ -342,14 +338,13 @@ class Chest:
         points, shift, aorta = self.points, self.anatomy.heart_shift, self.anatomy.aorta
         blood = BLOOD + 3 * self.marbling
         sac = self.anatomy.heart_sac(points) + 3.5 + 1.2 * self.streaks
-        grooves = np.minimum.reduce(
-            [
-                points.ellipsoid((shift - 44, -44, -40), (9, 6, 40), 0.9),
-                points.ellipsoid((shift + 10, -66, -42), (5, 8, 40), 0.3),
-                points.ellipsoid((shift + 30, 2, -38), (9, 5, 34), -0.6),
-            ]
-        )
-        heart = inside * points.cover(np.maximum(sac, -grooves))
+        for groove in (
+            points.ellipsoid((shift - 44, -44, -40), (9, 6, 40), 0.9),
+            points.ellipsoid((shift + 10, -66, -42), (5, 8, 40), 0.3),
+            points.ellipsoid((shift + 30, 2, -38), (9, 5, 34), -0.6),
+        ):
+            sac = np.maximum(sac, -groove)
+        heart = inside * points.cover(sac)
         self._lay(heart, blood)
         chamber = points.ellipsoid((shift + 17, -24, -44), (25, 17, 36), self.anatomy.heart_angle)
         self._lay(heart * points.band(chamber - 4, 8.0), blood + 16)  # muscle of the left ventricle

@@ -1,4 +1,4 @@
-"""What differs between two sets of options."""
+"""The difference between two sets of options."""
 
 from __future__ import annotations
 
@@ -6,19 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 
-def changed_options(
-    previous: Mapping[str, Any],
-    current: Mapping[str, Any],
-    *,
-    free: Sequence[str] = (),
-    added: Mapping[str, Any] | None = None,
-) -> list[str]:
-    """Return `name old -> new` for every option of `current` that differs, nested ones with dots; `free` top keys may.
-
-    An option that `previous` lacks has the value in `added`, what earlier versions did, which did not have that option yet: so a
-    later one goes on with what they began.
-    """
-    old, new = _flat(added or {}) | _flat(previous), _flat(current)
+def changed_options(previous: Mapping[str, Any], current: Mapping[str, Any], *, free: Sequence[str] = ()) -> list[str]:
+    """Return `name old -> new` for every option of `current` that differs, nested ones with dots; `free` top keys may differ."""
+    old, new = _flat(previous), _flat(current)
     return [
         f"{key} {old.get(key)!r} -> {value!r}"
         for key, value in sorted(new.items())

@@ -19,14 +19,7 @@ _SURROUNDINGS, _STEP_BACK = 0, 2
 
 
 def inpaint(
-    solve: Solve,
-    denoise: Denoise,
-    known: Tensor,
-    region: Tensor,
-    sigmas: Tensor,
-    draw: DrawNoise,
-    *,
-    repeats: int = 1,
+    solve: Solve, denoise: Denoise, known: Tensor, region: Tensor, sigmas: Tensor, draw: DrawNoise, *, repeats: int = 1
 ) -> Tensor:
     """Return `known` `(N, C, *spatial)` with the marked `region` (bool, broadcast to it) generated anew.
 

@@ -15,8 +15,7 @@ class ScanArrays:
 
     `scans` `(N, C, *spatial)` in [-1, 1] and their `features` `(N, D)` may be memory maps; `labels` `(N,)` index `classes`;
     `splits` are text and `patients` numbers. `donors` `(N,)` is the row of the real scan that each synthetic scan was edited
-    from,
-    -1 without, and `real_pixels` `(N,)` says which contain pixels of real scans; None without either.
+    from (-1: none), and `real_pixels` `(N,)` says which contain pixels of real scans; None without either.
     """
 
     scans: np.ndarray

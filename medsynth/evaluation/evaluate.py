@@ -36,7 +36,7 @@ class Evaluation:
     study: ReaderStudy | None = None
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class Pair:
     """A synthetic scan and the real training scan that it may copy, `(C, *spatial)` each, in [-1, 1], described by `copy`.
 
@@ -76,16 +76,20 @@ def evaluate_cohorts(options: EvaluateOptions, *, synthetic_scans: Sequence[Scan
         if options.drop_copies and gate.copies:
             inputs = inputs.without([copy.synthetic_row for copy in gate.copies])
         clock.lap("privacy")
-    study = plan_study(
-        inputs.real.prepared, inputs.synthetic.prepared,
-        count=options.reader_study, known=known, sets=inputs.hashes, seed=options.seed,
-    )  # fmt: skip
+    study = None
+    if options.reader_study:
+        study = plan_study(
+            inputs.real.prepared, inputs.synthetic.prepared,
+            count=options.reader_study, known=known, sets=inputs.hashes, seed=options.seed,
+        )  # fmt: skip
     table: FidelityResult | None = None
     sheets: tuple[Sheet, ...] = ()
     if "fidelity" in options.parts:
         table, sheets = _score_fidelity(inputs)
         clock.lap("fidelity")
-    notes = _clipping(inputs)
+    notes = []
+    if inputs.run is not None and options.intensity is None:
+        notes = clipping_notes(inputs.real.cohort, inputs.real.prepared.intensity, loading=options)
     gain = None
     if "downstream" in options.parts:
         gain = _score_downstream(inputs, notes)
@@ -128,15 +132,10 @@ def _judge_privacy(inputs: Inputs) -> tuple[PrivacyResult, tuple[Pair, ...]]:
         seed=options.seed,
         progress=options.progress,
     )
-    pairs = [
-        Pair(
-            copy=copy,
-            synthetic=synthetic.scans[copy.synthetic_row],
-            real=real.scans[copy.donor_row],
-            spacing=real.spacing,
-        )
+    pairs = (
+        Pair(copy, synthetic.scans[copy.synthetic_row], real.scans[copy.donor_row], real.spacing)
         for copy in gate.suspects
-    ]
+    )
     return gate, tuple(pairs)
 
 
@@ -203,12 +202,6 @@ def _score_downstream(inputs: Inputs, notes: list[str]) -> DownstreamResult | No
     )
 
 
-def _clipping(inputs: Inputs) -> list[str]:
-    if inputs.run is None or inputs.options.intensity is not None:
-        return []
-    return clipping_notes(inputs.real.cohort, inputs.real.prepared.intensity, loading=inputs.options)
-
-
 def _settings(inputs: Inputs) -> dict[str, str | int | None]:
     run, real = inputs.run, inputs.real.prepared
     return {
@@ -231,7 +224,6 @@ class _Clock:
         self._seconds: dict[str, float] = {}
 
     def lap(self, part: str) -> None:
-        """Count the time since the last lap for `part`."""
         now = time.perf_counter()
         self._seconds[part] = round(now - self._last, 1)
         self._last = now

@@ -96,7 +96,7 @@ def _extract(
         shown = bool(description) and ranks.first
         with tqdm(total=sum(map(len, pieces)), desc=description, unit="scan", disable=not shown) as bar:
             for turn, piece in enumerate(ranks.share(pieces)):
-                rows = extract_features(extractor, scans, np.array(piece), progress=False)
+                rows = extract_features(extractor, scans, np.array(piece))
                 with atomic_path(_part(parts, piece)) as temporary:
                     np.save(temporary, rows, allow_pickle=False)
                 # The other processes keep about the same pace.
@@ -109,8 +109,7 @@ def _join(extractor: Extractor, parts: Path, pieces: Sequence[range], file: Path
     with atomic_path(file) as temporary:
         with temporary.open("wb") as written:
             for piece in pieces:
-                rows = _read(parts, piece)
-                if rows is None:
+                if (rows := _read(parts, piece)) is None:
                     raise OSError("damaged files")
                 if width is None:
                     width = rows.shape[1]

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from medsynth.cohorts import Cohort
 from medsynth.config import AugmentOptions
@@ -57,7 +55,14 @@ def augment_cohort(options: AugmentOptions) -> Handover:
     real = open_real(options.real, loading=options)
     made = open_synthetic(options.synthetic, real, loading=options)
     check_sets(content, report, {"real": real, "synthetic": made}, loading=options)
-    _check_gate(content, report)
+    gate, gain = content["verdict"]["privacy"], content["verdict"]["downstream"]
+    if gate is None:
+        raise GateError(f"{report}: need a privacy gate that passed, got none; try medsynth evaluate --parts privacy")
+    if gate["verdict"] != "pass":
+        raise GateError(
+            f"{report}: need a privacy gate that passed, got {gate['verdict']!r}: {gate['sentence']} "
+            "Try medsynth evaluate --drop_copies, a generator trained for fewer steps, or more held-out patients"
+        )
     if options.run is not None:
         run = load_run(options.run)
         check_run(made, run)
@@ -68,29 +73,15 @@ def augment_cohort(options: AugmentOptions) -> Handover:
         )
     privacy = content["privacy"]
     dropped = {copy["synthetic_row"] for copy in privacy["copies"]} if privacy["drop_copies"] else set()
-    cohort = write_augmented(real, made, Path(options.out), splits=options.splits, dropped=dropped)
+    notes: tuple[str, ...] = ()
+    if gain is None:
+        notes = ("whether a classifier gains from the synthetic scans was not measured",)
+    elif gain["verdict"] != "gain":
+        notes = (f"downstream: {gain['sentence']}",)
     return Handover(
-        cohort=cohort,
+        cohort=write_augmented(real, made, Path(options.out), splits=options.splits, dropped=dropped),
         file=Path(options.out),
         dropped=len(dropped),
-        notes=tuple(_notes(content)),
+        notes=notes,
         following=f"medsynth card --synthetic {options.synthetic} --report {options.report}",
     )
-
-
-def _check_gate(content: Mapping[str, Any], report: Path) -> None:
-    found = content["verdict"]["privacy"]
-    if found is None:
-        raise GateError(f"{report}: need a privacy gate that passed, got none; try medsynth evaluate --parts privacy")
-    if found["verdict"] != "pass":
-        raise GateError(
-            f"{report}: need a privacy gate that passed, got {found['verdict']!r}: {found['sentence']} "
-            "Try medsynth evaluate --drop_copies, a generator trained for fewer steps, or more held-out patients"
-        )
-
-
-def _notes(content: Mapping[str, Any]) -> list[str]:
-    downstream = content["verdict"]["downstream"]
-    if downstream is None:
-        return ["whether a classifier gains from the synthetic scans was not measured"]
-    return [] if downstream["verdict"] == "gain" else [f"downstream: {downstream['sentence']}"]

@@ -51,7 +51,7 @@ def compare(
     for array in (one, other):
         scans = np.clip((array - low) / (high - low) * 2 - 1, -1, 1).astype(np.float32)
         sides.append(ScanArrays(
-            scans=scans, features=extract_features(extractor, scans, progress=False), labels=np.zeros(len(scans), dtype=int),
+            scans=scans, features=extract_features(extractor, scans), labels=np.zeros(len(scans), dtype=int),
             classes=("one class",), splits=np.full(len(scans), "test"), patients=np.arange(len(scans)),
         ))  # fmt: skip
     settings = FidelitySettings(sheet_scans=0)

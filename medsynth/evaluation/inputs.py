@@ -79,14 +79,8 @@ class Inputs:
                 "try a generator trained for fewer steps"
             )
         rest = replace(cohort, rows=tuple(cohort.rows[row] for row in kept))
-        side = _prepare(
-            rest,
-            "accepted synthetic",
-            self.options,
-            self.extractor,
-            _of_synthetic(self.grid),
-            self.real.prepared.intensity,
-        )
+        grid, intensity = _of_synthetic(self.grid), self.real.prepared.intensity
+        side = _prepare(rest, "accepted synthetic", self.options, self.extractor, grid, intensity)
         return replace(self, synthetic=side)
 
     def as_trained(self) -> Side:
@@ -125,10 +119,8 @@ def open_inputs(options: EvaluateOptions, *, synthetic_scans: Sequence[Scan] | N
     grid = options.grid or (run.grid if run is not None else grid_of(made, loading=options))
     one = _prepare(real, "real", options, extractor, grid, range_)
     intensity = one.prepared.intensity
-    hashes = {
-        name: hash_cohort(cohort, loading=replace(options, progress=False))
-        for name, cohort in (("real", real), ("synthetic", made))
-    }
+    quiet = replace(options, progress=False)
+    hashes = {name: hash_cohort(one, loading=quiet) for name, one in (("real", real), ("synthetic", made))}
     other = _prepare(made, "synthetic", options, extractor, _of_synthetic(grid), intensity)
     return Inputs(
         options=options,
@@ -250,8 +242,7 @@ def _donor_rows(synthetic: Cohort, count: int) -> np.ndarray:
     """Return the row of each synthetic scan's donor in the real cohort, -1 without; `DataError` for what is no row."""
     donors = np.full(len(synthetic.rows), -1)
     for place, row in enumerate(synthetic.rows):
-        named = row.attributes.get("donor")
-        if named is None:
+        if (named := row.attributes.get("donor")) is None:
             continue
         if not named.isdecimal() or int(named) >= count:
             raise DataError(

@@ -9,7 +9,7 @@ from typing import Any
 
 from medsynth.evaluation.downstream import DownstreamResult
 from medsynth.evaluation.fidelity.comparison import TOO_FEW, Comparison, Verdict
-from medsynth.evaluation.fidelity.table import Counts, FidelityResult, FidelityRow
+from medsynth.evaluation.fidelity.table import FidelityResult, FidelityRow
 from medsynth.evaluation.privacy import PrivacyResult
 from medsynth.versions import installed_versions
 
@@ -41,6 +41,12 @@ def build_report(
         "privacy": None if privacy is None else privacy.verdict(),
         "downstream": None if downstream is None else downstream.verdict(),
     }
+    absent = () if fidelity is None else fidelity.absent
+    if len(absent) == 1:
+        notes = [f"The real class {absent[0]} has no synthetic scans, so it was not evaluated.", *notes]
+    elif absent:
+        classes = ", ".join(absent)
+        notes = [f"The real classes {classes} have no synthetic scans, so they were not evaluated.", *notes]
     rare = None if downstream is None else downstream.as_dict()["task"]["rare_class"]
     report: dict[str, Any] = without_nan(
         {
@@ -49,7 +55,7 @@ def build_report(
             "privacy": None if privacy is None else privacy.as_dict(),
             "downstream": None if downstream is None else downstream.as_dict(),
             "verdict": {"headline": headline(verdict, rare), **verdict},
-            "notes": [*([] if fidelity is None else _absent_notes(fidelity.absent)), *notes],
+            "notes": list(notes),
             "versions": installed_versions(),
             "cost": dict(cost or {}),
             "reader_study": reader_study,
@@ -85,10 +91,8 @@ def headline(verdict: Mapping[str, Any], rare: str | None) -> dict[str, str]:
         None: "whether it copies patients was not checked",
     }[copying]
     if gain == "gain" and copying == "pass":
-        sentence = (
-            f"Classifiers find {rare} better with this set, and {safe}: use it for training within your institution."
-        )
-        return {"tone": "good", "sentence": sentence}
+        use = "use it for training within your institution"
+        return {"tone": "good", "sentence": f"Classifiers find {rare} better with this set, and {safe}: {use}."}
     text = {
         "gain": f"Classifiers find {rare} better with this set, but {safe}: do not hand it over.",
         "no gain": f"There is no reason to use this set: classifiers find {rare} no better with it; {safe}.",
@@ -120,7 +124,10 @@ def fidelity_verdict(row: FidelityRow, fidelity: FidelityResult) -> dict[str, st
         sentence = f"Too few scans to judge: {_shortage(row, fidelity.settings.max_scans)}."
     else:
         verdict, sentence = _judge(row, row.held_out, fidelity.extractor.name)
-    return {"label": row.label, "verdict": verdict, "sentence": sentence + _copies(row.counts)}
+    if identical := row.counts.identical:
+        are = "is" if identical == 1 else "are"
+        sentence += f" {identical} of {row.counts.synthetic} synthetic scans {are} identical to real scans."
+    return {"label": row.label, "verdict": verdict, "sentence": sentence}
 
 
 def _shortage(row: FidelityRow, max_scans: int) -> str:
@@ -149,13 +156,6 @@ def _shortage(row: FidelityRow, max_scans: int) -> str:
     return "; ".join(reasons)
 
 
-def _copies(counts: Counts) -> str:
-    identical, made = counts.identical, counts.synthetic
-    if identical == 0:
-        return ""
-    return f" {identical} of {made} synthetic scans {'is' if identical == 1 else 'are'} identical to real scans."
-
-
 def _judge(row: FidelityRow, found: Comparison, extractor: str) -> tuple[Verdict, str]:
     verdict: Verdict = "as close"
     text = "As close to held-out real scans as two halves of these are to each other."
@@ -182,14 +182,6 @@ def _judge(row: FidelityRow, found: Comparison, extractor: str) -> tuple[Verdict
             " They are closer to the real scans that the generator saw than two halves of these are: look for copies."
         )
     return verdict, text
-
-
-def _absent_notes(absent: Sequence[str]) -> list[str]:
-    if not absent:
-        return []
-    if len(absent) == 1:
-        return [f"The real class {absent[0]} has no synthetic scans, so it was not evaluated."]
-    return [f"The real classes {', '.join(absent)} have no synthetic scans, so they were not evaluated."]
 
 
 def _counted(count: int, noun: str) -> str:

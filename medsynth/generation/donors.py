@@ -63,19 +63,15 @@ class Edit(Generator):
 
     def prepare(self, *, progress: bool) -> None:
         self.options = replace(self.options, progress=progress)
-        with_mask = self.options.method == "inpaint" and self.options.inpaint.region == "donor"
-        self.donors = find_donors(
-            self.job.run, self.cohort, self.options.donor_class, with_mask=with_mask, loading=self.options
-        )
-        self.chosen = choose_donors(self.donors, self.options, self.options.count)
+        options, label = self.options, self.options.donor_class
+        with_mask = options.method == "inpaint" and options.inpaint.region == "donor"
+        self.donors = find_donors(self.job.run, self.cohort, label, with_mask=with_mask, loading=options)
+        available = len(self.donors.rows)
+        self.chosen = choose_evenly(options.seed, "donors", label, available=available, count=options.count)
 
     def facts(self) -> dict[str, Any]:
-        return {
-            "donor_class": self.options.donor_class,
-            "target_class": self.options.target_class,
-            "donors": self.donors.facts(),
-            **self.attributes.facts(),
-        }
+        classes = {"donor_class": self.options.donor_class, "target_class": self.options.target_class}
+        return {**classes, "donors": self.donors.facts(), **self.attributes.facts()}
 
     def seed_of(self, label: str, number: int) -> int:
         # Not of strength or region: with another one, the noise is the same.
@@ -86,25 +82,15 @@ class Edit(Generator):
         return {"donor": str(self.donors.rows[self.chosen[number]]), **self.attributes.columns(drawn)}
 
 
-def choose_donors(donors: RealScans, options: EditOptions, count: int) -> np.ndarray:
-    """Return the place of the donor of each of `count` scans."""
-    return choose_evenly(options.seed, "donors", options.donor_class, available=len(donors.rows), count=count)
-
-
 def choose_evenly(seed: int, *keys: str, available: int, count: int) -> np.ndarray:
-    """Return `count` places among `available`: each once, in random order, before any is used again.
-
-    The first n are the same for every count.
-    """
+    """Return `count` of `available` places, each once in random order before any again; a smaller count gives the first ones."""
     laps = -(-count // available)
     orders = [numpy_generator(seed, *keys, lap).permutation(available) for lap in range(laps)]
     return np.concatenate(orders)[:count]
 
 
-def find_donors(
-    run: Run, cohort: Cohort, label: str, *, split: str = "train", with_mask: bool = False, loading: Loading = Loading()
-) -> RealScans:
-    """Return the scans of one class and split, all of them or those with a mask, on the run's grid and in its range.
+def find_donors(run: Run, cohort: Cohort, label: str, *, with_mask: bool, loading: Loading) -> RealScans:
+    """Return the training scans of a class, all of them or those with a mask, on the run's grid and in its range.
 
     Raises `ConfigError` for an unknown class, `DataError` for a cohort without such scans or with synthetic ones, and for scans
     that the run's grid cannot take.
@@ -114,20 +100,28 @@ def find_donors(
         raise DataError(
             f"{cohort.folder}: need real scans as donors, got rows that say synthetic=1; try the cohort of medsynth index"
         )
-    numbers = [place for place, row in enumerate(cohort.rows) if row.split == split and row.label == label]
-    kind = {"train": "training", "val": "validation"}.get(split, split)
+    numbers = [place for place, row in enumerate(cohort.rows) if row.split == "train" and row.label == label]
     if not numbers:
-        known = ", ".join(cohort.select(split=split).classes) or "none"
-        raise DataError(f"donor_class: need {kind} scans of {label!r} in the cohort, got none; try one of {known}")
+        known = ", ".join(cohort.select(split="train").classes) or "none"
+        raise DataError(f"donor_class: need training scans of {label!r} in the cohort, got none; try one of {known}")
     if with_mask:
         numbers = [place for place in numbers if cohort.rows[place].mask is not None]
         if not numbers:
             raise DataError(
-                f"inpaint.region: need at least one mask of a {kind} scan of {label!r}, got none in the cohort; try a column "
+                f"inpaint.region: need at least one mask of a training scan of {label!r}, got none in the cohort; try a column "
                 "mask, region class, or the path of a mask"
             )
     real = replace(cohort, rows=tuple(cohort.rows[number] for number in numbers))
-    _check_channels(run, real, loading)
+    # Refused by the first one, before any is decoded.
+    first, wanted = real.rows[0], run.spec.shape
+    file = real.file_of(first)
+    channels = count_channels(real, first, mask=run.spec.mask, loading=loading)
+    axes = len(read_header(file, loading=loading).shape) - 1
+    if (wanted[0], len(wanted) - 1) != (channels, axes):
+        raise DataError(
+            f"{file}: need {wanted[0]} channels and {len(wanted) - 1} axes like the run's scans, got {channels} and {axes}; try "
+            "the cohort that the run was trained on"
+        )
     # If no scan has a mask, as with healthy patients, the channel of masks is empty.
     masked = run.spec.mask and any(row.mask is not None for row in real.rows)
     intensity = run.spec.intensity if masked else run.spec.image_intensity
@@ -141,9 +135,8 @@ def prepare_real(
     run: Run, real: Cohort, numbers: Sequence[int], *, intensity: Intensity, mask: bool, loading: Loading
 ) -> RealScans:
     """Return the scans of `real`, whose rows have these numbers in their cohort, on the run's grid."""
-    prepared = prepare_cohort(
-        real, grid=run.grid, intensity=intensity, loading=loading, classes=run.spec.classes, mask=mask
-    )
+    classes = run.spec.classes
+    prepared = prepare_cohort(real, grid=run.grid, intensity=intensity, loading=loading, classes=classes, mask=mask)
     digest = hashlib.sha256(json.dumps([prepared.key, list(numbers)]).encode())
     patients = len(np.unique(prepared.patients))
     return RealScans(scans=prepared.scans, rows=np.array(numbers), patients=patients, sha256=digest.hexdigest())
@@ -163,8 +156,8 @@ def read_donor(
     mask = None if file is None or not (by_mask or run.spec.mask) else read_mask(file, scan, loading)
     centre = None if mask is None or not by_mask else centre_of_mask(mask)
     intensity = run.spec.image_intensity
-    array, spacing = resize_scan(scan, grid=run.grid, intensity=intensity, centre=centre)
-    images = array
+    images, spacing = resize_scan(scan, grid=run.grid, intensity=intensity, centre=centre)
+    array = images
     if run.spec.mask:
         array = np.concatenate([array, mask_channel(mask, run.spec.shape[1:], grid=run.grid, centre=centre)])
     stored = to_stored(array, run)
@@ -175,17 +168,3 @@ def read_donor(
             if np.array_equal(original, scan.array[channels]):
                 stored[name] = original
     return array, stored
-
-
-def _check_channels(run: Run, real: Cohort, loading: Loading) -> None:
-    """Refuse scans with other channels or axes than the run's by the first one, before any is decoded."""
-    first = real.rows[0]
-    file = real.file_of(first)
-    channels = count_channels(real, first, mask=run.spec.mask, loading=loading)
-    axes = len(read_header(file, loading=loading).shape) - 1
-    wanted = run.spec.shape
-    if (wanted[0], len(wanted) - 1) != (channels, axes):
-        raise DataError(
-            f"{file}: need {wanted[0]} channels and {len(wanted) - 1} axes like the run's scans, got {channels} and {axes}; try "
-            "the cohort that the run was trained on"
-        )

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from medsynth.cohorts import Cohort
 from medsynth.config import EditOptions
@@ -35,7 +33,6 @@ class Counterfactuals(Edit):
     masks = False
 
     def __init__(self, run: Run, cohort: Cohort, options: EditOptions) -> None:
-        """Check the options."""
         super().__init__(run, cohort, options)
         edit_sigmas(self.job.solver, options.strength)
 
@@ -47,29 +44,14 @@ class Counterfactuals(Edit):
 
     def make(self, denoiser: Denoiser, chunk: Chunk) -> list[SyntheticScan]:
         scans = self.donors.scans[self.chosen[chunk.start : chunk.stop]].astype(np.float32)
-        edits, seeds, drawn = self.edit(denoiser, scans, chunk.numbers)
-        attributes = [self.attributes.columns(values) for values in drawn]
-        facts = self.job.describe("edit", donor_class=self.options.donor_class, strength=f"{self.options.strength:g}")
-        return wrap_scans(self.job, edits, chunk, seeds, facts, attributes)
-
-    def edit(
-        self, denoiser: Denoiser, scans: np.ndarray, numbers: Sequence[int] | np.ndarray
-    ) -> tuple[Tensor, list[int], list[tuple[str, ...]]]:
-        """Return edits of scans `(N, C, *spatial)` in [-1, 1], their seeds and their attributes."""
-        target = self.options.target_class
-        seeds = [self.seed_of(target, int(number)) for number in numbers]
-        drawn = [self.attributes.draw(target, seed) for seed in seeds]
-        labels = torch.full((len(seeds),), self.job.run.spec.label_index(target))
+        seeds = [self.seed_of(chunk.label, number) for number in chunk.numbers]
+        drawn = [self.attributes.draw(chunk.label, seed) for seed in seeds]
+        labels, strength = self.job.labels(chunk), self.options.strength
         wanted = denoiser.embedding.make(labels, attributes=self.attributes.encode(drawn))
-        edits = edit_scans(
-            denoiser,
-            torch.from_numpy(scans),
-            wanted,
-            seeds,
-            strength=self.options.strength,
-            **self.job.steering(denoiser, labels),
-        )
-        return edits, seeds, drawn
+        steering = self.job.steering(denoiser, labels)
+        edits = edit_scans(denoiser, torch.from_numpy(scans), wanted, seeds, strength=strength, **steering)
+        facts = self.job.describe("edit", donor_class=self.options.donor_class, strength=f"{strength:g}")
+        return wrap_scans(self.job, edits, chunk, seeds, facts, [self.attributes.columns(values) for values in drawn])
 
 
 def edit_set(run: Run, cohort: Cohort, options: EditOptions) -> Cohort:

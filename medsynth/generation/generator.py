@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -55,7 +55,6 @@ class Chunk:
 
     @property
     def numbers(self) -> range:
-        """The numbers of its scans within the class."""
         return range(self.start, self.stop)
 
 
@@ -82,10 +81,6 @@ class Job:
     def labels(self, chunk: Chunk) -> Tensor:
         """Return the class indices `(N,)` of a chunk."""
         return torch.full((len(chunk.numbers),), self.run.spec.label_index(chunk.label))
-
-    def guidance_facts(self) -> dict[str, Any]:
-        """Return the guidance as plain values; the weaker model by the fingerprint of its weights, not its path."""
-        return asdict(self.options.guidance) | {"weak": "" if self.weak is None else self.weak.fingerprint[:16]}
 
     def describe(self, method: str, **facts: str) -> dict[str, str]:
         """Return the provenance that each scan file carries."""
@@ -123,36 +118,26 @@ class Generator(Protocol):
 
     def prepare(self, *, progress: bool) -> None:
         """Read the real scans that it needs; every process calls this once, before anything below."""
-        ...
 
     def facts(self) -> dict[str, Any]:
         """Return what provenance says, and a restart compares, beyond what it says of every set."""
-        ...
 
     def seed_of(self, label: str, number: int) -> int:
         """Return the seed of a scan; it does not depend on how many others are made."""
-        ...
 
     def columns_of(self, label: str, number: int) -> dict[str, str]:
         """Return the further columns of a scan in `cohort.csv`."""
-        ...
 
     def make(self, denoiser: Denoiser, chunk: Chunk) -> list[SyntheticScan]:
         """Return the scans of a chunk."""
-        ...
 
 
 def plan_job(run: Run, options: GenerationOptions, counts: Mapping[str, int]) -> Job:
     """Return the job of a run; raises `ConfigError` for options that do not fit it or this machine."""
     plan_chunks({}, options.batch_size)
-    return Job(
-        run=run,
-        options=options,
-        counts=dict(counts),
-        solver=resolve_solver(options.solver, own=run.solver, voxels=run.spec.voxels, precision=options.precision),
-        weak=check_guidance_of(run, options.guidance),
-        device=choose_device(options.accelerator),
-    )
+    solver = resolve_solver(options.solver, own=run.solver, voxels=run.spec.voxels, precision=options.precision)
+    weak, device = check_guidance_of(run, options.guidance), choose_device(options.accelerator)
+    return Job(run=run, options=options, counts=dict(counts), solver=solver, weak=weak, device=device)
 
 
 def plan_chunks(counts: Mapping[str, int], size: int) -> list[Chunk]:
@@ -171,11 +156,8 @@ def parse_counts(wanted: str | int | Mapping[str, int], classes: Sequence[str]) 
 
     Raises `ConfigError` for an unknown class, one that is named twice, and a number that is none or too large.
     """
-    text = (
-        ",".join(f"{label}={number}" for label, number in wanted.items())
-        if isinstance(wanted, Mapping)
-        else str(wanted)
-    )
+    pairs = [f"{label}={number}" for label, number in wanted.items()] if isinstance(wanted, Mapping) else [str(wanted)]
+    text = ",".join(pairs)
     if text.strip().isdecimal():
         return dict.fromkeys(classes, check_count(text, text))
     counts: dict[str, int] = {}
@@ -237,27 +219,14 @@ def wrap_scans(
 
     `attributes` are those each was conditioned on.
     """
-    run = job.run
-    made = []
+    run, label, made = job.run, chunk.label, []
     for array, number, seed, known in zip(scans.cpu().numpy(), chunk.numbers, seeds, attributes, strict=True):
-        images = to_stored(array, run)
-        scan = Scan(
-            array=images.pop(PATH),
-            affine=np.array(run.spec.affine),
-            label=chunk.label,
-            attributes=known,
-            provenance={**provenance, "seed": str(seed)},
-        )
-        made.append(
-            SyntheticScan(
-                scan=scan,
-                label=chunk.label,
-                number=number,
-                seed=seed,
-                sequences={name: replace(scan, array=image) for name, image in images.items()},
-                mask=replace(scan, array=(array[-1:] > 0).astype(np.uint8)) if run.spec.mask else None,
-            )
-        )
+        images, affine, facts = to_stored(array, run), np.array(run.spec.affine), {**provenance, "seed": str(seed)}
+        first = images.pop(PATH)
+        scan = Scan(array=first, affine=affine, label=label, attributes=known, provenance=facts)
+        sequences = {name: replace(scan, array=image) for name, image in images.items()}
+        mask = replace(scan, array=(array[-1:] > 0).astype(np.uint8)) if run.spec.mask else None
+        made.append(SyntheticScan(scan=scan, label=label, number=number, seed=seed, sequences=sequences, mask=mask))
     return made
 
 
@@ -265,12 +234,10 @@ def to_stored(array: np.ndarray, run: Run) -> dict[str, np.ndarray]:
     """Return the images of a scan of the model by name, in physical units and in the dtype of the training scans."""
     images = array[:-1] if run.spec.mask else array
     physical = run.spec.image_intensity.to_physical(images)
-    return {name: _as_dtype(physical[channels], dtype) for name, (channels, dtype) in run.spec.files.items()}
-
-
-def _as_dtype(physical: np.ndarray, name: str) -> np.ndarray:
-    dtype = np.dtype(name)
-    if dtype.kind in "iu":
-        limits = np.iinfo(dtype)
-        return np.rint(physical).clip(limits.min, limits.max).astype(dtype)
-    return physical.astype(np.float32)
+    stored = {}
+    for name, (channels, dtype) in run.spec.files.items():
+        values, whole = physical[channels], np.dtype(dtype).kind in "iu"
+        if whole:
+            values = np.rint(values).clip(np.iinfo(dtype).min, np.iinfo(dtype).max)
+        stored[name] = values.astype(dtype if whole else np.float32)
+    return stored

@@ -61,7 +61,16 @@ def check_guidance_of(run: Run, guidance: GuidanceOptions) -> Weak | None:
             )
         return Weak(run, early=True)
     other = load_run(guidance.weak)
-    if differs := _differences(run, other):
+    # What keeps it from taking the conditions or the noisy scans; the options of an autoencoder hold its fingerprint.
+    names = ("classes", "shape", "channel_names", "autoencoder", "attributes", "observed")
+    further = {
+        "text": run.checksums.get(TEXT_FILE) != other.checksums.get(TEXT_FILE),
+        "intensity": run.spec.intensity.as_dict() != other.spec.intensity.as_dict(),
+        "stem": run.spec.network.stem != other.spec.network.stem,
+        "distilled": other.distilled,
+    }
+    differs = [name for name in names if getattr(run.spec, name) != getattr(other.spec, name)]
+    if differs := differs + [name for name, differ in further.items() if differ]:
         raise ConfigError(
             f"guidance.weak: need a run like the one it guides, got another in {', '.join(differs)}; try a smaller network, "
             "or fewer steps, with the config.yaml of this run"
@@ -95,17 +104,3 @@ def parse_pairs(text: str, classes: Sequence[str]) -> dict[int, int]:
             raise ConfigError(f"guidance.against: need each class once and with another one, got {part!r}")
         pairs[first] = second
     return pairs
-
-
-def _differences(run: Run, weak: Run) -> list[str]:
-    """Return what keeps a weaker model from taking the conditions or the noisy scans of the run it guides."""
-    # Autoencoders are compared by the fingerprint of their weights, which their options contain.
-    names = ("classes", "shape", "channel_names", "autoencoder", "attributes", "observed")
-    differs = [name for name in names if getattr(run.spec, name) != getattr(weak.spec, name)]
-    further = {
-        "text": run.checksums.get(TEXT_FILE) != weak.checksums.get(TEXT_FILE),
-        "intensity": run.spec.intensity.as_dict() != weak.spec.intensity.as_dict(),
-        "stem": run.spec.network.stem != weak.spec.network.stem,
-        "distilled": weak.distilled,
-    }
-    return differs + [name for name, differ in further.items() if differ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ import torch
 from scipy.ndimage import distance_transform_edt
 from tqdm.auto import tqdm
 
-from medsynth.cohorts import Cohort, Row
+from medsynth.cohorts import Cohort
 from medsynth.cohorts.channels import check_geometry, read_channels, read_mask
 from medsynth.cohorts.grid import centre_of_mask, orient_scan, resize_mask, resize_scan
 from medsynth.config import EditOptions, InpaintOptions
@@ -27,10 +27,6 @@ from medsynth.scans import Intensity, Scan, read_header, read_scan
 
 DONOR, CLASS = "donor", "class"
 BLEND_VOXELS = 2  # voxels, inside the region, over which the donor passes into what was painted
-_NOTICE = (
-    "Every scan in this folder is partly synthetic and must not be used for diagnosis. Outside one region it is a real training "
-    "scan, its donor, pixel for pixel. The real pixels show a patient: this set must stay within your institution."
-)
 
 
 class Painting(Edit):
@@ -41,14 +37,23 @@ class Painting(Edit):
     """
 
     seed_key = "inpaint"
-    notice = _NOTICE
+    notice = (
+        "Every scan in this folder is partly synthetic and must not be used for diagnosis. Outside one region it is a real "
+        "training scan, its donor, pixel for pixel. The real pixels show a patient: this set must stay within your institution."
+    )
     masks = True
 
     regions: Regions
 
     def __init__(self, run: Run, cohort: Cohort, options: EditOptions) -> None:
         """Check the options; also `ConfigError` for a latent run."""
-        check_inpainting(options.inpaint)
+        inpaint = options.inpaint
+        if not 0 <= inpaint.margin_mm < math.inf:
+            raise ConfigError(f"inpaint.margin_mm: need a length from 0 mm, got {inpaint.margin_mm}; try 5")
+        if inpaint.repeats < 1:
+            raise ConfigError(f"inpaint.repeats: need a number from 1, got {inpaint.repeats}; try 4")
+        if not inpaint.region:
+            raise ConfigError("inpaint.region: need class, donor or the path of a mask, got nothing; try class")
         if run.spec.autoencoder is not None:
             raise ConfigError(
                 "method: need a run with network.stem haar or pixel to inpaint, got latent; try --method counterfactual"
@@ -61,15 +66,10 @@ class Painting(Edit):
 
     def facts(self) -> dict[str, Any]:
         options = self.options.inpaint
-        region = {
-            # Not the path of a file: it may name a patient.
-            "from": options.region if options.region in (DONOR, CLASS) else "file",
-            "margin_mm": float(options.margin_mm),
-            "blend_voxels": BLEND_VOXELS,
-            "repeats": options.repeats,
-            "masks": len(self.regions.packed),
-            "sha256": self.regions.sha256(),
-        }
+        # Not the path of a file: it may name a patient.
+        region: dict[str, Any] = {"from": options.region if options.region in (DONOR, CLASS) else "file"}
+        region |= {"margin_mm": float(options.margin_mm), "blend_voxels": BLEND_VOXELS, "repeats": options.repeats}
+        region |= {"masks": len(self.regions.packed), "sha256": self.regions.sha256()}
         return {**super().facts(), "edit": "inpaint", "region": region, "contains_real_pixels": True}
 
     def columns_of(self, label: str, number: int) -> dict[str, str]:
@@ -93,33 +93,28 @@ class Painting(Edit):
             if run.spec.observed:
                 observed = observe_channels(torch.from_numpy(known), shown[None].expand(len(known), -1))
         drawn = [self.attributes.draw(chunk.label, seed) for seed in seeds]
-        painted = inpaint_scans(
-            denoiser,
-            torch.from_numpy(known),
-            torch.from_numpy(painted_in),
-            denoiser.embedding.make(labels, attributes=self.attributes.encode(drawn), observed=observed),
-            seeds,
-            repeats=self.options.inpaint.repeats,
-            **self.job.steering(denoiser, labels),
-        )
-        scans = torch.from_numpy(
-            np.stack([
-                blend(one, other, region)
-                for one, other, region in zip(known, painted.cpu().numpy(), where, strict=True)
-            ])
-        )  # fmt: skip
+        wanted = denoiser.embedding.make(labels, attributes=self.attributes.encode(drawn), observed=observed)
+        steering = {**self.job.steering(denoiser, labels), "repeats": self.options.inpaint.repeats}
+        inside = torch.from_numpy(painted_in)
+        painted = inpaint_scans(denoiser, torch.from_numpy(known), inside, wanted, seeds, **steering).cpu().numpy()
+        scans = np.stack([blend(*each) for each in zip(known, painted, where, strict=True)])
         facts = {"edit": "inpaint", "donor_class": self.options.donor_class, "contains_real_pixels": "YES"}
-        attributes = [self.attributes.columns(values) for values in drawn]
-        made = wrap_scans(self.job, scans, chunk, seeds, self.job.describe("edit", **facts), attributes)
-        return [
-            _restore(each, to_stored(scan, run), stored, region)
-            for each, scan, (_, stored), region in zip(made, scans.numpy(), read, where, strict=True)
-        ]
+        described, attributes = self.job.describe("edit", **facts), [self.attributes.columns(each) for each in drawn]
+        made = wrap_scans(self.job, torch.from_numpy(scans), chunk, seeds, described, attributes)
+        restored = []
+        for each, scan, (_, stored), region in zip(made, scans, read, where, strict=True):
+            # Outside the region, the donor's stored voxels; the region is the mask unless the scan has one.
+            images = {name: np.where(region, image, stored[name]) for name, image in to_stored(scan, run).items()}
+            mask = each.mask or replace(each.scan, array=region[None].astype(np.uint8))
+            whole, *sequences = (replace(each.scan, array=image) for image in images.values())
+            named = dict(zip(list(images)[1:], sequences, strict=True))
+            restored.append(replace(each, scan=whole, sequences=named, mask=mask))
+        return restored
 
 
-def blend(known: np.ndarray, painted: np.ndarray, region: np.ndarray, voxels: int = BLEND_VOXELS) -> np.ndarray:
-    """Return `known` `(C, *grid)` that passes into `painted` inside the region, over `voxels`."""
-    return np.where(region, known + blend_weights(region, voxels) * (painted - known), known)
+def blend(known: np.ndarray, painted: np.ndarray, region: np.ndarray) -> np.ndarray:
+    """Return `known` `(C, *grid)` that passes into `painted` inside the region."""
+    return np.where(region, known + blend_weights(region, BLEND_VOXELS) * (painted - known), known)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -147,16 +142,6 @@ class Regions:
         return hashlib.sha256(self.packed.tobytes() + numbers.astype(np.int64).tobytes()).hexdigest()
 
 
-def check_inpainting(options: InpaintOptions) -> None:
-    """Raise `ConfigError` for options out of range."""
-    if not 0 <= options.margin_mm < float("inf"):
-        raise ConfigError(f"inpaint.margin_mm: need a length from 0 mm, got {options.margin_mm}; try 5")
-    if options.repeats < 1:
-        raise ConfigError(f"inpaint.repeats: need a number from 1, got {options.repeats}; try 4")
-    if not options.region:
-        raise ConfigError("inpaint.region: need class, donor or the path of a mask, got nothing; try class")
-
-
 def find_regions(edit: Edit) -> Regions:
     """Return the regions of the scans of an edit whose donors have been read.
 
@@ -169,9 +154,8 @@ def find_regions(edit: Edit) -> Regions:
         sources = edit.donors.rows[used]
     elif options.region == CLASS:
         target = edit.options.target_class
-        masked = [
-            n for n, row in enumerate(rows) if (row.split, row.label) == ("train", target) and row.mask is not None
-        ]
+        having = [number for number, row in enumerate(rows) if row.mask is not None]
+        masked = [number for number in having if (rows[number].split, rows[number].label) == ("train", target)]
         if not masked:
             raise DataError(
                 f"inpaint.region: need at least one mask of a training scan of {target!r}, got none in the cohort; try a column "
@@ -184,8 +168,14 @@ def find_regions(edit: Edit) -> Regions:
         packed = _region_of_file(edit, Path(options.region))[None]
         return Regions(packed=packed, shape=shape, chosen=np.zeros(len(edit.chosen), dtype=np.int64), rows=None)
     bar = tqdm(sources, desc="reading masks", unit="mask", disable=not edit.options.progress)
-    packed = np.stack([_region_of_row(edit, rows[number]) for number in bar])
-    return Regions(packed=packed, shape=shape, chosen=which, rows=sources)
+    found, run = [], edit.job.run
+    for row in (rows[number] for number in bar):
+        file = edit.cohort.mask_of(row)
+        assert file is not None
+        mask = read_mask(file, read_channels(edit.cohort.files_of(row), edit.options), edit.options)
+        centre = centre_of_mask(mask) if run.grid.spacing is not None and run.grid.centre == "mask" else None
+        found.append(_packed(*lay_region(mask, run=run, centre=centre), options, file))
+    return Regions(packed=np.stack(found), shape=shape, chosen=which, rows=sources)
 
 
 def blend_weights(region: np.ndarray, voxels: int) -> np.ndarray:
@@ -218,30 +208,6 @@ def lay_region(mask: Scan, *, run: Run, centre: Sequence[float] | None = None) -
         # Interpolation would widen it by half of its own voxels.
         return resize_mask(inside, grid=grid, centre=centre)[0] > 0, spacing
     return share > -1, spacing
-
-
-def _restore(
-    made: SyntheticScan, images: Mapping[str, np.ndarray], stored: Mapping[str, np.ndarray], region: np.ndarray
-) -> SyntheticScan:
-    """Return the scan with its donor's stored voxels outside the region, and the region as its mask unless it has one."""
-    whole = {name: np.where(region, images[name], stored[name]) for name in images}
-    first, *others = whole
-    return replace(
-        made,
-        scan=replace(made.scan, array=whole[first]),
-        sequences={name: replace(made.sequences[name], array=whole[name]) for name in others},
-        mask=made.mask if made.mask is not None else replace(made.scan, array=region[None].astype(np.uint8)),
-    )
-
-
-def _region_of_row(edit: Edit, row: Row) -> np.ndarray:
-    """Return the mask of a row, at its place in its scan, and the region made from it, as bits."""
-    run, loading, file = edit.job.run, edit.options, edit.cohort.mask_of(row)
-    assert file is not None
-    mask = read_mask(file, read_channels(edit.cohort.files_of(row), loading), loading)
-    centre = centre_of_mask(mask) if run.grid.spacing is not None and run.grid.centre == "mask" else None
-    region, spacing = lay_region(mask, run=run, centre=centre)
-    return _packed(region, spacing, edit.options.inpaint, file)
 
 
 def _region_of_file(edit: Edit, file: Path) -> np.ndarray:

@@ -20,7 +20,7 @@ from medsynth.config import Loading, ObservedOptions
 from medsynth.errors import ConfigError, DataError
 from medsynth.generation.donors import RealScans, prepare_real
 from medsynth.networks import observe_channels
-from medsynth.runs import Run, RunSpec
+from medsynth.runs import Run
 from medsynth.scans import Intensity
 from medsynth.seeds import numpy_generator
 
@@ -51,10 +51,7 @@ class ObservedScans:
         return self.names != (MASK,)
 
     def source(self, label: str, number: int) -> int:
-        """Return the place of the scan that a new one observes.
-
-        Each scan of the class is used once, in random order, before any is used again.
-        """
+        """Return the place of the scan that a new one observes: each of the class once, in random order, before any again."""
         places = [place for place, name in enumerate(self.labels) if name == label]
         lap, turn = divmod(number, len(places))
         # "given" was the word of medsynth 0.1 for observed; a seed keeps meaning the same scans.
@@ -70,10 +67,8 @@ class ObservedScans:
 
     def columns(self, label: str, number: int) -> dict[str, str]:
         """Return what the row of a new scan says of the scan it observed."""
-        return {
-            "observed_from": str(self.real.rows[self.source(label, number)]),
-            "contains_real_pixels": str(int(self.real_pixels)),
-        }
+        row = self.real.rows[self.source(label, number)]
+        return {"observed_from": str(row), "contains_real_pixels": str(int(self.real_pixels))}
 
     def facts(self) -> dict[str, Any]:
         """Return what the set's provenance says; no path and no patient."""
@@ -129,11 +124,14 @@ def find_observed(
     chosen = replace(cohort, rows=tuple(cohort.rows[number] for number in numbers))
     # If no scan has a mask, as with healthy patients, the observed masks are empty.
     masked = MASK in names and any(row.mask is not None for row in chosen.rows)
-    intensity = _intensity_of(spec, images)
-    real = prepare_real(
-        run, select_channels(chosen, images), numbers, intensity=intensity, mask=masked, loading=loading
-    )
-    which = np.array([name in names for name in spec.channel_names])
+    intensity, which = spec.image_intensity, np.array([name in names for name in spec.channel_names])
+    if len(intensity.low) > 1:
+        # Without an image to observe, that of any image.
+        places = [place for place, name in enumerate(spec.channel_names) if name in images] or [0]
+        low, high = (tuple(ends[place] for place in places) for ends in (intensity.low, intensity.high))
+        intensity = Intensity(low=low, high=high)
+    shown = select_channels(chosen, images)
+    real = prepare_real(run, shown, numbers, intensity=intensity, mask=masked, loading=loading)
     first = 0 if images else real.scans.shape[1] - masked
     wanted, got = (int(which.sum()), *spec.shape[1:]), (real.scans.shape[1] - first, *real.scans.shape[2:])
     if wanted != (got[0] + (MASK in names) - masked, *got[1:]):
@@ -144,15 +142,9 @@ def find_observed(
     if MASK in names:
         scans[:, -1] = -1
     scans[:, np.flatnonzero(which)[: got[0]]] = real.scans[:, first:]
-    return ObservedScans(
-        options=options,
-        names=names,
-        real=replace(real, scans=scans),
-        known=which,
-        labels=tuple(row.label for row in chosen.rows),
-        attributes=known_values(chosen, spec.attributes, loading=loading),
-        seed=seed,
-    )
+    real, values = replace(real, scans=scans), known_values(chosen, spec.attributes, loading=loading)
+    of = tuple(row.label for row in chosen.rows)
+    return ObservedScans(options=options, names=names, real=real, known=which, labels=of, attributes=values, seed=seed)
 
 
 def change_mask(mask: np.ndarray, seed: int) -> np.ndarray:
@@ -179,12 +171,3 @@ def change_mask(mask: np.ndarray, seed: int) -> np.ndarray:
 
 def _draw(random: np.random.Generator) -> float:
     return float(np.clip(random.normal(), -_CUT, _CUT))
-
-
-def _intensity_of(spec: RunSpec, images: Sequence[str]) -> Intensity:
-    """Return the conversion of some of the run's image files; for none of them, that of any image."""
-    ends = spec.image_intensity
-    if len(ends.low) == 1:
-        return ends
-    chosen = [number for number, name in enumerate(spec.channel_names) if name in images] or [0]
-    return Intensity(low=tuple(ends.low[n] for n in chosen), high=tuple(ends.high[n] for n in chosen))

@@ -57,6 +57,7 @@ class NewScans(Generator):
         self.options = options
         self.attributes = plan_attributes(run, options.where, options.where_from)
         self.text = encode_text(run, options.text)
+        self.text_column = {} if self.text is None else {"text": options.text.strip()}
         self.observed: ObservedScans | None = None
         check_observed(run, options.observed)
 
@@ -77,14 +78,14 @@ class NewScans(Generator):
 
     def facts(self) -> dict[str, Any]:
         observed = {} if self.observed is None else self.observed.facts()
-        return {**self.attributes.facts(), **self._text_column(), **observed}
+        return {**self.attributes.facts(), **self.text_column, **observed}
 
     def seed_of(self, label: str, number: int) -> int:
         return derive_seed(self.options.seed, "scan", label, number)
 
     def columns_of(self, label: str, number: int) -> dict[str, str]:
         origin = {} if self.observed is None else self.observed.columns(label, number)
-        return {**origin, **self._text_column(), **self.attributes.columns(self.attributes_of(label, number))}
+        return {**origin, **self.text_column, **self.attributes.columns(self.attributes_of(label, number))}
 
     def attributes_of(self, label: str, number: int) -> tuple[str, ...]:
         """Return the attributes of a scan: drawn, or, if none are wanted, close to those of the observed scan."""
@@ -107,9 +108,6 @@ class NewScans(Generator):
         scans = sample_scans(denoiser, wanted, seeds, shape=job.run.spec.shape, **job.steering(denoiser, labels))
         attributes = [self.attributes.columns(values) for values in drawn]
         return wrap_scans(job, scans, chunk, seeds, job.describe("sample"), attributes)
-
-    def _text_column(self) -> dict[str, str]:
-        return {} if self.text is None else {"text": self.options.text.strip()}
 
 
 def sample_set(run: Run, options: SampleOptions) -> Cohort:
@@ -178,23 +176,18 @@ def _generate_plain(
         raise ConfigError("where, text, observed, guidance.weak: need a run of medsynth train, got another denoiser")
     facts = {"synthetic": "YES", "generator": "a denoiser without a run, sampled by medsynth", "method": "sample"}
     solver = resolve_solver(options.solver, voxels=math.prod(shape[1:]), precision=options.precision)
-    denoiser = _as_denoiser(model, classes, shape, options.accelerator)
+    denoiser: SamplableDenoiser
+    if isinstance(model, Denoiser | PlainDenoiser):
+        denoiser = model
+    else:
+        weights = next(model.parameters(), None) if isinstance(model, torch.nn.Module) else None
+        device = choose_device(options.accelerator) if weights is None else weights.device
+        denoiser = PlainDenoiser(getattr(model, "denoise", model), classes=classes, shape=shape, device=device)
     for chunk in plan_chunks(parse_counts(options.count, classes), options.batch_size):
         labels = torch.full((len(chunk.numbers),), list(classes).index(chunk.label))
         seeds = [derive_seed(options.seed, "scan", chunk.label, number) for number in chunk.numbers]
-        scans = sample_scans(
-            denoiser, labels, seeds, shape=shape, solver=solver, guidance=options.guidance,
-            rivals=rival_labels(options.guidance, classes, labels),
-        )  # fmt: skip
+        rivals, guidance = rival_labels(options.guidance, classes, labels), options.guidance
+        scans = sample_scans(denoiser, labels, seeds, shape=shape, solver=solver, guidance=guidance, rivals=rivals)
         for array, number, seed in zip(scans.cpu().numpy(), chunk.numbers, seeds, strict=True):
             scan = Scan(array=array, label=chunk.label, provenance={**facts, "seed": str(seed)})
             yield SyntheticScan(scan=scan, label=chunk.label, number=number, seed=seed)
-
-
-def _as_denoiser(model: Any, classes: Sequence[str], shape: Sequence[int], accelerator: str) -> SamplableDenoiser:
-    """Return a model of any kind as a denoiser, on the device of its weights if it has any."""
-    if isinstance(model, Denoiser | PlainDenoiser):
-        return model
-    weights = next(model.parameters(), None) if isinstance(model, torch.nn.Module) else None
-    device = choose_device(accelerator) if weights is None else weights.device
-    return PlainDenoiser(getattr(model, "denoise", model), classes=classes, shape=shape, device=device)

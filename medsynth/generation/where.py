@@ -67,23 +67,16 @@ class AttributeDraw:
         rows = self.rows_of(label)
         if self.source == "scans" or not self.wanted:
             return self.move(self.table.values[rows[int(random.integers(len(rows)))]], random)
-        values = {
-            attribute.name: _draw_value(attribute, self.wanted[attribute.name], random)
-            for attribute in self.attributes
-            if attribute.name in self.wanted
-        }
+        asked = [attribute for attribute in self.attributes if attribute.name in self.wanted]
+        values = {each.name: _draw_value(each, self.wanted[each.name], random) for each in asked}
         others = self.table.values
         nearest = min(rows, key=lambda row: (self._distance(others[row], values), random.random()))
-        return tuple(
-            values.get(attribute.name) or self._moved(attribute, value, random)
-            for attribute, value in zip(self.attributes, others[nearest], strict=True)
-        )
+        taken = zip(self.attributes, others[nearest], strict=True)
+        return tuple(values.get(each.name) or self._moved(each, text, random) for each, text in taken)
 
     def move(self, taken: Sequence[str], random: np.random.Generator) -> tuple[str, ...]:
         """Return the values of a real scan, the continuous ones moved a little."""
-        return tuple(
-            self._moved(attribute, value, random) for attribute, value in zip(self.attributes, taken, strict=True)
-        )
+        return tuple(self._moved(each, text, random) for each, text in zip(self.attributes, taken, strict=True))
 
     def encode(self, drawn: Sequence[Sequence[str]]) -> Tensor | None:
         """Return the condition `(N, attributes)` of drawn values."""
@@ -106,12 +99,10 @@ class AttributeDraw:
         rows = [row for row, name in enumerate(self.table.labels) if name == label]
         if self.source == "ranges":
             return rows
-        names = [attribute.name for attribute in self.attributes]
-        matching = [
-            row
-            for row in rows
-            if all(wanted.holds(self.table.values[row][names.index(name)]) for name, wanted in self.wanted.items())
-        ]
+        matching = rows
+        for place, attribute in enumerate(self.attributes):
+            if wanted := self.wanted.get(attribute.name):
+                matching = [row for row in matching if wanted.holds(self.table.values[row][place])]
         if not matching:
             raise ConfigError(
                 f"where: need a training scan of {label} that fits, got none of {len(rows)}; "
@@ -131,12 +122,9 @@ class AttributeDraw:
                 known = f"{attribute.describe()} in training scans"
                 notes.append(f"{attribute.name}: {asked} goes beyond {known}; such scans are extrapolated")
         if self.wanted and self.source == "scans":
-            counts = {label: len(self.rows_of(label)) for label in labels}
-            notes += [
-                f"{label}: only {count} training scans fit; new scans take their attributes"
-                for label, count in counts.items()
-                if count < _FEW
-            ]
+            for label in labels:
+                if (count := len(self.rows_of(label))) < _FEW:
+                    notes.append(f"{label}: only {count} training scans fit; new scans take their attributes")
         return notes
 
     def _moved(self, attribute: Attribute, text: str, random: np.random.Generator) -> str:
@@ -210,28 +198,24 @@ def parse_where(text: str, attributes: Sequence[Attribute]) -> dict[str, Wanted]
                 f"where: need attribute=values once for each of {', '.join(known)}, got {part!r}; "
                 f"try {_example(next(iter(known.values())))}"
             )
-        wanted[name] = _parse_values(known[name], value, part)
+        attribute, example = known[name], _example(known[name])
+        if attribute.categories:
+            chosen = tuple(piece.strip() for piece in value.split("|"))
+            if unknown := [piece for piece in chosen if piece not in attribute.categories]:
+                asked = f"{attribute.name} ({attribute.describe()})"
+                raise ConfigError(f"where: need values of {asked}, got {unknown[0]!r}; try {example}")
+            wanted[name] = Wanted(categories=chosen)
+            continue
+        first, separator, last = value.partition("..")
+        try:
+            low = float(first) if first.strip() or not separator else -math.inf
+            high = low if not separator else float(last) if last.strip() else math.inf
+        except ValueError as error:
+            raise ConfigError(f"where: need a number or a range, got {part!r}; try {example}") from error
+        if math.isnan(low) or math.isnan(high) or low > high or (math.isinf(low) and math.isinf(high)):
+            raise ConfigError(f"where: need a range with low <= high, got {part!r}; try {example}")
+        wanted[name] = Wanted(low=low, high=high)
     return wanted
-
-
-def _parse_values(attribute: Attribute, value: str, part: str) -> Wanted:
-    if attribute.categories:
-        chosen = tuple(piece.strip() for piece in value.split("|"))
-        if unknown := [piece for piece in chosen if piece not in attribute.categories]:
-            raise ConfigError(
-                f"where: need values of {attribute.name} ({attribute.describe()}), got {unknown[0]!r}; "
-                f"try {_example(attribute)}"
-            )
-        return Wanted(categories=chosen)
-    first, separator, last = value.partition("..")
-    try:
-        low = float(first) if first.strip() or not separator else -math.inf
-        high = low if not separator else float(last) if last.strip() else math.inf
-    except ValueError as error:
-        raise ConfigError(f"where: need a number or a range, got {part!r}; try {_example(attribute)}") from error
-    if math.isnan(low) or math.isnan(high) or low > high or (math.isinf(low) and math.isinf(high)):
-        raise ConfigError(f"where: need a range with low <= high, got {part!r}; try {_example(attribute)}")
-    return Wanted(low=low, high=high)
 
 
 def _example(attribute: Attribute) -> str:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from medsynth.cohorts import Cohort, Row, read_cohort, write_cohort
+from medsynth.cohorts import Cohort, read_cohort, write_cohort
 from medsynth.cohorts.manifest import MASK, PATH
 from medsynth.config import GenerationOptions
 from medsynth.errors import ConfigError
@@ -77,12 +77,10 @@ class FileForm:
 
     def scan_bytes(self, spec: RunSpec) -> int:
         """Return about how many bytes a scan of a run takes on the disk without compression."""
-        if self.modality is None:
-            voxel = max(np.dtype(dtype).itemsize for _, dtype in spec.files.values())
-            files = len(set(spec.channel_names))
-        else:
-            voxel, files = 2, max(spec.shape[1:]) if len(spec.shape) == 4 else 1
-        return math.prod(spec.shape) * voxel + files * _HEAD
+        if self.modality is not None:
+            return math.prod(spec.shape) * 2 + (max(spec.shape[1:]) if len(spec.shape) == 4 else 1) * _HEAD
+        voxel = max(np.dtype(dtype).itemsize for _, dtype in spec.files.values())
+        return math.prod(spec.shape) * voxel + len(set(spec.channel_names)) * _HEAD
 
 
 def write_set(generator: Generator) -> Cohort:
@@ -113,14 +111,12 @@ class SetWriter:
         """Refuse what cannot be done, write the provenance, and return the missing chunks with the denoiser that makes them."""
         job, settings = self.generator.job, self.settings()
         sessions = resume_set(self.out, settings)
-        missing = [
-            chunk
-            for chunk in plan_chunks(job.counts, job.options.batch_size)
-            if not all(file.exists() for number in chunk.numbers for file in self.files(chunk.label, number).values())
-        ]
+        missing = []
+        for chunk in plan_chunks(job.counts, job.options.batch_size):
+            files = [file for number in chunk.numbers for file in self.files(chunk.label, number).values()]
+            missing += [] if all(file.exists() for file in files) else [chunk]
         still = _count(missing)
-        needed = still * self.form.scan_bytes(job.run.spec)
-        check_space(self.out, needed, purpose=f"{still} scans", option="--out")
+        check_space(self.out, still * self.form.scan_bytes(job.run.spec), purpose=f"{still} scans", option="--out")
         denoiser = job.run.load_denoiser(device) if missing else None
         remove_partial(self.out)
         if missing:
@@ -139,16 +135,17 @@ class SetWriter:
             try:
                 for turn, chunk in enumerate(ranks.share(missing)):
                     made = self.generator.make(denoiser, chunk)
-                    _finish(writing)
+                    for each in writing:
+                        each.result()  # raises what writing raised
                     writing = [worker.submit(self.write, scan) for scan in made]
                     # The other processes keep about the same pace.
                     bar.update(_count(missing[turn * ranks.world : (turn + 1) * ranks.world]))
-                _finish(writing)
+                for each in writing:
+                    each.result()
             finally:
                 worker.shutdown(cancel_futures=True)
 
     def write(self, made: SyntheticScan) -> None:
-        """Write the files of a scan."""
         files = self.files(made.label, made.number)
         if self.form.modality is None:
             scans = {PATH: made.scan, **made.sequences} | ({} if made.mask is None else {MASK: made.mask})
@@ -156,14 +153,19 @@ class SetWriter:
                 write_scan(scans[name], file)
             return
         if not files[PATH].exists():  # of an interrupted chunk: a series never replaces another
-            patient = self.patient_id(made.seed)
-            write_dicom(made.scan, files[PATH], modality=self.form.modality, patient_id=patient)
+            write_dicom(made.scan, files[PATH], modality=self.form.modality, patient_id=self.patient_id(made.seed))
         if made.mask is not None and MASK in files:
             write_segmentation(made.mask, files[MASK], images=files[PATH])
 
     def write_rows(self) -> None:
-        """Write the cohort of the set."""
-        rows = [self.row(label, n) for label, count in self.generator.job.counts.items() for n in range(count)]
+        generator, rows = self.generator, []
+        run = generator.job.run.fingerprint[:16]
+        for label, number in ((label, n) for label, count in generator.job.counts.items() for n in range(count)):
+            seed, files = generator.seed_of(label, number), self.files(label, number)
+            own = {"synthetic": "1", "seed": str(seed), "run": run, "method": generator.name}
+            own |= generator.columns_of(label, number)
+            patient, split = self.patient_id(seed), generator.split
+            rows.append(set_row(self.out, files, label=label, patient_id=patient, split=split, attributes=own))
         write_cohort(Cohort(folder=self.out, rows=tuple(rows)), self.out / COHORT_FILE)
 
     def files(self, label: str, number: int) -> dict[str, Path]:
@@ -175,25 +177,6 @@ class SetWriter:
             files[MASK] = Path(f"{stem}_{MASK}{suffix or '.dcm'}")
         return files
 
-    def row(self, label: str, number: int) -> Row:
-        """Return the row of a scan."""
-        generator = self.generator
-        seed = generator.seed_of(label, number)
-        return set_row(
-            self.out,
-            self.files(label, number),
-            label=label,
-            patient_id=self.patient_id(seed),
-            split=generator.split,
-            attributes={
-                "synthetic": "1",
-                "seed": str(seed),
-                "run": generator.job.run.fingerprint[:16],
-                "method": generator.name,
-                **generator.columns_of(label, number),
-            },
-        )
-
     def patient_id(self, seed: int) -> str:
         """Return the made-up patient of a scan; sets of two runs share none."""
         return f"SYNTH-{derive_seed(seed, self.generator.job.run.fingerprint):016x}"
@@ -201,6 +184,8 @@ class SetWriter:
     def settings(self) -> dict[str, Any]:
         """Return what provenance says of the set, and a restart compares."""
         job, spec = self.generator.job, self.generator.job.run.spec
+        # The weaker model by its weights, not its path.
+        guidance = asdict(job.options.guidance) | {"weak": "" if job.weak is None else job.weak.fingerprint[:16]}
         return {
             "format": SET_FORMAT,
             "synthetic": True,
@@ -215,7 +200,7 @@ class SetWriter:
             **({} if self.form.modality is None else {"modality": self.form.modality}),
             "batch_size": job.options.batch_size,
             "solver": asdict(job.solver),
-            "guidance": job.guidance_facts(),
+            "guidance": guidance,
             "classes": list(spec.classes),
             "training_scans": dict(zip(spec.classes, spec.class_counts, strict=True)),
             "training_patients": dict(zip(spec.classes, spec.class_patients, strict=True)),
@@ -242,12 +227,6 @@ def _write_share(ranks: Ranks, writer: SetWriter) -> None:
     with ranks.together():
         if ranks.first:
             writer.write_rows()
-
-
-def _finish(writing: Iterable[Future[None]]) -> None:
-    """Wait until scans are written; raises what writing raised."""
-    for each in writing:
-        each.result()
 
 
 def _count(chunks: Iterable[Chunk]) -> int:

@@ -98,14 +98,11 @@ def check_packages(found: Diagnosis, installed: Mapping[str, str], required: Seq
             for extra in re.findall(r"extra == ['\"]([\w-]+)['\"]", str(need.marker)):
                 extras.setdefault(extra, []).extend([] if fits else [name])
             continue
-        bad = [
-            (reason, remedy)
-            for package, versions, reason, remedy in KNOWN_BAD
-            if package == name and version is not None and SpecifierSet(versions).contains(version, prereleases=True)
-        ]
-        found.facts.append((name, (version or "missing") + "".join(f"  BAD: {reason}" for reason, _ in bad)))
+        known = [row[1:] for row in KNOWN_BAD if row[0] == name and version is not None]
+        bad = [row for row in known if SpecifierSet(row[0]).contains(version or "", prereleases=True)]
+        found.facts.append((name, (version or "missing") + "".join(f"  BAD: {reason}" for _, reason, _ in bad)))
         if bad:
-            found.problems.append(f"{name}: {version} must not be used ({bad[0][0]}); try {bad[0][1]}")
+            found.problems.append(f"{name}: {version} must not be used ({bad[0][1]}); try {bad[0][2]}")
         elif not fits:
             wanted, got = need.specifier or "any version", version or "none"
             found.problems.append(f"{name}: need {wanted}, got {got}; try pip install '{need}'")

@@ -7,7 +7,7 @@ ones is the plain metric. `DataError` for scores with NaN, where they are ranked
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Callable
 
 import numpy as np
 
@@ -15,11 +15,7 @@ from medsynth.errors import DataError
 
 _ROUNDING = 1e-9
 
-
-class Metric(Protocol):
-    """A figure of scores, or several, in each of R resamples."""
-
-    def __call__(self, truth: np.ndarray, scores: np.ndarray, weights: np.ndarray, /) -> np.ndarray: ...
+Metric = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 
 
 def auroc(truth: np.ndarray, scores: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -66,10 +62,7 @@ def _ranking_with_ties(truth: np.ndarray, scores: np.ndarray, weights: np.ndarra
     called = found + alarms
     precision = np.divide(found, called, out=np.zeros_like(found), where=called > 0)
     return np.stack(
-        [
-            _ratio((positives * outscored).sum(axis=1), count * total),
-            _ratio((positives * precision).sum(axis=1), count),
-        ]
+        [_ratio((positives * outscored).sum(axis=1), count * total), _ratio((positives * precision).sum(axis=1), count)]
     )
 
 
@@ -101,14 +94,12 @@ def thresholds_at_specificity(
 
     It is one of the scores, or just above all of them if none will do. NaN in a resample without scans of the rest.
     """
-    order = _falling(scores)
-    falling = scores[order]
-    starts = np.flatnonzero(np.r_[True, falling[1:] != falling[:-1]])
-    rest = weights.T[order] * (1.0 - truth[order])[:, None]
-    called = np.cumsum(np.add.reduceat(rest, starts, axis=0), axis=0)
-    allowed = (called <= (1 - specificity) * called[-1] + _ROUNDING).sum(axis=0)
-    levels = np.r_[np.nextafter(falling[0], np.inf), falling[starts]]
-    return np.where(called[-1] > 0, levels[allowed], np.nan)
+    _, rest = positives_and_negatives(truth, scores, weights)
+    called = np.cumsum(rest, axis=1)
+    allowed = (called <= (1 - specificity) * called[:, -1:] + _ROUNDING).sum(axis=1)
+    falling = np.unique(scores)[::-1]
+    levels = np.r_[np.nextafter(falling[0], np.inf), falling]
+    return np.where(called[:, -1] > 0, levels[allowed], np.nan)
 
 
 def positives_and_negatives(

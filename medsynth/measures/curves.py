@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from medsynth.errors import DataError
 from medsynth.measures.classification import positives_and_negatives, thresholds_at_specificity
 from medsynth.measures.statistics import Resampled, Scored
 
@@ -107,13 +106,8 @@ def resample_operating_point(validation: Scored, test: Scored, *, specificity: f
     """Return the figures on test scans of the threshold that reaches `specificity` on validation scans.
 
     They are `sensitivity`, `specificity` and `balanced_accuracy`. In each resample the threshold is found anew on the resampled
-    validation patients, so the intervals include its uncertainty. `DataError` for other numbers of resamples or trainings on
-    either side.
+    validation patients, so the intervals include its uncertainty. Both sides have equally many resamples and trainings.
     """
-    if validation.resamples.scans.shape[0] != test.resamples.scans.shape[0] or len(validation.scores) != len(
-        test.scores
-    ):
-        raise DataError("validation: need as many resamples and trainings as for the test scans, got others")
     # The first row is of all scans once: the observed figures.
     weights, on = (
         np.concatenate([np.ones_like(side.resamples.scans[:1]), side.resamples.scans]) for side in (test, validation)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.linalg import eigh
 
+_HALVES = 100  # pairs of random halves behind the interval of KID
 # Extrapolation: sizes of the subsets, from the whole sets down to this share.
 _POINTS = 4
 _SMALLEST_SHARE = 0.5
@@ -16,17 +17,6 @@ def polynomial_kernel(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     """Return `(m, n)` float64 values of the kernel (x·y / d + 1)³ of KID (Bińkowski et al. 2018, arXiv 1801.01401)."""
     inner = first.astype(np.float64) @ second.astype(np.float64).T
     return (inner / first.shape[1] + 1.0) ** 3
-
-
-def kernel_distance(first: np.ndarray, second: np.ndarray) -> float:
-    """Return the unbiased squared MMD of features `(m, d)` and `(n, d)`: KID (Bińkowski et al. 2018, arXiv 1801.01401).
-
-    Zero on average for two draws of one distribution, whatever their sizes, so it may be slightly negative. NaN if either
-    set has fewer than two items.
-    """
-    kernels = Kernels.of(first, second)
-    ones = np.ones((1, len(first))), np.ones((1, len(second)))
-    return float(kernels.across(*ones)[0])
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -59,10 +49,18 @@ class Kernels:
         return _within(self.first, one) + _within(self.first, other) - 2 * _between(self.first, one, other)
 
 
-def kernel_distance_interval(
-    kernels: Kernels, generator: np.random.Generator, *, subsets: int = 100, level: float = 0.95
-) -> tuple[float, float]:
-    """Return a confidence interval of KID from random halves of both sets.
+def kernel_distance(kernels: Kernels) -> float:
+    """Return the unbiased squared MMD of two sets: KID (Bińkowski et al. 2018, arXiv 1801.01401).
+
+    Zero on average for two draws of one distribution, whatever their sizes, so it may be slightly negative. NaN if either
+    set has fewer than two items.
+    """
+    first, second = (np.ones((1, count)) for count in kernels.cross.shape)
+    return float(kernels.across(first, second)[0])
+
+
+def kernel_distance_interval(kernels: Kernels, generator: np.random.Generator) -> tuple[float, float]:
+    """Return a 95 % interval of KID from random halves of both sets.
 
     Half-samples without replacement vary about the full-sample value as that value does about the truth (the delete-half
     jackknife, Shao & Wu 1989, Annals of Statistics 17, 1176), so no scaling is needed; where the two distributions agree, and KID
@@ -71,12 +69,11 @@ def kernel_distance_interval(
     sizes = len(kernels.first), len(kernels.second)
     if min(sizes) < 4:
         return float("nan"), float("nan")
-    halves = [np.zeros((subsets, size)) for size in sizes]
+    halves = [np.zeros((_HALVES, size)) for size in sizes]
     for rows in halves:
         for row in rows:
             row[generator.permutation(len(row))[: len(row) // 2]] = 1
-    tail = (1 - level) / 2
-    low, high = np.quantile(kernels.across(halves[0], halves[1]), [tail, 1 - tail])
+    low, high = np.quantile(kernels.across(halves[0], halves[1]), [0.025, 0.975])
     return float(low), float(high)
 
 
@@ -138,12 +135,7 @@ def frechet_distance(first: np.ndarray, second: np.ndarray) -> float:
 
 
 def extrapolated_frechet_distance(
-    first: np.ndarray,
-    second: np.ndarray,
-    *,
-    dims: int,
-    generator: np.random.Generator,
-    subsets: int = 8,
+    first: np.ndarray, second: np.ndarray, *, dims: int, generator: np.random.Generator, subsets: int = 8
 ) -> float:
     """Return the Fréchet distance of features `(m, d)` and `(n, d)`, extrapolated to infinitely many items on both sides.
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib
-import inspect
 import io
 import pickle
 import sys
@@ -28,8 +27,6 @@ from medsynth.measures.features import EfficientNetLite0, Extractor, PictureExtr
 FID_WEIGHTS_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
 
 _SIDE = 224
-_PIECE = 2**20
-_SECONDS = 60
 # RadImageNet's files are of a network in a list: its 1st, 2nd and 5th to 8th members have these names elsewhere.
 _MEMBERS = {"0": "conv1", "1": "bn1", "4": "layer1", "5": "layer2", "6": "layer3", "7": "layer4"}
 
@@ -42,8 +39,8 @@ def open_extractor(options: FeatureOptions, *, device: torch.device | str = "cpu
     """
     name = options.extractor
     if name in ("inception", "radimagenet"):
-        content = _read_weights(options)
-        return Inception(content, device) if name == "inception" else RadImageNet(content, device)
+        weights = Weights(options)
+        return Inception(weights, device) if name == "inception" else RadImageNet(weights, device)
     if options.weights:
         raise ConfigError(f"features.weights: need none for {name}, got a file; try --features.extractor radimagenet")
     if name != "lite0" and ":" not in name:
@@ -51,7 +48,7 @@ def open_extractor(options: FeatureOptions, *, device: torch.device | str = "cpu
             f"features.extractor: need lite0, inception, radimagenet or module:function, got {name!r}; try lite0"
         )
     extractor = EfficientNetLite0(device) if name == "lite0" else UserExtractor(name, device)
-    _check_sha256("features.sha256", name, options.sha256, extractor.sha256)
+    _check_sha256(name, options.sha256, extractor.sha256)
     return extractor
 
 
@@ -70,10 +67,7 @@ class UserExtractor:
             raise ConfigError(
                 f"features.extractor: need a function {function_name!r} in {module_name}, got none; try another name"
             )
-        try:
-            source = inspect.getsourcefile(module)
-        except TypeError:
-            source = None
+        source = getattr(module, "__file__", None)
         if source is None:
             raise ConfigError(
                 f"features.extractor: need a module with a source file, got {module_name}; try a .py file of your own"
@@ -92,12 +86,25 @@ class UserExtractor:
 
 
 class Weights:
-    """A file of weights: its path (for code that can only read files), its bytes and their hash."""
+    """The file of weights that the options name: its path (for code that can only read files), its bytes and their hash."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.content = path.read_bytes()
+    def __init__(self, options: FeatureOptions) -> None:
+        if not options.weights:
+            raise ConfigError(
+                f"features.weights: need the file with the weights of {options.extractor}; download it from its publisher, "
+                "then --features.weights FILE"
+            )
+        if "://" in options.weights:
+            raise ConfigError("features.weights: need a file, got a URL; download it first")
+        self.path = Path(options.weights)
+        try:
+            self.content = self.path.read_bytes()
+        except OSError as error:
+            raise ConfigError(
+                f"features.weights: need a readable file, got {error.strerror or error}; try another path"
+            ) from error
         self.sha256 = hashlib.sha256(self.content).hexdigest()
+        _check_sha256("the file of weights", options.sha256, self.sha256)
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         """Return named tensors from a safetensors or torch file; no pickle in it is executed."""
@@ -198,29 +205,11 @@ class RadImageNet(PictureExtractor):
         return pooled.flatten(1)
 
 
-def _read_weights(options: FeatureOptions) -> Weights:
-    if not options.weights:
-        raise ConfigError(
-            f"features.weights: need the file with the weights of {options.extractor}; download it from its publisher, then "
-            "--features.weights FILE"
-        )
-    if "://" in options.weights:
-        raise ConfigError("features.weights: need a file, got a URL; download it first")
-    try:
-        weights = Weights(Path(options.weights))
-    except OSError as error:
-        raise ConfigError(
-            f"features.weights: need a readable file, got {error.strerror or error}; try another path"
-        ) from error
-    _check_sha256("features.sha256", "the file of weights", options.sha256, weights.sha256)
-    return weights
-
-
-def _check_sha256(where: str, of: str, wanted: str, found: str) -> None:
+def _check_sha256(of: str, wanted: str, found: str) -> None:
     wanted = wanted.strip().lower()
     if wanted not in ("", found):
         raise DataError(
-            f"{where}: need {of} with sha256 {wanted[:12]}..., got {found[:12]}...; try the publisher's file again"
+            f"features.sha256: need {of} with sha256 {wanted[:12]}..., got {found[:12]}...; try the publisher's file again"
         )
 
 

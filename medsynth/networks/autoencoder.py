@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from monai.networks.nets import AutoencoderKL
@@ -91,16 +91,15 @@ class LatentCodec(nn.Module):
     @torch.no_grad()
     def encode(self, scans: Tensor) -> Tensor:
         """Return the latents of scans `(N, C, *spatial)`."""
-        latents = torch.cat([self._posterior_mean(part) for part in _parts(scans)])
-        return (latents - self._of_channels(self.mean, latents)) / self._of_channels(self.scale, latents)
+        latents = self._posterior_mean(scans)
+        return (latents - match_rank(self.mean[None], latents)) / match_rank(self.scale[None], latents)
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         """Return the scans of latents, about in [-1, 1]."""
-        raw = latents.float() * self._of_channels(self.scale, latents) + self._of_channels(self.mean, latents)
+        raw = latents.float() * match_rank(self.scale[None], latents) + match_rank(self.mean[None], latents)
         with torch.autocast(raw.device.type, enabled=False):
-            parts = [self.autoencoder.decode(part) for part in _parts(raw, self.factor ** (raw.ndim - 2))]
-        return torch.cat(parts)
+            return torch.cat([self.autoencoder.decode(part) for part in _parts(raw, self.factor ** (raw.ndim - 2))])
 
     @torch.no_grad()
     def measure(self, batches: Iterable[Tensor]) -> None:
@@ -108,9 +107,7 @@ class LatentCodec(nn.Module):
         count = 0
         total = squares = torch.zeros(len(self.mean), dtype=torch.float64, device=self.mean.device)
         for scans in batches:
-            latents = (
-                torch.cat([self._posterior_mean(part) for part in _parts(scans)]).double().transpose(0, 1).flatten(1)
-            )
+            latents = self._posterior_mean(scans).double().transpose(0, 1).flatten(1)
             count += latents.shape[1]
             total = total + latents.sum(1)
             squares = squares + latents.square().sum(1)
@@ -121,12 +118,7 @@ class LatentCodec(nn.Module):
 
     def _posterior_mean(self, scans: Tensor) -> Tensor:
         with torch.autocast(scans.device.type, enabled=False):
-            latents: Tensor = self.autoencoder.encode(scans.float())[0]
-        return latents
-
-    @staticmethod
-    def _of_channels(values: Tensor, like: Tensor) -> Tensor:
-        return match_rank(values[None], like)
+            return torch.cat([self.autoencoder.encode(part.float())[0] for part in _parts(scans)])
 
 
 def divergence(mean: Tensor, deviation: Tensor) -> Tensor:
@@ -135,7 +127,7 @@ def divergence(mean: Tensor, deviation: Tensor) -> Tensor:
     return 0.5 * terms.flatten(1).sum(1)
 
 
-def _parts(batch: Tensor, voxels_each: int = 1) -> Iterator[Tensor]:
+def _parts(batch: Tensor, voxels_each: int = 1) -> Sequence[Tensor]:
     """Split a batch into parts that fit into memory; each position stands for `voxels_each` voxels of a scan."""
     one = max(1, math.prod(batch.shape[2:]) * voxels_each)
-    return iter(batch.split(max(1, _VOXELS // one)))
+    return batch.split(max(1, _VOXELS // one))

@@ -138,12 +138,7 @@ class ConditionEmbedding(nn.Module, ConditionMaker):
     """
 
     def __init__(
-        self,
-        classes: int,
-        augmentation_parameters: int,
-        features: int,
-        categories: Sequence[int] = (),
-        text: int = 0,
+        self, classes: int, augmentation_parameters: int, features: int, categories: Sequence[int] = (), text: int = 0
     ) -> None:
         nn.Module.__init__(self)
         ConditionMaker.__init__(

@@ -88,8 +88,7 @@ class Denoiser(nn.Module):
         sigma / sqrt(voxels) (standard deviation). Noise around 0 would start too bright or too dark.
         """
         grid = [length // self.stem.factor() for length in noise.shape[2:]]
-        means = match_rank(self.band_means[None], noise).expand(1, -1, *grid)
-        mean: Tensor = self.stem.inverse(means)
+        mean = self.stem.inverse(match_rank(self.band_means[None], noise).expand(1, -1, *grid))
         return noise + mean.to(noise.device) / sigma
 
     def encode(self, scans: Tensor) -> Tensor:
@@ -232,25 +231,13 @@ def build_denoiser(
         use_flash_attention=True,
     )
     unet.class_embedding = ConditionEmbedding(
-        classes,
-        augmentation_parameters,
-        unet.class_embedding.embedding_dim,
-        categories=categories,
-        text=text,
+        classes, augmentation_parameters, unet.class_embedding.embedding_dim, categories=categories, text=text
     )
     for module in unet.modules():
         if isinstance(module, DiffusionUNetResnetBlock):
             module.conv2 = nn.Sequential(nn.Dropout(options.dropout), module.conv2)
-    values = torch.as_tensor(sigma_data, dtype=torch.float32)
-    return Denoiser(
-        unet,
-        stem,
-        values.expand(bands).clone(),
-        codec,
-        observed=observed,
-        shrinks=options.shrinkage,
-        band_means=band_means,
-    )
+    deviations = torch.as_tensor(sigma_data, dtype=torch.float32).expand(bands).clone()
+    return Denoiser(unet, stem, deviations, codec, observed=observed, shrinks=options.shrinkage, band_means=band_means)
 
 
 def checkpoint_activations(network: nn.Module) -> None:

@@ -189,7 +189,11 @@ def steer(
     condition = wanted.to(device) if isinstance(wanted, Condition) else embedding.make(wanted.to(device))
     if weak is not None:
         same = weak.embedding.make(condition.label, condition.attributes, condition.observed, condition.text)
-        guided = autoguide(_Conditioned(denoiser, condition), _Conditioned(weak, same), guidance)
+        guided = autoguide(
+            lambda noisy, sigma: denoiser(noisy, sigma, condition),
+            lambda noisy, sigma: weak(noisy, sigma, same),
+            guidance,
+        )
     else:
         assert not guidance.weak or guidance.scale == 1, "autoguidance needs the weaker denoiser"
         other = embedding.withhold(condition) if rivals is None else condition._replace(label=rivals.to(device))
@@ -200,13 +204,3 @@ def steer(
             return guided(noisy, sigma)
 
     return denoise, condition
-
-
-class _Conditioned:
-    """A denoiser under one condition."""
-
-    def __init__(self, denoiser: SamplableDenoiser, condition: Condition) -> None:
-        self._denoiser, self._condition = denoiser, condition
-
-    def __call__(self, noisy: Tensor, sigma: Tensor) -> Tensor:
-        return self._denoiser(noisy, sigma, self._condition)

@@ -60,9 +60,8 @@ class CardFiles:
         """Return where the card is, its most serious warning, its number of gaps, and the next command."""
         gaps = self.front["gaps"]
         warnings = [f"note: {_plain(text)}" for text in warnings_of(self.front)[:1]]
-        stated = [gap for gap in gaps if not gap.startswith(("evaluation", "coverage", "data", "generator"))]
         following = f"medsynth card --check {self.card}"
-        if stated:
+        if stated := [gap for gap in gaps if not gap.startswith(("evaluation", "coverage", "data", "generator"))]:
             following = f"fill in {', '.join(stated)} in a YAML file, then medsynth card ... --source our_scans.yaml"
         card = f"card: {self.card} ({_counted(len(gaps), 'gap')}), and {self.croissant.name}"
         return "\n".join([card, *warnings, f"next: {following}"])
@@ -91,8 +90,7 @@ def write_card(options: CardOptions) -> CardFiles:
         report = read_report(file)
         check_sets(report, file, {"synthetic": made} | ({} if real is None else {"real": real}), loading=options)
         evaluation, notes = describe_evaluation(report, file), [str(note) for note in report.get("notes") or ()]
-    data = describe_data(made, manifest, loading=options)
-    front = _front_matter(made, data, real, stated, evaluation, notes)
+    front = _front_matter(made, describe_data(made, manifest, loading=options), real, stated, evaluation, notes)
     columns = read_columns(manifest)
     body = render_card(front, columns=[name for name in columns if name not in REQUIRED])
     # Labels and notes come from others: they may make a card invalid.
@@ -103,8 +101,7 @@ def write_card(options: CardOptions) -> CardFiles:
     warnings = [_plain(text) for text in warnings_of(front)]
     write_json(written.croissant, describe_croissant(front, made, columns, warnings=warnings))
     # As JSON would hold it: YAML would mark what two keys share.
-    plain = json.loads(json.dumps(front))
-    top = yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, width=120)
+    top = yaml.safe_dump(json.loads(json.dumps(front)), sort_keys=False, allow_unicode=True, width=120)
     write_text(written.card, f"---\n{top}---\n\n{body}")
     return written
 
@@ -113,7 +110,6 @@ def render_card(front: Mapping[str, Any], *, columns: Sequence[str]) -> str:
     """Return the text of a card for a valid front matter; `columns` are those of the manifest beyond those of every cohort."""
 
     def stated(*path: str) -> str:
-        """Return the value of a key of the front matter, or that it is a gap."""
         value: Any = front
         for key in path:
             value = value[key]
@@ -147,6 +143,8 @@ def _front_matter(
 ) -> dict[str, Any]:
     provenance = read_provenance(made)
     classes = trained_classes(provenance)
+    if classes is None and real is not None:
+        classes = cover_classes(real)
     stated = {**stated, "title": stated["title"] or f"{data['scans']} synthetic scans of {', '.join(data['classes'])}"}
     identical = evaluation is not None and bool(evaluation["identical"])
     front: dict[str, Any] = {
@@ -160,10 +158,7 @@ def _front_matter(
         "use": {"intended": stated["use"]["intended"] or None},
         "limits": {"stated": stated["limits"] or None},
         "data": data,
-        "coverage": {
-            "real_classes": cover_classes(real) if classes is None and real is not None else classes,
-            "attributes": cover_attributes(made, real),
-        },
+        "coverage": {"real_classes": classes, "attributes": cover_attributes(made, real)},
         "generator": describe_generator(provenance),
         "evaluation": evaluation,
         "created_by": {"medsynth-diffusion": installed_versions()["medsynth-diffusion"]},
@@ -188,9 +183,8 @@ def _gaps() -> dict[str, str]:
 
 def _prohibited_uses(front: Mapping[str, Any], stated: Sequence[str]) -> list[str]:
     """Return what a synthetic set must not be used for: always, because of what was found, and as people state."""
-    verdict = _verdict(front, "privacy")
+    verdict, uses = _verdict(front, "privacy"), list(PROHIBITED)
     sharing = "Sharing it with anyone who may not see the source's scans"
-    uses = list(PROHIBITED)
     if front["contains_real_pixels"]:
         uses.append(f"{sharing}: it contains pixels of real ones.")
     elif verdict == "fail":
@@ -217,7 +211,16 @@ def _found_limits(front: Mapping[str, Any], notes: Sequence[str]) -> list[str]:
         limits.append("The set was not evaluated: its likeness, privacy and usefulness are unknown.")
     else:
         limits += [f"{title}: not evaluated." for part, title in _PARTS.items() if evaluation[part] is None]
-        limits += _bad_findings(evaluation)
+        privacy, downstream = evaluation["privacy"], evaluation["downstream"]
+        for part, name, good in (("privacy", "privacy", "pass"), ("fidelity", "likeness", "as close")):
+            classes = (evaluation[part] or {"classes": {}})["classes"]
+            limits += [
+                f"{label}, {name}: {row['sentence']}" for label, row in classes.items() if row["verdict"] != good
+            ]
+        if privacy is not None and (repeated := privacy["repeated"]):
+            limits.append(f"Identical to another scan of the set: {_counted(repeated, 'scan')}.")
+        if downstream is not None and downstream["verdict"] != "gain":
+            limits.append(f"Gain of a classifier: {downstream['sentence']}")
     return [
         *limits,
         *notes,
@@ -226,31 +229,16 @@ def _found_limits(front: Mapping[str, Any], notes: Sequence[str]) -> list[str]:
     ]
 
 
-def _bad_findings(evaluation: Mapping[str, Any]) -> list[str]:
-    """Return what the evaluation found and is not good, in the report's own sentences."""
-    found = []
-    privacy, fidelity, downstream = (evaluation[part] for part in _PARTS)
-    for part, name, good in ((privacy, "privacy", "pass"), (fidelity, "likeness", "as close")):
-        classes = {} if part is None else part["classes"]
-        found += [f"{label}, {name}: {row['sentence']}" for label, row in classes.items() if row["verdict"] != good]
-    if privacy is not None and (repeated := privacy["repeated"]):
-        found.append(f"Identical to another scan of the set: {_counted(repeated, 'scan')}.")
-    if downstream is not None and downstream["verdict"] != "gain":
-        found.append(f"Gain of a classifier: {downstream['sentence']}")
-    return found
-
-
 def warnings_of(front: Mapping[str, Any]) -> list[str]:
     """Return what a reader must know before anything else, as Markdown, the most serious first."""
     privacy = None if front["evaluation"] is None else front["evaluation"]["privacy"]
     careful = "Treat the set as if it contained scans of patients."
+    bad = {"fail": "failed", "cannot tell": "cannot tell, which is not a pass"}
     warnings = []
     if privacy is None:
         warnings.append(f"**Privacy was not evaluated.** {careful}")
-    elif privacy["verdict"] == "fail":
-        warnings.append(f"**The privacy gate failed.** {privacy['sentence']} {careful}")
-    elif privacy["verdict"] == "cannot tell":
-        warnings.append(f"**The privacy gate cannot tell, which is not a pass.** {privacy['sentence']} {careful}")
+    elif privacy["verdict"] in bad:
+        warnings.append(f"**The privacy gate {bad[privacy['verdict']]}.** {privacy['sentence']} {careful}")
     if privacy is not None and (dropped := privacy["set_aside"]):
         warnings.append(
             f"**{dropped} scans of the set were flagged as copies of real ones and set aside** before the rest was evaluated. "

@@ -59,10 +59,8 @@ def describe_generator(provenance: Mapping[str, Any]) -> dict[str, Any] | None:
     """Return how a set was made, from the `provenance.json` of `medsynth sample` or `edit`; None for sets of others."""
     if not made_by_medsynth(provenance):
         return None
-    keys = {"steps": "steps_trained"} | {
-        key: key for key in ("method", "run", "seed", "solver", "guidance", "sessions")
-    }
-    facts = {"tool": "medsynth", **{key: provenance.get(name) for key, name in keys.items()}}
+    facts: dict[str, Any] = {"tool": "medsynth", "steps": provenance.get("steps_trained")}
+    facts |= {key: provenance.get(key) for key in ("method", "run", "seed", "solver", "guidance", "sessions")}
     if provenance.get("method") == "edit":
         donors = provenance.get("donors") or {}
         strength = () if provenance.get("edit") == "inpaint" else ("strength",)  # a region is painted from noise alone
@@ -129,11 +127,8 @@ def _fidelity(report: Mapping[str, Any]) -> dict[str, Any]:
     keys = (*_INTERVAL, "real_low", "real_high")
     for row, verdict in zip(report["fidelity"]["rows"], report["verdict"]["fidelity"], strict=True):
         compared = row["held_out"] or {}
-        likeness = {
-            "verdict": verdict["verdict"],
-            "sentence": verdict["sentence"],
-            **{name: _figure(compared.get(name), keys) for name in ("kid", "frechet", "recall", "coverage")},
-        }
+        likeness = {key: verdict[key] for key in ("verdict", "sentence")}
+        likeness |= {name: _figure(compared.get(name), keys) for name in ("kid", "frechet", "recall", "coverage")}
         if row["label"] is None:
             found["all"] = likeness
         else:
@@ -216,23 +211,20 @@ def cover_attributes(synthetic: Cohort, real: Cohort | None) -> dict[str, Any] |
 
 def cover_classes(real: Cohort) -> dict[str, dict[str, int]]:
     """Return the training scans and patients of each class of a real cohort."""
-    keys = ("scans", "patients")
-    return {label: dict(zip(keys, by_split["train"], strict=True)) for label, by_split in real.counts().items()}
+    counts = {label: by_split["train"] for label, by_split in real.counts().items()}
+    return {label: {"scans": scans, "patients": patients} for label, (scans, patients) in counts.items()}
 
 
 def class_shares(made: Mapping[str, int], trained: Mapping[str, Mapping[str, int]] | None) -> list[dict[str, Any]]:
     """Return for each class its synthetic scans and their share, and training scans, share and patients, None where unknown."""
-    total = sum(made.values())
-    real_total = sum(facts["scans"] for facts in (trained or {}).values())
+    total, real_total = sum(made.values()), sum(facts["scans"] for facts in (trained or {}).values())
+    none: dict[str, Any] = dict.fromkeys(("scans", "patients"), None if trained is None else 0)
     rows = []
     for label in sorted({*made, *(trained or {})}):
-        row = {"label": label, "made": made.get(label, 0), "made_share": made.get(label, 0) / total}
-        real: dict[str, Any] = dict.fromkeys(("real", "real_share", "patients"))
-        if trained is not None:
-            facts = trained.get(label, {"scans": 0, "patients": 0})
-            share = facts["scans"] / real_total if real_total else None
-            real = {"real": facts["scans"], "real_share": share, "patients": facts["patients"]}
-        rows.append(row | real)
+        count, facts = made.get(label, 0), (trained or {}).get(label, none)
+        share = facts["scans"] / real_total if real_total else None
+        real = {"real": facts["scans"], "real_share": share, "patients": facts["patients"]}
+        rows.append({"label": label, "made": count, "made_share": count / total, **real})
     return rows
 
 
@@ -247,9 +239,8 @@ def _quantiles(rows: Sequence[Row], name: str) -> dict[str, Any] | None:
     known = [row for row in rows if name in row.attributes]
     if len({row.patient_id for row in known}) < _FEW_FOR_QUANTILES:
         return None
-    values = np.quantile([float(row.attributes[name]) for row in known], [0.05, 0.5, 0.95])
-    ends = dict(zip(("low", "median", "high"), map(float, values), strict=True))
-    return {"scans": len(rows), "known": len(known), **_rounded(ends)}
+    low, median, high = np.quantile([float(row.attributes[name]) for row in known], [0.05, 0.5, 0.95]).tolist()
+    return {"scans": len(rows), "known": len(known), **_rounded({"low": low, "median": median, "high": high})}
 
 
 def _counts(rows: Sequence[Row], name: str) -> dict[str, Any] | None:

@@ -83,7 +83,20 @@ def card_problems(front: Any, body: str) -> list[str]:
     """Return what is wrong with a card, each as `key: problem`; nothing for a valid one."""
     if problems := _schema_problems(front):
         return problems
-    return [*_total_problems(front["data"]), *_gap_problems(front), *_text_problems(front, body)]
+    scans, classes = front["data"]["scans"], front["data"]["classes"]
+    if scans is not None and classes is not None:
+        total = sum(sum(value.values()) if isinstance(value, Mapping) else value for value in classes.values())
+        problems += [] if total == scans else [f"data.scans: {scans} is not the sum of data.classes, {total}"]
+    null, listed = [".".join(path) for path in find_gaps(front)], front["gaps"]
+    problems += [f"{key}: is null; fill it in, or list it under gaps" for key in null if key not in listed]
+    problems += [f"gaps: {key!r} is not null; take it off the list" for key in listed if key not in null]
+    headings = set(re.findall(r"^## +(.+?) *$", body, flags=re.MULTILINE))
+    problems += [f"text: the section {name!r} is missing" for name in SECTIONS[front["kind"]] if name not in headings]
+    # The title of somebody else's work is quoted, not ours to word.
+    for citation in (front["citation"], front["source"]["citation"]):
+        for quoted in (escape_markdown(citation), citation) if citation else ():
+            body = body.replace(quoted, "")
+    return problems + _promises({**front, "text": body})
 
 
 def find_gaps(front: Any, path: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
@@ -110,7 +123,15 @@ def read_statements(source: PathLike | None) -> dict[str, Any]:
     content: Any = {}
     front: Any = None
     if source is not None and Path(source).suffix in (".yaml", ".yml"):
-        content = _read_yaml(Path(source))
+        try:
+            content = _parse(Path(source).read_text(encoding="utf-8"))
+        except OSError as error:
+            raise ConfigError(f"{source}: need a YAML file, got {reason_of(error)}; try another path") from error
+        except ValueError as error:
+            raise ConfigError(
+                f"{source}: need readable YAML, got {error}; try quotes around texts with colons"
+            ) from error
+        content = {} if content is None else content
         whole = isinstance(content, dict) and "kind" in content
         if problems := _schema_problems(content, "card" if whole else "statements") or _promises(content):
             raise ConfigError(f"{source}: {'; '.join(problems[:_MOST])}")
@@ -133,19 +154,8 @@ def read_statements(source: PathLike | None) -> dict[str, Any]:
     return stated
 
 
-def _read_yaml(path: Path) -> Any:
-    try:
-        content = _parse(path.read_text(encoding="utf-8"))
-        return {} if content is None else content
-    except OSError as error:
-        raise ConfigError(f"{path}: need a YAML file, got {reason_of(error)}; try another path") from error
-    except ValueError as error:
-        raise ConfigError(f"{path}: need readable YAML, got {error}; try quotes around texts with colons") from error
-
-
 def _clean(value: Any) -> str | None:
-    text = "" if value is None else " ".join(str(value).split())
-    return text or None
+    return " ".join(str("" if value is None else value).split()) or None
 
 
 def _list(value: Any) -> list[str]:
@@ -181,33 +191,6 @@ def _explained(error: ValidationError) -> str:
         case _:
             said = error.message
     return f"{key}: {said if len(said) <= _LONGEST else f'{said[:_LONGEST]}...'}"
-
-
-def _total_problems(data: Mapping[str, Any]) -> list[str]:
-    scans, classes = data["scans"], data["classes"]
-    if scans is None or classes is None:
-        return []
-    total = sum(sum(value.values()) if isinstance(value, Mapping) else value for value in classes.values())
-    return [] if total == scans else [f"data.scans: {scans} is not the sum of data.classes, {total}"]
-
-
-def _gap_problems(front: Mapping[str, Any]) -> list[str]:
-    """Return gaps that are not listed, and listed ones that are none: a gap is a key that is null."""
-    null, listed = [".".join(path) for path in find_gaps(front)], front["gaps"]
-    return [
-        *(f"{key}: is null; fill it in, or list it under gaps" for key in null if key not in listed),
-        *(f"gaps: {key!r} is not null; take it off the list" for key in listed if key not in null),
-    ]
-
-
-def _text_problems(front: Mapping[str, Any], body: str) -> list[str]:
-    headings = set(re.findall(r"^## +(.+?) *$", body, flags=re.MULTILINE))
-    problems = [f"text: the section {name!r} is missing" for name in SECTIONS[front["kind"]] if name not in headings]
-    # The title of somebody else's work is quoted, not ours to word.
-    for citation in (front["citation"], front["source"]["citation"]):
-        for quoted in (escape_markdown(citation), citation) if citation else ():
-            body = body.replace(quoted, "")
-    return problems + _promises({**front, "text": body})
 
 
 def _promises(content: Any) -> list[str]:

@@ -39,11 +39,7 @@ _SETTINGS: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "medsynth",
     "text.parse_math": False,
-    "text.color": _INK,
-    "axes.edgecolor": _INK,
-    "axes.labelcolor": _INK,
-    "xtick.color": _INK,
-    "ytick.color": _INK,
+    **dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), _INK),
     "font.family": "sans-serif",
     "font.size": 9.5,
 }
@@ -96,19 +92,18 @@ def training_figure(
 ) -> Figure:
     """Return named curves over the training steps, each as its steps and values `(N,)`, NaN where not measured."""
     lines = [Line(name=name, x=steps, y=values) for name, (steps, values) in curves.items()]
-    ends = "; ".join(f"{line.name} {_ends(line.y)}" for line in lines)
-    alt = f"Line chart of the {y_label} over the training steps: {ends}."
+    known = {line.name: line.y[np.isfinite(line.y)] for line in lines}
+    ends = [f"{name} {f'from {y[0]:.3g} to {y[-1]:.3g}' if len(y) else 'not measured'}" for name, y in known.items()]
+    alt = f"Line chart of the {y_label} over the training steps: {'; '.join(ends)}."
     return line_figure(title, lines, ("step", y_label), alt=alt, log_y=log_y)
 
 
 def downstream_figures(part: Mapping[str, Any]) -> list[Figure]:
-    """Return the forest plot of all arms of the last tier, the ROC curves and the reliability curves."""
-    tier = part["tiers"][-1]
-    return [_arms_figure(tier, part["task"]["rare_class"]), *_curve_figures(tier, part["specificity"])]
+    """Return the forest plot of all arms of the last tier, the ROC curves and the reliability curves.
 
-
-def _arms_figure(tier: Mapping[str, Any], rare: str) -> Figure:
-    """Draw the AUROC of all arms with intervals, the best on top; the dashed line is the strongest cheap baseline."""
+    The best arm is on top; the dashed line is the strongest cheap baseline.
+    """
+    tier, rare = part["tiers"][-1], part["task"]["rare_class"]
     arms = [arm for arm in tier["arms"] if arm["test"]["auroc"]["value"] is not None]
     arms.sort(key=lambda arm: -arm["test"]["auroc"]["value"])
     chosen = [f"{arm['name']} {arm['test']['auroc']['value']:.3f}" for arm in arms if arm["chosen"]]
@@ -133,7 +128,8 @@ def _arms_figure(tier: Mapping[str, Any], rare: str) -> Figure:
         axes.set_xlabel("AUROC (95 % interval)", loc="right")
         axes.grid(axis="x", color=_INK, alpha=0.14, linewidth=0.6)
         axes.spines["left"].set_visible(False)
-        return Figure(title="All arms", svg=_svg(drawing, alt), alt=alt)
+        forest = Figure(title="All arms", svg=_svg(drawing, alt), alt=alt)
+    return [forest, *_curve_figures(tier, part["specificity"])]
 
 
 def _curve_figures(tier: Mapping[str, Any], specificity: float) -> list[Figure]:
@@ -146,16 +142,17 @@ def _curve_figures(tier: Mapping[str, Any], specificity: float) -> list[Figure]:
             marks.append((1 - at, finds, number))
             reached.append(f"{arm} has a sensitivity of {finds:.0%} at a specificity of {at:.0%}")
         errors.append(f"{arm} {'not known' if error is None else f'{error:.3f}'}")
-    roc, reliability = (
-        [_line(f"{each['role']}: {each['arm']}", each[kind]) for each in tier["curves"]]
-        for kind in ("roc", "reliability")
-    )
+    curves: dict[str, list[Line]] = {"roc": [], "reliability": []}
+    for each, kind in ((each, kind) for each in tier["curves"] for kind in curves):
+        points = {key: np.array(each[kind][key], dtype=np.float64) for key in ("x", "y", "low", "high")}  # None is NaN
+        curves[kind].append(Line(name=f"{each['role']}: {each['arm']}", **points))
     at_thresholds = f"At thresholds of {specificity:.0%} specificity on validation: {'; '.join(reached)}."
     alt = f"ROC curves on test scans. {at_thresholds}"
-    figure = line_figure("ROC curves", roc, ("1 - specificity", "sensitivity"), alt=alt, square=True, marks=marks)
+    labels = ("1 - specificity", "sensitivity")
+    figure = line_figure("ROC curves", curves["roc"], labels, alt=alt, square=True, marks=marks)
     alt = f"Reliability curves on test scans. Expected calibration error: {'; '.join(errors)}."
     labels = ("mean predicted probability", "observed share")
-    return [figure, line_figure("Calibration", reliability, labels, alt=alt, square=True)]
+    return [figure, line_figure("Calibration", curves["reliability"], labels, alt=alt, square=True)]
 
 
 def distance_figure(row: Mapping[str, Any]) -> Figure:
@@ -200,8 +197,7 @@ def line_figure(
             axes.plot((0, 1), (0, 1), color=_INK, alpha=0.5, linewidth=0.8, linestyle=":")
             axes.set(xlim=(0, 1), ylim=(0, 1), aspect="equal")
         for index, line in enumerate(lines):
-            x, y = np.asarray(line.x, dtype=np.float64), np.asarray(line.y, dtype=np.float64)
-            known = np.isfinite(y)
+            x, y, known = line.x, line.y, np.isfinite(line.y)
             if not known.any():
                 continue
             colour, dashes = _STYLES[index % len(_STYLES)]
@@ -259,17 +255,3 @@ def _svg(drawing: Drawing, alt: str) -> str:
     label = escape(alt, quote=True)
     root = f'<svg class="chart" role="img" aria-label="{label}" {view[0]} xmlns:xlink="http://www.w3.org/1999/xlink">'
     return root + text[text.index(">") + 1 :]
-
-
-def _line(name: str, curve: Mapping[str, list[float | None]]) -> Line:
-    """Return a curve of the report, with None as NaN."""
-    known = {
-        key: np.array([np.nan if value is None else value for value in curve[key]]) for key in ("x", "y", "low", "high")
-    }
-    return Line(name=name, **known)
-
-
-def _ends(values: np.ndarray) -> str:
-    known = np.asarray(values, dtype=np.float64)
-    known = known[np.isfinite(known)]
-    return f"from {known[0]:.3g} to {known[-1]:.3g}" if len(known) else "not measured"

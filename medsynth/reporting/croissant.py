@@ -8,7 +8,7 @@ from importlib.resources import files
 from typing import Any
 from urllib.parse import quote
 
-from medsynth.cohorts import Cohort, Row
+from medsynth.cohorts import Cohort
 from medsynth.reporting.card_facts import class_shares
 from medsynth.scans import scan_suffix, split_item
 
@@ -104,8 +104,12 @@ def _file_sets(synthetic: Cohort) -> list[dict[str, Any]]:
     patterns: dict[str, set[str]] = {}
     for row in synthetic.rows:
         if row.root is None:
-            pattern, media_type = _kind(synthetic, row)
-            patterns.setdefault(media_type, set()).add(pattern)
+            file, suffix = split_item(row.path)[0], scan_suffix(row.path)
+            ending = suffix or file.suffix
+            pattern = f"**/*{ending}" if len(file.parts) > 1 else f"*{ending}"
+            if not ending or (synthetic.folder / file).is_dir():
+                pattern = f"{file.parts[0]}/**"
+            patterns.setdefault(_MEDIA_TYPES[suffix], set()).add(pattern)
     return [
         {
             "@type": "cr:FileSet",
@@ -117,13 +121,3 @@ def _file_sets(synthetic: Cohort) -> list[dict[str, Any]]:
         }
         for number, media_type in enumerate(sorted(patterns), start=1)
     ]
-
-
-def _kind(synthetic: Cohort, row: Row) -> tuple[str, str]:
-    """Return a pattern for the file (or the folder) of a scan, and its media type."""
-    file, suffix = split_item(row.path)[0], scan_suffix(row.path)
-    ending = suffix or file.suffix
-    pattern = f"**/*{ending}" if len(file.parts) > 1 else f"*{ending}"
-    if not ending or (synthetic.folder / file).is_dir():
-        pattern = f"{file.parts[0]}/**"
-    return pattern, _MEDIA_TYPES[suffix]

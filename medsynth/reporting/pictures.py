@@ -95,10 +95,12 @@ def view_volumes(sheets: Sequence[Sheet], *, real_pictures: bool) -> dict[str, A
     if not chosen:
         return None
     low, high = _ends(chosen[0][2])
-    found = [
-        {"kind": kind, "name": name, "nifti": _nifti(scan, sheet, kind)}
-        for kind, name, sheet, scan in chosen[:MOST_VOLUMES]
-    ]
+    found = []
+    for kind, name, sheet, scan in chosen[:MOST_VOLUMES]:
+        image = page_volume(scan, sheet)
+        image.header["descrip"] = "SYNTHETIC, not for diagnosis" if kind == "SYNTHETIC" else "real scan of a patient"
+        packed = base64.b64encode(gzip.compress(image.to_bytes(), compresslevel=6, mtime=0))
+        found.append({"kind": kind, "name": name, "nifti": packed.decode("ascii")})
     scripts, hashes = zip(*(page_script(*path) for path in (_VIEWER, _SCRIPT)), strict=True)
     licenses = files("medsynth.reporting").joinpath(*_LICENSES).read_text(encoding="utf-8")
     content = {"low": low, "high": high, "volumes": found}
@@ -126,13 +128,6 @@ def page_volume(scan: np.ndarray, sheet: Sheet) -> nibabel.Nifti1Image:
     image.header.set_slope_inter((high - low) / 255, low)
     image.header["cal_min"], image.header["cal_max"] = low, high
     return image
-
-
-def _nifti(scan: np.ndarray, sheet: Sheet, kind: str) -> str:
-    """Return a volume as base64 of a gzipped NIfTI file, whose header says whether it is real or synthetic."""
-    image = page_volume(scan, sheet)
-    image.header["descrip"] = "SYNTHETIC, not for diagnosis" if kind == "SYNTHETIC" else "real scan of a patient"
-    return base64.b64encode(gzip.compress(image.to_bytes(), compresslevel=6, mtime=0)).decode("ascii")
 
 
 def _ends(sheet: Sheet) -> tuple[float, float]:

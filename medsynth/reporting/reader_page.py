@@ -33,11 +33,7 @@ def render_reader_page(study: ReaderStudy) -> str:
     """
     script, digest = page_script("reader.js")
     pictures = [base64.b64encode(case_picture(scan)).decode("ascii") for scan in study.scans]
-    content = {
-        "study": study.key.study,
-        "classes": list(study.key.classes),
-        "planes": study.scans.ndim == 5,
-        "pictures": pictures,
-    }
+    key, planes = study.key, study.scans.ndim == 5
+    content = {"study": key.study, "classes": list(key.classes), "planes": planes, "pictures": pictures}
     template = open_templates().get_template("reader.html.j2")
     return template.render(content=content, script=script, script_hash=digest, cases=len(pictures))

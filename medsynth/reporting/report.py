@@ -143,9 +143,8 @@ def _aligned(values: Sequence[float | None]) -> list[str]:
     largest = max((abs(value) for value in values if value is not None), default=0.0)
     decimals = min(4, max(0, 2 - math.floor(math.log10(largest)))) if largest else 2
     # Adding zero after rounding turns -0.0 into 0.0.
-    return [
-        "–" if value is None else f"{round(value, decimals) + 0.0:.{decimals}f}".replace("-", "−") for value in values
-    ]
+    rounded = [None if value is None else round(value, decimals) + 0.0 for value in values]
+    return ["–" if value is None else f"{value:.{decimals}f}".replace("-", "−") for value in rounded]
 
 
 def _strip(values: Sequence[float | None], width: float = 100.0) -> list[float] | None:

@@ -18,9 +18,3 @@ from medsynth.runs.folder import (
     write_text_encoding,
 )
 from medsynth.runs.spec import RunSpec
-
-__all__ = [
-    "ATTRIBUTES_FILE", "EARLY_FILE", "METRICS_FILE", "PATIENTS_FILE", "RUN_FILE", "TEXT_FILE", "WEIGHTS_FILE", "Run",
-    "RunSpec", "load_denoiser", "load_run", "save_early", "save_run", "write_attributes", "write_patients",
-    "write_text_encoding",
-]  # fmt: skip

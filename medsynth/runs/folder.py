@@ -239,11 +239,10 @@ def save_run(folder: Path, spec: RunSpec, network: nn.Module, *, options: Mappin
     `run.json` is written first and also names the weights that are about to be replaced, so the folder is usable after a kill at
     any moment.
     """
-    path = folder / WEIGHTS_FILE
     beside = (PATIENTS_FILE, ATTRIBUTES_FILE, TEXT_FILE, EARLY_FILE)
     checksums = {name: hash_file(folder / name) for name in beside if (folder / name).is_file()}
     before = load_run(folder) if (folder / RUN_FILE).is_file() else None
-    with atomic_path(path) as temporary:
+    with atomic_path(folder / WEIGHTS_FILE) as temporary:
         _write_weights(network, temporary)
         fingerprint = hash_file(temporary)
         replaced = None if before is None or before.fingerprint == fingerprint else before

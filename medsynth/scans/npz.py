@@ -224,9 +224,7 @@ def _affine(file: _File, rank: int) -> np.ndarray:
         return check_affine(file.name, affine)
     sizes = (1.0,) * rank if spacing is None else check_spacing(file.name, spacing.reshape(-1).tolist())
     if len(sizes) != rank:
-        raise DataError(
-            f"{file.name}: need a spacing along each of {rank} axes, got {len(sizes)}; try another file"
-        )
+        raise DataError(f"{file.name}: need a spacing along each of {rank} axes, got {len(sizes)}; try another file")
     return (PICTURE_AFFINE if rank == 2 else VOLUME_AFFINE) @ np.diag([*sizes, *[1.0] * (4 - rank)])
 
 

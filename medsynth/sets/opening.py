@@ -40,7 +40,12 @@ def open_synthetic(path: PathLike, real: Cohort | None = None, *, loading: Loadi
     that `real` lacks, and for a set that is not complete.
     """
     file = find_cohort_file(path)
-    cohort = _from_folders(Path(path), loading) if file is None else _from_table(file)
+    if file is None:
+        cohort = index_folder(Path(path), loading=loading)
+        rows = [replace(row, patient_id=f"SYNTH-{number}", split="train") for number, row in enumerate(cohort.rows)]
+        cohort = replace(cohort, rows=tuple(rows))
+    else:
+        cohort = _from_table(file)
     if real is not None and (unknown := sorted(set(cohort.classes) - set(real.classes))):
         raise DataError(
             f"{file or path}: need classes of the real cohort ({', '.join(real.classes)}), got {', '.join(unknown)}; "
@@ -133,12 +138,6 @@ def resume_set(out: Path, settings: Mapping[str, Any]) -> list[Any]:
             f"{out}: need the settings this set was begun with, got {'; '.join(changed)}; try another --out"
         )
     return sessions
-
-
-def _from_folders(folder: Path, loading: Loading) -> Cohort:
-    cohort = index_folder(folder, loading=loading)
-    rows = [replace(row, patient_id=f"SYNTH-{number}", split="train") for number, row in enumerate(cohort.rows)]
-    return replace(cohort, rows=tuple(rows))
 
 
 def _from_table(file: Path) -> Cohort:

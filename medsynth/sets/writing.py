@@ -64,11 +64,8 @@ def write_augmented(
     """
     roots: dict[str, Path] = {}
     rows = [_rooted(row, real, "real", "0", roots) for row in real.rows if row.split in splits]
-    rows += [
-        replace(_rooted(row, synthetic, "synthetic", "1", roots), split="train")
-        for number, row in enumerate(synthetic.rows)
-        if number not in dropped
-    ]
+    kept = [replace(row, split="train") for number, row in enumerate(synthetic.rows) if number not in dropped]
+    rows += [_rooted(row, synthetic, "synthetic", "1", roots) for row in kept]
     cohort = Cohort(folder=Path(out).absolute().parent, rows=tuple(rows), roots=roots)
     write_cohort(cohort, out)
     return cohort
@@ -90,14 +87,9 @@ def set_row(
 ) -> Row:
     """Return the row of a scan of a set in `folder`; `files` are its images and its mask by name."""
     below = {name: file.relative_to(folder).as_posix() for name, file in files.items()}
+    path, mask = below.pop(PATH), below.pop(MASK, None)
     return Row(
-        path=below.pop(PATH),
-        label=label,
-        patient_id=patient_id,
-        split=split,
-        mask=below.pop(MASK, None),
-        sequences=below,
-        attributes=attributes,
+        path=path, label=label, patient_id=patient_id, split=split, mask=mask, sequences=below, attributes=attributes
     )
 
 

@@ -149,5 +149,3 @@ def test_resamples_that_do_not_fit_are_refused(scored):
     draws = drawn(truth, scores).resamples
     with pytest.raises(DataError, match="like the resamples"):
         Scored(truth=truth, scores=scores[:2], resamples=draws)
-    with pytest.raises(DataError, match="as many resamples"):
-        resample_operating_point(drawn(truth, scores, resamples=299), drawn(truth, scores), specificity=0.9)

@@ -55,18 +55,20 @@ def test_frechet_distance_is_the_formula_also_for_fewer_items_than_dimensions(sh
 
 def test_kernel_distance_agrees_with_torchmetrics(features):
     expected = float(poly_mmd(*map(torch.from_numpy, features)))
-    assert kernel_distance(*features) == pytest.approx(expected, rel=1e-4)
+    assert kernel_distance(Kernels.of(*features)) == pytest.approx(expected, rel=1e-4)
 
 
 def test_kernel_distance_of_unequal_sizes_is_the_mean_over_pairs():
     first, second = np.array([[0.0], [1.0]]), np.array([[1.0], [2.0], [3.0]])
     # kernel (x y + 1)³: within the first 1; within the second (3³ + 4³ + 7³) / 3; across (1 + 1 + 1 + 2³ + 3³ + 4³) / 6
-    assert kernel_distance(first, second) == pytest.approx(1 + 434 / 3 - 2 * 102 / 6)
+    assert kernel_distance(Kernels.of(first, second)) == pytest.approx(1 + 434 / 3 - 2 * 102 / 6)
 
 
 def test_kernel_distance_of_one_distribution_is_zero_on_average():
     generator = np.random.default_rng(2)
-    values = [kernel_distance(generator.normal(size=(20, 4)), generator.normal(size=(30, 4))) for _ in range(400)]
+    values = [
+        kernel_distance(Kernels.of(generator.normal(size=(20, 4)), generator.normal(size=(30, 4)))) for _ in range(400)
+    ]
     assert abs(np.mean(values)) < 4 * np.std(values) / 20
     assert min(values) < 0
 
@@ -77,9 +79,9 @@ def test_kernel_distance_of_subsets_equals_that_of_the_picked_rows(features):
     one, other = (generator.permutation(90) < 30 for _ in range(2))
     kernels = Kernels.of(first, second)
     across = kernels.across(one[None].astype(float), other[None].astype(float))
-    assert across[0] == pytest.approx(kernel_distance(first[one], second[other]))
+    assert across[0] == pytest.approx(kernel_distance(Kernels.of(first[one], second[other])))
     inside = kernels.inside(one[None].astype(float), ~one[None] * 1.0)
-    assert inside[0] == pytest.approx(kernel_distance(first[one], first[~one]))
+    assert inside[0] == pytest.approx(kernel_distance(Kernels.of(first[one], first[~one])))
 
 
 def test_interval_of_the_kernel_distance_covers_the_truth():
@@ -108,7 +110,7 @@ def test_a_set_against_itself_gives_zero(features):
     assert frechet_distance(features[0], features[0]) == pytest.approx(0, abs=1e-6)
     assert frechet_distance(features[0][:8], features[0][:8]) == pytest.approx(0, abs=1e-6)
     # KID is unbiased: it leaves out the pairs of an item with itself, so of one and the same set it is below 0, not 0.
-    assert kernel_distance(features[0], features[0]) < 0
+    assert kernel_distance(Kernels.of(features[0], features[0])) < 0
     flat = np.tile(features[0][:, :1], (1, 12))  # a singular covariance
     assert frechet_distance(flat, flat) == pytest.approx(0, abs=1e-6)
 

@@ -40,7 +40,7 @@ def test_the_default_is_lite0():
 def test_a_users_function_gives_the_features(module):
     before = list(sys.path)
     extractor = open_extractor(FeatureOptions(extractor="own_features:means"))
-    found = extract_features(extractor, SCANS, progress=False)
+    found = extract_features(extractor, SCANS)
     np.testing.assert_allclose(found, SCANS.astype(np.float32).mean(axis=(2, 3)), rtol=1e-5, atol=1e-6)
     assert extractor.name == "own_features:means"
     assert extractor.sha256 == hashlib.sha256(module.read_bytes()).hexdigest()

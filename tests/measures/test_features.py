@@ -32,8 +32,8 @@ def test_equals_the_published_network_on_8_bit_pictures(extractor):
 
 def test_batches_do_not_change_features(extractor):
     scans = np.random.default_rng(1).uniform(-1, 1, size=(4, 1, 16, 20)).astype(np.float16)
-    whole = extract_features(extractor, scans, batch=4, progress=False)
-    parts = extract_features(extractor, scans, np.array([3, 0]), batch=1, progress=False)
+    whole = extract_features(extractor, scans, batch=4)
+    parts = extract_features(extractor, scans, np.array([3, 0]), batch=1)
     assert whole.shape == (4, 1280)
     np.testing.assert_allclose(parts, whole[[3, 0]], rtol=1e-4, atol=1e-5)
 
@@ -69,7 +69,7 @@ def test_refuses_other_weights_and_other_ranks(extractor, tmp_path, monkeypatch)
     with pytest.raises(DataError, match="axes"):
         extractor(torch.zeros(1, 4, 4))
     with pytest.raises(DataError, match="at least one"):
-        extract_features(extractor, np.zeros((0, 1, 4, 4)), progress=False)
+        extract_features(extractor, np.zeros((0, 1, 4, 4)))
 
 
 class Broken:
@@ -87,10 +87,10 @@ class Broken:
 @pytest.mark.parametrize("shape", [(2,), (3, 4), (2, 4, 1), (2, 0)])
 def test_features_that_are_not_one_row_a_scan_are_refused(shape):
     with pytest.raises(ConfigError, match=r"Broken: need features of shape \(2, D\) for 2 scans"):
-        extract_features(Broken(torch.zeros(shape)), np.zeros((2, 1, 4, 4)), progress=False)
+        extract_features(Broken(torch.zeros(shape)), np.zeros((2, 1, 4, 4)))
 
 
 def test_features_that_are_not_finite_name_the_row():
     features = torch.tensor([[1.0, 2.0], [1.0, float("nan")]])
     with pytest.raises(DataError, match="for row 7;"):
-        extract_features(Broken(features), np.zeros((9, 1, 4, 4)), np.array([3, 7]), progress=False)
+        extract_features(Broken(features), np.zeros((9, 1, 4, 4)), np.array([3, 7]))

@@ -134,7 +134,6 @@ def test_the_report_has_a_section_with_the_figures(readers):
     assert "5 of 6" in text
     assert "3 real and 3 synthetic scans" in text
     assert ("All together" in text) is (readers == 2)
-    assert ("Agreement between readers" in text) is (readers == 2)
     assert result.readers[0].power() in text
     assert "97 %" in result.readers[0].power()
     charts = [about["aria-label"] for tag, about in page.elements if tag == "svg"]

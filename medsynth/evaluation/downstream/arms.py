@@ -81,18 +81,14 @@ def synthetic_arms(
 
     All use `recipe`, the strongest cheap baseline. `common`: the set has scans of other classes too; without, `all` is `rare`.
     """
-    base = Arm(name="pretrain_synthetic", kind="synthetic", recipe=recipe, pretrain=True)
+    base = Arm(name="pretrain_synthetic", kind="synthetic", recipe=recipe)
     arms = []
     if "rare" in kinds or ("all" in kinds and not common):
-        arms += [replace(base, name=f"synthetic {share:g}", rare_share=share, pretrain=False) for share in shares]
+        arms += [replace(base, name=f"synthetic {share:g}", rare_share=share) for share in shares]
     if "all" in kinds and common:
-        arms += [
-            replace(
-                base, name=f"synthetic {share:g} of all classes", rare_share=share, common_share=share, pretrain=False
-            )
-            for share in shares
-        ]
-    return [*arms, base] if "pretrain" in kinds else arms
+        names = {share: f"synthetic {share:g} of all classes" for share in shares}
+        arms += [replace(base, name=names[share], rare_share=share, common_share=share) for share in shares]
+    return [*arms, replace(base, pretrain=True)] if "pretrain" in kinds else arms
 
 
 def duplicate_control(arm: Arm) -> Arm:
@@ -117,31 +113,26 @@ class Table:
         """Return all training scans of the task; `rare` `(entries,)` says which are of the rare class."""
         parts = {name: [getattr(pool, name) for pool in task.pools] for name in ("real", "synthetic", "further")}
         rare = [
-            np.full(len(rows), pool.rare) for of in parts.values() for pool, rows in zip(task.pools, of, strict=True)
+            np.full(len(rows), pool is task.rare)
+            for of in parts.values()
+            for pool, rows in zip(task.pools, of, strict=True)
         ]
         return cls(**{name: np.concatenate(rows) for name, rows in parts.items()}, rare=np.concatenate(rare))
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Draws:
-    """The scans of one training: `entries` `(steps, batch)` of the table, and the share of the rare class in the real scans."""
+def draw_training(task: Task, arm: Arm, *, steps: int, batch: int, seed: int, repeat: int) -> tuple[np.ndarray, float]:
+    """Return the scans of training number `repeat` of the arm, and the share of the rare class among the real ones.
 
-    entries: np.ndarray
-    rare_rate: float
-
-
-def draw_training(task: Task, arm: Arm, *, steps: int, batch: int, seed: int, repeat: int) -> Draws:
-    """Return the scans that training number `repeat` of the arm sees in each step.
-
-    Arms share their random numbers, so they differ only where their definitions do. Each training draws its own bootstrap
-    of the synthetic scans (and of the duplicates), so that trainings vary as sets of that size do.
+    The scans are entries of the table, `(steps, batch)`. Arms share their random numbers, so they differ only where their
+    definitions do. Each training draws its own bootstrap of the synthetic scans (and of the duplicates), so that trainings
+    vary as sets of that size do.
     """
     generator = numpy_generator(seed, "downstream", "draws", repeat)
     class_draw, source_draw, item_draw = generator.random((3, steps, batch))
     pools = _entries(task, arm, generator)
     counts = np.array([len(real) for real, _ in pools], dtype=np.float64)
-    rare_rate = counts[0] / counts.sum()
     rates = counts / counts.sum()
+    rare_rate = float(rates[0])
     if arm.recipe.balance == "oversample":
         rates = np.r_[_BALANCED, (1 - _BALANCED) * counts[1:] / counts[1:].sum()]
     which = np.searchsorted(np.cumsum(rates)[:-1], class_draw, side="right")
@@ -154,7 +145,7 @@ def draw_training(task: Task, arm: Arm, *, steps: int, batch: int, seed: int, re
             chosen = (which == number) & wanted
             if chosen.any():
                 entries[chosen] = source[(item_draw[chosen] * len(source)).astype(np.int64)]
-    return Draws(entries=entries, rare_rate=float(rare_rate))
+    return entries, rare_rate
 
 
 def _entries(task: Task, arm: Arm, generator: np.random.Generator) -> list[tuple[np.ndarray, np.ndarray]]:

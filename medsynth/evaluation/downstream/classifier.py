@@ -84,15 +84,17 @@ class PixelTrainer:
 
     def _scores(self, arm: Arm, repeat: int) -> tuple[np.ndarray, np.ndarray]:
         task, seed, settings = self._experiment.task, self._experiment.seed, self._settings
-        draws = draw_training(task, arm, steps=settings.steps, batch=settings.batch_size, seed=seed, repeat=repeat)
+        entries, rare_rate = draw_training(
+            task, arm, steps=settings.steps, batch=settings.batch_size, seed=seed, repeat=repeat
+        )
         channels, *spatial = self._real.shape[1:]
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive_seed(seed, "downstream", "network", arm.network, repeat))
             network = build_network(arm.network, channels, len(spatial), settings)
             head = [module for module in network.modules() if isinstance(module, nn.Linear)][-1]
-            nn.init.constant_(head.bias, start_bias(arm, draws.rare_rate))
+            nn.init.constant_(head.bias, start_bias(arm, rare_rate))
             network.to(self._device).train()
-            self._train(network, arm, draws.entries, draws.rare_rate, repeat)
+            self._train(network, arm, entries, rare_rate, repeat)
         network.eval()
         scored = [self._score(network, part.rows) for part in (task.validation, task.test)]
         if not all(np.isfinite(part).all() for part in scored):

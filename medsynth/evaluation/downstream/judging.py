@@ -122,9 +122,7 @@ class Comparer:
             wide = apart[name].estimate(level=level)
             bounds[name] = wide.low, wide.high
         return Difference(
-            estimates=estimates,
-            adjusted=dict(zip(PRIMARY, holm(p_values).tolist(), strict=True)),
-            bounds=bounds,
+            estimates=estimates, adjusted=dict(zip(PRIMARY, holm(p_values).tolist(), strict=True)), bounds=bounds
         )
 
     def curves(self, name: str) -> dict[str, Curve]:

@@ -78,14 +78,7 @@ class ProbeData:
 
 
 def train_probe(
-    task: Task,
-    table: Table,
-    data: ProbeData,
-    arm: Arm,
-    *,
-    seed: int,
-    repeats: range,
-    settings: Settings = Settings(),
+    task: Task, table: Table, data: ProbeData, arm: Arm, *, seed: int, repeats: range, settings: Settings = Settings()
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the scores (logits) of validation and test scans, float32 `(repeats, N)` each, one training a repeat.
 
@@ -97,7 +90,7 @@ def train_probe(
         draw_training(task, arm, steps=probe.steps, batch=probe.batch_size, seed=seed, repeat=repeat)
         for repeat in repeats
     ]
-    entries = torch.from_numpy(np.stack([each.entries for each in draws], axis=1))
+    entries = torch.from_numpy(np.stack([each for each, _ in draws], axis=1))
     generators = [numpy_generator(seed, "downstream", "probe", repeat) for repeat in repeats]
     flat, variants = data.training.flatten(0, 1), data.training.shape[1]
     size = (probe.steps, probe.batch_size)
@@ -107,10 +100,10 @@ def train_probe(
     positions = entries * variants
     if arm.recipe.augment:
         positions = positions + torch.from_numpy((chosen * variants).astype(np.int64))
-    biases = np.array([[start_bias(arm, each.rare_rate)] for each in draws], dtype=np.float32)
+    biases = np.array([[start_bias(arm, rate)] for _, rate in draws], dtype=np.float32)
     weights = torch.from_numpy(np.concatenate([start, biases], axis=1)).requires_grad_()
     optimiser = torch.optim.AdamW([weights], lr=probe.learning_rate, weight_decay=probe.weight_decay, fused=True)
-    rates = torch.tensor([each.rare_rate for each in draws])[:, None]
+    rates = torch.tensor([rate for _, rate in draws])[:, None]
     labels = torch.from_numpy(table.rare.astype(np.float32))[entries]
     if arm.recipe.mixup:
         generators = [numpy_generator(seed, "downstream", "mixing", repeat) for repeat in repeats]
@@ -152,35 +145,25 @@ def augmented_features(experiment: Experiment, extractor: Extractor, key: str) -
     scans = experiment.training_scans()
     sources = [scans[entry] for entry in chosen]
     parts: list[np.ndarray] = []
-    with tqdm(
-        total=len(chosen) * probe.copies,
-        desc="features of augmented copies",
-        unit="scan",
-        disable=not experiment.progress,
-    ) as bar:
-        for copy in range(probe.copies):
-            file = experiment.folder / f"copies-{name}-{copy}.npy"
-            if not file.exists():
-                found = _extract_copy(sources, extractor, experiment, copy, bar)
-                with atomic_path(file) as temporary, temporary.open("wb") as out:
-                    np.save(out, found)
-            else:
-                bar.update(len(chosen))
-            parts.append(np.load(file, allow_pickle=False))
+    for copy in range(probe.copies):
+        file = experiment.folder / f"copies-{name}-{copy}.npy"
+        if not file.exists():
+            found = _extract_copy(sources, extractor, experiment, copy)
+            with atomic_path(file) as temporary, temporary.open("wb") as out:
+                np.save(out, found)
+        parts.append(np.load(file, allow_pickle=False))
     result = np.full((len(table), probe.copies, parts[0].shape[1]), np.nan, dtype=np.float32)
     result[chosen] = np.stack(parts, axis=1)
     return result
 
 
 def _extract_copy(
-    sources: Sequence[tuple[np.ndarray, int]], extractor: Extractor, experiment: Experiment, copy: int, bar: tqdm
+    sources: Sequence[tuple[np.ndarray, int]], extractor: Extractor, experiment: Experiment, copy: int
 ) -> np.ndarray:
+    starts, title = range(0, len(sources), _BATCH), f"features of augmented copy {copy + 1}"
     parts = []
-    for start in range(0, len(sources), _BATCH):
-        batch = sources[start : start + _BATCH]
-        scans = gather(batch)
+    for start in tqdm(starts, desc=title, unit="batch", disable=not experiment.progress):
         generator = torch_generator(experiment.seed, "downstream", "copy", copy, start)
-        changed = perturb(scans, experiment.settings.classical, generator)
+        changed = perturb(gather(sources[start : start + _BATCH]), experiment.settings.classical, generator)
         parts.append(extractor(changed).numpy().astype(np.float32))
-        bar.update(len(scans))
     return np.concatenate(parts)

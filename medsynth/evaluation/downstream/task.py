@@ -33,8 +33,6 @@ class Pool:
     `patients` `(real,)` and `further_patients` number the patients.
     """
 
-    label: str
-    rare: bool
     real: np.ndarray
     patients: np.ndarray
     synthetic: np.ndarray
@@ -123,8 +121,6 @@ def make_task(
         if len(own) or label == rare_class:
             pools.append(
                 Pool(
-                    label=label,
-                    rare=label == rare_class,
                     real=own,
                     patients=real.patients[own],
                     synthetic=np.flatnonzero(made == label),

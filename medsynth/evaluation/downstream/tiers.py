@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -25,13 +25,8 @@ from medsynth.evaluation.downstream.judging import (
 from medsynth.evaluation.downstream.task import Task
 from medsynth.files import atomic_path
 
-
-class Trainer(Protocol):
-    """Trains classifiers of one tier."""
-
-    def __call__(self, arm: Arm, repeats: range) -> tuple[np.ndarray, np.ndarray]:
-        """Return validation and test scores `(repeats, N)` of these trainings of the arm, numbered from 0."""
-        ...
+# Returns validation and test scores `(repeats, N)` of these trainings of an arm, numbered from 0.
+Trainer = Callable[[Arm, range], tuple[np.ndarray, np.ndarray]]
 
 
 @dataclass(kw_only=True)
@@ -184,11 +179,7 @@ def full_tier(experiment: Experiment, probe: Tier) -> Tier:
             bar=bar,
         )
         return run_tier(
-            "full",
-            experiment,
-            book,
-            baselines,
-            lambda base: [replace(synthetic, recipe=base.recipe).on(base.network)],
+            "full", experiment, book, baselines, lambda base: [replace(synthetic, recipe=base.recipe).on(base.network)]
         )
 
 

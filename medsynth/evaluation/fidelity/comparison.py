@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -13,6 +14,7 @@ from medsynth.measures.distances import (
     Projection,
     extrapolated_frechet_distance,
     frechet_distance,
+    kernel_distance,
     kernel_distance_interval,
     projected_dims,
 )
@@ -129,7 +131,7 @@ class Comparison:
         return figures
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class Similarities:
     """How alike scans of a group are: `values` `(P,)` of `pairs` `(P, 2)` of positions among `count` scans."""
 
@@ -201,10 +203,15 @@ def compare_groups(
         return None
     references, candidates, sizes = zip(*usable, strict=True)
     draws = _draw(references, candidates, sizes, settings.repeats, generator)
-    real, others = (np.concatenate([group.features for group in side]) for side in (references, candidates))
+
+    def joined(name: str) -> list[np.ndarray]:
+        return [np.concatenate([getattr(group, name) for group in side]) for side in (references, candidates)]
+
+    real, others = joined("features")
     size = sum(sizes)
     dims = projected_dims(settings.pca_dims, size)
     kernels = Kernels.of(real, others)
+    one, other, picked = map(as_indicators, draws, (len(real), len(real), len(others)))
     alone = len(sizes) == 1
     frechet, infinite = _frechet_figures(real, others, dims, draws, generator)
     return Comparison(
@@ -213,17 +220,17 @@ def compare_groups(
         scans_a_side=size,
         too_few=size < TOO_FEW,
         pca_dims=dims,
-        kid=_kernel_figure(kernels, draws),
-        kid_of_all=_kernel_figure_of_all(kernels, generator) if alone else None,
+        kid=Measured.of_draws(kernels.across(one, picked), kernels.inside(one, other), DISTANCE),
+        kid_of_all=(kernel_distance(kernels), *kernel_distance_interval(kernels, generator)) if alone else None,
         frechet=frechet,
         frechet_infinite=infinite,
-        fid=_by_draw(frechet_distance, real, others, _first(draws, _FULL_DISTANCES)) if fid else None,
+        fid=_by_draw(frechet_distance, real, others, draws, first=_FULL_DISTANCES) if fid else None,
         fid_comparable=fid and size >= 2 * real.shape[1],
         **_manifold_figures(real, others, draws, settings.neighbours),
         ssim=_similarity_figure("ssim", references[0], candidates[0], draws, generator) if alone else None,
         ms_ssim=_similarity_figure("ms_ssim", references[0], candidates[0], draws, generator) if alone else None,
-        intensity=_intensity_figure(references, candidates, draws),
-        texture=_texture_figure(references, candidates, draws),
+        intensity=_by_draw(intensity_distance, *joined("intensities"), draws),
+        texture=None if references[0].textures is None else _by_draw(_texture_distance, *joined("textures"), draws),
     )
 
 
@@ -303,18 +310,6 @@ def _draw(
     return one, other, picked
 
 
-def _kernel_figure(kernels: Kernels, draws: Draws) -> Measured:
-    real_count, count = kernels.cross.shape
-    one, other = (as_indicators(half, real_count) for half in draws[:2])
-    across = kernels.across(one, as_indicators(draws[2], count))
-    return Measured.of_draws(across, kernels.inside(one, other), DISTANCE)
-
-
-def _kernel_figure_of_all(kernels: Kernels, generator: np.random.Generator) -> tuple[float, float, float]:
-    everything = (np.ones((1, count)) for count in kernels.cross.shape)
-    return float(kernels.across(*everything)[0]), *kernel_distance_interval(kernels, generator)
-
-
 def _frechet_figures(
     real: np.ndarray, others: np.ndarray, dims: int, draws: Draws, generator: np.random.Generator
 ) -> tuple[Measured, Measured]:
@@ -330,13 +325,9 @@ def _frechet_figures(
         axes = Projection.fit(first, dims)
         return frechet_distance(axes.project(first), axes.project(second))
 
-    def extrapolated(first: np.ndarray, second: np.ndarray) -> float:
-        return extrapolated_frechet_distance(first, second, dims=dims, generator=generator, subsets=_SUBSETS)
-
-    return (
-        _by_draw(along_axes, real, others, draws),
-        _by_draw(extrapolated, real, others, _first(draws, _EXTRAPOLATIONS)),
-    )
+    extrapolated = partial(extrapolated_frechet_distance, dims=dims, generator=generator, subsets=_SUBSETS)
+    plain = _by_draw(along_axes, real, others, draws)
+    return plain, _by_draw(extrapolated, real, others, draws, first=_EXTRAPOLATIONS)
 
 
 def _manifold_figures(real: np.ndarray, others: np.ndarray, draws: Draws, neighbours: int) -> dict[str, Measured]:
@@ -352,17 +343,8 @@ def _manifold_figures(real: np.ndarray, others: np.ndarray, draws: Draws, neighb
     return figures
 
 
-def _intensity_figure(references: Sequence[Group], candidates: Sequence[Group], draws: Draws) -> Measured:
-    real, others = (np.concatenate([group.intensities for group in side]) for side in (references, candidates))
-    return _by_draw(intensity_distance, real, others, draws)
-
-
-def _texture_figure(references: Sequence[Group], candidates: Sequence[Group], draws: Draws) -> Measured | None:
-    sides = [[group.textures for group in side if group.textures is not None] for side in (references, candidates)]
-    if not all(map(len, sides)):
-        return None
-    real, others = map(np.concatenate, sides)
-    return _by_draw(lambda first, second: float(np.median(standardised_distances(first, second))), real, others, draws)
+def _texture_distance(first: np.ndarray, second: np.ndarray) -> float:
+    return float(np.median(standardised_distances(first, second)))
 
 
 def _similarity_figure(
@@ -386,13 +368,10 @@ def _similarity_figure(
 
 
 def _by_draw(
-    distance: Callable[[np.ndarray, np.ndarray], float], real: np.ndarray, others: np.ndarray, draws: Draws
+    distance: Callable[..., float], real: np.ndarray, others: np.ndarray, draws: Draws, first: int | None = None
 ) -> Measured:
-    """Return a distance of (A, S) in each draw beside that of (A, B), from one row per scan."""
-    across = [distance(real[half], others[draw]) for half, _, draw in zip(*draws, strict=True)]
-    inside = [distance(real[half], real[rest]) for half, rest, _ in zip(*draws, strict=True)]
+    """Return a distance of (A, S) in each draw, or the `first` ones, beside that of (A, B), from one row per scan."""
+    taken = list(zip(*draws, strict=True))[:first]
+    across = [distance(real[half], others[draw]) for half, _, draw in taken]
+    inside = [distance(real[half], real[rest]) for half, rest, _ in taken]
     return Measured.of_draws(np.array(across), np.array(inside), DISTANCE)
-
-
-def _first(draws: Draws, count: int) -> Draws:
-    return draws[0][:count], draws[1][:count], draws[2][:count]

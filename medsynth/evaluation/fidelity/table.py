@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -45,7 +44,8 @@ class Counts:
     """All scans of one class, or of all classes together, before `max_scans` draws from them.
 
     `held_out_halves` is the number of scans that each of two halves of the held-out ones reaches without a common patient;
-    `identical` of the synthetic scans equal a real scan of any class and split in every pixel of the grid.
+    `identical` of the synthetic scans equal a real scan of any class and split in every pixel of the grid. Of all classes, a
+    patient with scans of two classes counts twice.
     """
 
     synthetic: int
@@ -53,11 +53,6 @@ class Counts:
     held_out: int
     held_out_patients: int
     held_out_halves: int
-
-    @classmethod
-    def together(cls, counts: Sequence[Counts]) -> Counts:
-        """Return the sum over classes; a patient with scans of two classes counts twice."""
-        return cls(**{item.name: sum(getattr(each, item.name) for each in counts) for item in fields(cls)})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,16 +141,28 @@ def score_fidelity(
     parts = {("made", label): synthetic.rows_of(label) for label in labels}
     for label in labels:
         parts["seen", label], parts["held out", label] = real.rows_of(label, SEEN), real.rows_of(label, HELD_OUT)
-    counts = _counts(real, synthetic, labels, parts)
+    identical = equal_rows(synthetic.scans, real.scans) >= 0
+    counts = {}
+    for label in labels:
+        patients = real.patients[parts["held out", label]]
+        counts[label] = Counts(
+            synthetic=len(parts["made", label]),
+            identical=int(identical[parts["made", label]].sum()),
+            held_out=len(patients),
+            held_out_patients=len(np.unique(patients)),
+            held_out_halves=half_size(patients),
+        )
     # A class draws the same scans whatever other classes there are.
     parts = {
-        key: _some(rows, settings.max_scans, numpy_generator(seed, "fidelity", "scans", *key))
+        key: rows
+        if len(rows) <= settings.max_scans
+        else np.sort(numpy_generator(seed, "fidelity", "scans", *key).permutation(rows)[: settings.max_scans])
         for key, rows in parts.items()
     }
-    real_parts = {key: rows for key, rows in parts.items() if key[0] != "made"}
-    made_parts = {key: rows for key, rows in parts.items() if key[0] == "made"}
-    groups = _groups(real, real_parts, "real scans", settings, seed, progress)
-    groups |= _groups(synthetic, made_parts, "synthetic scans", settings, seed, progress)
+    made = {key: rows for key, rows in parts.items() if key[0] == "made"}
+    seen_or_held_out = {key: rows for key, rows in parts.items() if key not in made}
+    groups = _groups(real, seen_or_held_out, "real scans", settings, seed, progress)
+    groups |= _groups(synthetic, made, "synthetic scans", settings, seed, progress)
     width = real.features.shape[1]
     # FID is defined on one picture per scan: with several, their features are concatenated.
     fid = bool(getattr(extractor, "fid", False)) and width == _FID_WIDTH
@@ -196,25 +203,6 @@ def _check(real: ScanArrays, synthetic: ScanArrays) -> None:
             )
 
 
-def _counts(real: ScanArrays, synthetic: ScanArrays, labels: list[str], parts: Parts) -> dict[str, Counts]:
-    identical = equal_rows(synthetic.scans, real.scans) >= 0
-    counts = {}
-    for label in labels:
-        made, patients = parts["made", label], real.patients[parts["held out", label]]
-        counts[label] = Counts(
-            synthetic=len(made),
-            identical=int(identical[made].sum()),
-            held_out=len(patients),
-            held_out_patients=len(np.unique(patients)),
-            held_out_halves=half_size(patients),
-        )
-    return counts
-
-
-def _some(rows: np.ndarray, limit: int, generator: np.random.Generator) -> np.ndarray:
-    return rows if len(rows) <= limit else np.sort(generator.permutation(rows)[:limit])
-
-
 def _left_out(spatial: tuple[int, ...]) -> dict[str, str]:
     """Return why a measure cannot be taken of scans of this size."""
     size = " x ".join(map(str, spatial))
@@ -247,9 +235,7 @@ def _groups(
             intensities=intensities[at],
             textures=None if textures is None else textures[at],
             similarities={
-                name: Similarities(
-                    pairs=pairs, values=pair_similarities(scans.scans, rows[pairs], measure), count=len(rows)
-                )
+                name: Similarities(pairs, pair_similarities(scans.scans, rows[pairs], measure), len(rows))
                 for name, measure in measures.items()
                 if name not in left_out
             },
@@ -274,15 +260,17 @@ def _row(
         if not all(map(len, sides)):
             return None
         generator = numpy_generator(seed, "fidelity", "draws", *about, reference, candidate)
-        shares = [settings.max_scans / max(1, sum(map(len, side))) for side in sides]
-        thinned = [
-            [group.thinned(share, generator) for group in side] for side, share in zip(sides, shares, strict=True)
-        ]
+        thinned = []
+        for side in sides:
+            share = settings.max_scans / max(1, sum(map(len, side)))
+            thinned.append([group.thinned(share, generator) for group in side])
         return compare_groups(*thinned, settings=settings, generator=generator, fid=fid)
 
     return FidelityRow(
         label=label,
-        counts=Counts.together([counts[name] for name in chosen]),
+        counts=Counts(
+            **{item.name: sum(getattr(counts[name], item.name) for name in chosen) for item in fields(Counts)}
+        ),
         held_out=compared("held out", "made"),
         seen=compared("seen", "made"),
         real_seen=compared("held out", "seen"),
@@ -300,10 +288,9 @@ def _sheet(
         distances, found = nearest_distances(shown, real.scans, among=training)
         nearest = real.scans[found]
     pool = np.concatenate([parts[part, label] for part in ("held out", "seen")])
-    drawn = generator.permutation(pool)[: len(shown)]
     return Sheet(
         label=label,
-        real=np.asarray(real.scans[drawn], dtype=np.float32),
+        real=np.asarray(real.scans[generator.permutation(pool)[: len(shown)]], dtype=np.float32),
         nearest=np.asarray(nearest, dtype=np.float32),
         synthetic=np.asarray(shown, dtype=np.float32),
         distances=distances,

@@ -64,11 +64,14 @@ def score_privacy(
         raise DataError(f"label: need classes of the real cohort, got {unknown[0]!r}; try renaming labels")
     evidence = _Evidence(real, synthetic, settings, seed, progress)
     dropped = evidence.found if drop_copies else np.zeros_like(evidence.found)
+    equal: dict[bytes, list[int]] = {}
+    for row, scan in enumerate(synthetic.scans):
+        equal.setdefault(digest_scan(scan), []).append(row)
     return PrivacyResult(
         rows=tuple(evidence.row(label, dropped) for label in evidence.present),
         copies=tuple(evidence.copy(int(row), drop_copies) for row in np.flatnonzero(evidence.found)),
         suspects=tuple(evidence.copy(row, drop_copies) for row in evidence.most_suspicious()),
-        repeated=_repeated(synthetic.scans),
+        repeated=tuple(tuple(rows) for rows in equal.values() if len(rows) > 1),
         edits=_edits(real, synthetic, evidence.donors, settings),
         membership=membership,
         settings=settings,
@@ -104,12 +107,8 @@ class _Evidence:
             rows=self.held.rows,
             barred=self.held.barred,
         )
-        self.thresholds = calibrate(
-            self.near_held.values()[self.held.calibrates],
-            self.held.labels[self.held.calibrates],
-            len(real.classes),
-            _TARGET * settings.max_false_alarms,
-        )
+        values, labels = (of_held[self.held.calibrates] for of_held in (self.near_held.values(), self.held.labels))
+        self.thresholds = calibrate(values, labels, len(real.classes), _TARGET * settings.max_false_alarms)
         self.planted = {}
         for label in self.present:
             copies, _, kinds = plant_copies(real, label, settings, seed)
@@ -120,11 +119,10 @@ class _Evidence:
         if self.thresholds is not None:
             self.found |= self.thresholds.flagged(self.made, self.labels)
             self.unmistakable |= self.thresholds.unmistakable(self.made, self.labels)
-        made = self.made
         self.nearest = {"pixels": np.full(len(self.labels), -1), "features": np.full(len(self.labels), -1)}
         if len(test):
             references = References(real, test, settings, progress=progress)
-            near = references.measure(synthetic.scans, title="synthetic against held-out scans", **own)
+            made, near = self.made, references.measure(synthetic.scans, title="synthetic against held-out scans", **own)
             self.nearest = {
                 "pixels": np.where(near.pixels < made.pixels, near.rows, made.rows),
                 "features": np.where(near.features < made.features, near.features_rows, made.features_rows),
@@ -135,6 +133,7 @@ class _Evidence:
         held, made, near_held = self.held, self.made, self.near_held
         near_planted, kinds = self.planted[label]
         name, mine, real_mine = self.real.classes[label], self.labels == label, held.labels == label
+        generators = {by: numpy_generator(self.seed, "privacy", "lean", name, by) for by in self.nearest}
         kept, checks, calibrates = mine & ~dropped, real_mine & ~held.calibrates, real_mine & held.calibrates
         alarms, clear = np.zeros(len(held.rows), dtype=bool), np.zeros(len(held.rows), dtype=bool)
         hits, limits = np.zeros(len(kinds), dtype=bool), np.full(len(CRITERIA), np.nan)
@@ -167,9 +166,7 @@ class _Evidence:
             power_by_kind={kind: Share.of_those(hits[kinds == number]) for number, kind in enumerate(PLANTED)},
             figures=figures,
             lean={
-                by: measure_lean(
-                    nearest[kept], self.real, self.seen, numpy_generator(self.seed, "privacy", "lean", name, by)
-                )
+                by: measure_lean(nearest[kept], self.real, self.seen, generators[by])
                 for by, nearest in self.nearest.items()
             },
             histogram=count_distances({side: near.pixels[rows] for side, (near, rows) in sides.items()}),
@@ -218,21 +215,10 @@ def _edits(
         return None
     parts = [
         aligned_distances(
-            synthetic.scans[some],
-            real.scans[donors[some]],
-            shift=settings.shift,
-            smoothing=settings.smoothing,
+            synthetic.scans[some], real.scans[donors[some]], shift=settings.shift, smoothing=settings.smoothing
         )
         for some in np.array_split(edited, -(-len(edited) // 64))
     ]
     low, middle = np.quantile(np.concatenate(parts), [0.05, 0.5])
     different = len(np.unique(donors[edited]))
     return {"scans": len(edited), "donors": different, "low": float(low), "median": float(middle)}
-
-
-def _repeated(scans: np.ndarray) -> tuple[tuple[int, ...], ...]:
-    """Return groups of rows with equal scans."""
-    groups: dict[bytes, list[int]] = {}
-    for row, scan in enumerate(scans):
-        groups.setdefault(digest_scan(scan), []).append(row)
-    return tuple(tuple(rows) for rows in groups.values() if len(rows) > 1)

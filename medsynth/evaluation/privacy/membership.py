@@ -27,7 +27,7 @@ _RESAMPLES = 1000
 _FEWEST = 10  # patients on either side
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class MembershipRow:
     """AUC of one class, or the mean over classes (`label` None), with its 95 % interval over patients; NaN: cannot tell."""
 
@@ -42,17 +42,7 @@ class MembershipRow:
     @classmethod
     def of(cls, label: str | None, aucs: np.ndarray, counts: np.ndarray) -> MembershipRow:
         """Return a row from the AUC, followed by those of resamples, and the numbers of patients on either side and of scans."""
-        low, high = np.quantile(aucs[1:], [0.025, 0.975])
-        members, new, scans = counts.tolist()
-        return cls(
-            label=label,
-            auc=float(aucs[0]),
-            low=float(low),
-            high=float(high),
-            member_patients=members,
-            new_patients=new,
-            scans=scans,
-        )
+        return cls(label, float(aucs[0]), *np.quantile(aucs[1:], [0.025, 0.975]).tolist(), *counts.tolist())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,13 +69,7 @@ class MembershipResult:
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain values for `report.json`, NaN among them."""
-        return {
-            "rows": [asdict(row) for row in self.rows],
-            "sigmas": list(self.sigmas),
-            "limit": self.limit,
-            "fails": self.fails,
-            "reason": self.reason,
-        }
+        return {**asdict(self), "fails": self.fails}
 
 
 def score_membership(
@@ -109,12 +93,10 @@ def score_membership(
     chosen = range(len(real.classes)) if labels is None else labels
     parts = [np.zeros(0, dtype=np.int64)]
     for label in chosen:
-        if real.classes[label] in classes:
-            generator = numpy_generator(seed, "privacy", "membership", real.classes[label])
+        if (name := real.classes[label]) in classes:
+            generator = numpy_generator(seed, "privacy", "membership", name)
             for split in ("train", "test"):
-                parts.append(
-                    generator.permutation(real.rows_of(real.classes[label], (split,)))[: settings.membership_scans]
-                )
+                parts.append(generator.permutation(real.rows_of(name, (split,)))[: settings.membership_scans])
     rows = np.sort(np.concatenate(parts))
     losses = denoising_losses(denoiser, real, rows, classes, settings.membership_sigmas, seed, progress)
     # Losses of the levels differ in size; the mean of logarithms weighs them equally.

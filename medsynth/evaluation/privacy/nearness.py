@@ -27,9 +27,7 @@ _PERMUTATIONS = 5000
 class GateSettings:
     """Thresholds and sizes of the privacy gate."""
 
-    max_false_alarms: float = (
-        0.02  # share of held-out scans; thresholds are set for a third of it, to hold for others too
-    )
+    max_false_alarms: float = 0.02  # share of held-out scans; thresholds are set for a third of it
     min_patients: int = 50  # real patients of a class, to set and check its threshold
     min_power: float = 0.95  # share of planted copies that must be found
     shift: int = 4  # pixels by which a copy may be shifted along each axis, at most a quarter of the axis
@@ -95,29 +93,30 @@ class References:
             scans, self._neighbours, rows=rows, barred=barred, progress=self._progress, title=title
         )
         count = len(found.distances)
-        near, near_rows = np.full((count, self._neighbours), np.inf), np.full(count, -1)
+        far = np.where(np.isfinite(found.distances), found.distances, np.nan)
+        near, near_rows = np.full((count, self._neighbours), np.nan), np.full(count, -1)
         if features is not None and count:
             own = features if rows is None else features[rows]
             near, near_rows = self._in_features(own, np.full(count, -1) if barred is None else barred)
         return Nearness(
-            pixels=_known(found.distances[:, 0]),
+            pixels=far[:, 0],
             rows=found.indices[:, 0],
-            second=_known(found.distances[:, 1]),
-            stands_out=_standing_out(found.distances),
-            features=_known(near[:, 0]),
+            second=far[:, 1],
+            stands_out=_standing_out(far),
+            features=near[:, 0],
             features_rows=near_rows,
             features_stand_out=_standing_out(near),
         )
 
     def _in_features(self, features: np.ndarray, barred: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return Euclidean distances `(Q, neighbours)` to the nearest patients, and the row `(Q,)` of the first."""
+        """Return Euclidean distances `(Q, neighbours)` to the nearest patients (NaN: none), and the row `(Q,)` of the first."""
         patients, neighbours = self._real.patients, self._neighbours
         most_scans = int(np.unique(patients[self._among], return_counts=True)[1].max())
         wanted = min(len(self._among), neighbours * min(most_scans, 8) + most_scans)
         search = NearestNeighbors(n_neighbors=wanted, algorithm="brute").fit(
             np.asarray(self._real.features[self._among], dtype=np.float32)
         )
-        distances = np.full((len(features), neighbours), np.inf)
+        distances = np.full((len(features), neighbours), np.nan)
         rows = np.full(len(features), -1)
         for start in range(0, len(features), 512):
             found, places = search.kneighbors(np.asarray(features[start : start + 512], dtype=np.float32))
@@ -135,13 +134,12 @@ class References:
 class Thresholds:
     """When a scan counts as a copy: a criterion lies `cut` spreads beyond what is typical of held-out real scans.
 
-    `typical` `(classes, 3)` and `spread` `(3,)` are of the logarithms of `CRITERIA`; `scans` have set the cut.
+    `typical` `(classes, 3)` and `spread` `(3,)` are of the logarithms of `CRITERIA`.
     """
 
     typical: np.ndarray
     spread: np.ndarray
     cut: float
-    scans: int
 
     def scores(self, values: np.ndarray, labels: np.ndarray) -> np.ndarray:
         """Return the lowest standardised criterion of each scan `(N,)`; `values` `(N, 3)` as of `Nearness.values`."""
@@ -181,11 +179,11 @@ def calibrate(values: np.ndarray, labels: np.ndarray, classes: int, target: floa
             typical[label] = np.where(_BY_CLASS, _by_column(np.nanmedian, of_class), overall)
     residuals = values - typical[labels]
     spread = np.maximum(-_by_column(lambda column: np.nanquantile(column, _LOWER), residuals), _NARROWEST)
-    thresholds = Thresholds(typical=typical, spread=spread, cut=-np.inf, scans=len(values))
+    thresholds = Thresholds(typical=typical, spread=spread, cut=-np.inf)
     scores = np.sort(thresholds.scores(values, labels))
     position = int(target * (len(scores) + 1))
     cut = scores[position - 1] if position >= 1 else min(scores[0], norm.ppf(target / len(CRITERIA)))
-    return Thresholds(typical=typical, spread=spread, cut=float(cut), scans=len(values))
+    return Thresholds(typical=typical, spread=spread, cut=float(cut))
 
 
 def equal_rows(scans: np.ndarray, references: np.ndarray) -> np.ndarray:
@@ -262,13 +260,8 @@ def _by_column(measure: Callable[[np.ndarray], np.floating], values: np.ndarray)
 
 
 def _standing_out(distances: np.ndarray) -> np.ndarray:
-    """Return the first distance over the median of the others, `(N,)`."""
-    known = np.where(np.isfinite(distances), distances, np.nan)
-    result = np.full(len(known), np.nan)
-    some = np.isfinite(known[:, 1:]).any(axis=1)
-    result[some] = known[some, 0] / np.maximum(np.nanmedian(known[some, 1:], axis=1), _NEVER_ZERO)
+    """Return the first distance over the median of the others that are known, `(N,)`."""
+    result = np.full(len(distances), np.nan)
+    some = np.isfinite(distances[:, 1:]).any(axis=1)
+    result[some] = distances[some, 0] / np.maximum(np.nanmedian(distances[some, 1:], axis=1), _NEVER_ZERO)
     return result
-
-
-def _known(distances: np.ndarray) -> np.ndarray:
-    return np.where(np.isfinite(distances), distances, np.nan)

@@ -99,15 +99,19 @@ class PrivacyRow:
 
     def failures(self, settings: GateSettings, classes: int) -> list[str]:
         """Return why the class fails, as clauses; `classes` share the significance of the set-level tests."""
+
+        def are(count: int) -> str:
+            return f"{_scans(count)} of {self.judged} {'is' if count == 1 else 'are'}"
+
         reasons = []
         if self.identical:
-            reasons.append(f"{_scans(self.identical)} of {self.judged} {_is(self.identical)} identical to a real scan")
+            reasons.append(f"{are(self.identical)} identical to a real scan")
         close = self.unmistakable - self.identical
         real = Share(self.held_out_unmistakable, self.held_out_scans)
         # What never happens to real scans needs no second case.
         if close and (real.found == 0 or self._more_often(close, real, settings)):
             what = "an unmistakable copy" if close == 1 else "unmistakable copies"
-            reasons.append(f"{_scans(close)} of {self.judged} {_is(close)} {what} of real scans")
+            reasons.append(f"{are(close)} {what} of real scans")
         permitted = settings.max_false_alarms
         if (
             self.judged
@@ -115,8 +119,7 @@ class PrivacyRow:
             and self._more_often(self.flagged, self.false_alarms, settings)
         ):
             reasons.append(
-                f"{_scans(self.flagged)} of {self.judged} {_is(self.flagged)} flagged as copies, "
-                f"more than the {permitted:.0%} that false alarms explain"
+                f"{are(self.flagged)} flagged as copies, more than the {permitted:.0%} that false alarms explain"
             )
         for by, lean in self.lean.items():
             if lean is None or lean.excess < settings.set_excess:
@@ -148,7 +151,6 @@ class PrivacyRow:
 
     def verdict(self, settings: GateSettings, classes: int) -> dict[str, str]:
         """Return `label`, `verdict` (`pass`, `fail` or `cannot tell`) and `sentence`."""
-        verdict = "pass"
         power = (
             f"the gate finds {self.power.found} of {self.power.of} planted copies and flags "
             f"{self.false_alarms.found} of {self.false_alarms.of} held-out real scans"
@@ -159,18 +161,18 @@ class PrivacyRow:
             reasons = "; ".join(doubts)
             verdict, sentence = "cannot tell", f"{reasons[0].upper()}{reasons[1:]} ({power})."
         else:
-            sentence = f"No sign of copying: {self.flagged} of {self.judged} scans flagged; {power}."
+            verdict, sentence = "pass", f"No sign of copying: {self.flagged} of {self.judged} scans flagged; {power}."
         return {"label": self.label, "verdict": verdict, "sentence": sentence + _dropped(self.dropped)}
 
     def as_dict(self, settings: GateSettings, classes: int) -> dict[str, Any]:
         """Return plain values for `report.json`, NaN among them."""
-        shares = {"false_alarms": self.false_alarms.as_dict(), "power": self.power.as_dict()}
-        shares["power_by_kind"] = {kind: share.as_dict() for kind, share in self.power_by_kind.items()}
         return {
             **vars(self),
             **self.verdict(settings, classes),
             "judged": self.judged,
-            **shares,
+            "false_alarms": self.false_alarms.as_dict(),
+            "power": self.power.as_dict(),
+            "power_by_kind": {kind: share.as_dict() for kind, share in self.power_by_kind.items()},
             "lean": {by: None if lean is None else asdict(lean) for by, lean in self.lean.items()},
         }
 
@@ -212,20 +214,20 @@ class PrivacyResult:
             )
         if self.membership is not None and self.membership.fails:
             causes.append("the model's loss reveals its training patients")
-        judged, flagged, dropped = (
-            sum(getattr(row, name) for row in self.rows) for name in ("judged", "flagged", "dropped")
-        )
-        verdict = "pass"
+        dropped = _dropped(sum(row.dropped for row in self.rows))
+        if causes:
+            return {"verdict": "fail", "sentence": f"The privacy gate fails: {'; '.join(causes)}.{dropped}"}
+        if unjudged:
+            return {
+                "verdict": "cannot tell",
+                "sentence": f"The privacy gate could not judge {_listed(unjudged)}.{dropped}",
+            }
+        judged, flagged = (sum(getattr(row, name) for row in self.rows) for name in ("judged", "flagged"))
         sentence = (
             f"The privacy gate passes: {flagged} of {judged} scans flagged, no more than false alarms explain."
-            f"{_dropped(dropped)} This does not prove that nobody can be recognised."
+            f"{dropped} This does not prove that nobody can be recognised."
         )
-        if causes:
-            verdict, sentence = "fail", f"The privacy gate fails: {'; '.join(causes)}.{_dropped(dropped)}"
-        elif unjudged:
-            verdict = "cannot tell"
-            sentence = f"The privacy gate could not judge {_listed(unjudged)}.{_dropped(dropped)}"
-        return {"verdict": verdict, "sentence": sentence}
+        return {"verdict": "pass", "sentence": sentence}
 
     def as_dict(self) -> dict[str, Any]:
         """Return everything for `report.json`: numbers, texts and None, NaN among them. No path, no patient."""
@@ -256,22 +258,16 @@ def count_distances(distances: Mapping[str, np.ndarray]) -> dict[str, list[float
     known = {name: values[np.isfinite(values)] for name, values in distances.items()}
     top = max((float(values.max()) for values in known.values() if len(values)), default=1.0) or 1.0
     edges = np.linspace(0, top, _BINS + 1)
-    counts = {name: np.histogram(values, edges)[0] / max(1, len(values)) for name, values in known.items()}
-    return {"edges": edges.tolist(), **{name: shares.tolist() for name, shares in counts.items()}}
+    counts = {name: (np.histogram(values, edges)[0] / max(1, len(values))).tolist() for name, values in known.items()}
+    return {"edges": edges.tolist(), **counts}
 
 
 def _scans(count: int) -> str:
     return f"{count} scan{'' if count == 1 else 's'}"
 
 
-def _is(count: int) -> str:
-    return "is" if count == 1 else "are"
-
-
 def _dropped(count: int) -> str:
-    if count == 0:
-        return ""
-    return f" {count} flagged scan{' was' if count == 1 else 's were'} set aside."
+    return f" {count} flagged scan{' was' if count == 1 else 's were'} set aside." if count else ""
 
 
 def _listed(names: list[str]) -> str:

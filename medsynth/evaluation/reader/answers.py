@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from medsynth.cohorts.manifest import read_table, reason_of, require_columns
+from medsynth.cohorts.manifest import read_table, require_columns
 from medsynth.errors import DataError
 from medsynth.evaluation.reader.study import StudyKey
 
@@ -41,7 +41,10 @@ def read_answers(files: Sequence[Path], key: StudyKey) -> list[Answer]:
     answers: list[Answer] = []
     seen: dict[tuple[str, int], str] = {}
     for file in files:
-        _check_size(file)
+        if file.is_file() and (size := file.stat().st_size) > _LARGEST:
+            raise DataError(
+                f"{file}: need answers of at most {_LARGEST} bytes, got {size}; try the CSV that the page exports"
+            )
         columns, table = read_table(file)
         require_columns(columns, COLUMNS, source=file)
         for number, cells in enumerate(table, start=2):
@@ -86,14 +89,3 @@ def _answer(cells: Mapping[str, str], key: StudyKey, where: str) -> Answer:
         confidence=int(confidence) if confidence else None,
         seconds=float(seconds) if seconds else None,
     )
-
-
-def _check_size(file: Path) -> None:
-    try:
-        size = file.stat().st_size
-    except OSError as error:
-        raise DataError(f"{file}: need a CSV with answers, got {reason_of(error)}; try another path") from error
-    if size > _LARGEST:
-        raise DataError(
-            f"{file}: need answers of at most {_LARGEST} bytes, got {size}; try the CSV that the page exports"
-        )

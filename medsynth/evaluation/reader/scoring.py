@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from itertools import combinations
 from pathlib import Path
 from statistics import fmean, median
 from typing import Any, Literal
@@ -13,7 +12,6 @@ from typing import Any, Literal
 import numpy as np
 from scipy.optimize import brentq
 from scipy.stats import binom, binomtest
-from sklearn.metrics import cohen_kappa_score
 
 from medsynth.errors import DataError
 from medsynth.evaluation.reader.answers import Answer, read_answers
@@ -120,27 +118,12 @@ class Reader:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Agreement:
-    """Cohen's kappa of two readers on the cases that both answered, for real or synthetic and for the class.
-
-    None where it is not defined: no common cases, or both always said the same.
-    """
-
-    first: str
-    second: str
-    cases: int
-    answer: float | None
-    label: float | None
-
-
-@dataclass(frozen=True, kw_only=True)
 class ReaderResult:
-    """A scored study: its readers, and where these are several, all of them together and how far they agree."""
+    """A scored study: its readers, and where these are several, all of them together."""
 
     key: StudyKey
     readers: tuple[Reader, ...]
     pooled: Figures | None
-    agreement: tuple[Agreement, ...]
 
     @property
     def verdict(self) -> Verdict:
@@ -175,7 +158,6 @@ class ReaderResult:
                 for reader in self.readers
             ],
             "pooled": None if self.pooled is None else asdict(self.pooled),
-            "agreement": [asdict(pair) for pair in self.agreement],
             "verdict": self.verdict,
             "sentence": self.sentence(),
             "notes": [
@@ -226,8 +208,7 @@ def score_answers(answers: Sequence[Answer], key: StudyKey, *, seed: int = 0) ->
         pooled = Figures(
             **{name: _pooled_share(table, draws, against_half=name == "accuracy") for name, table in tables.items()}
         )
-    agreement = tuple(_agreement(one, other, by_reader) for one, other in combinations(by_reader, 2))
-    return ReaderResult(key=key, readers=readers, pooled=pooled, agreement=agreement)
+    return ReaderResult(key=key, readers=readers, pooled=pooled)
 
 
 def exact_share(right: int, of: int, *, against_half: bool = False) -> Share:
@@ -333,22 +314,3 @@ def _pooled_share(table: np.ndarray, draws: Resamples, *, against_half: bool) ->
         high=min(1.0, found.high + 0.5),
         p_value=found.p_value if against_half else None,
     )
-
-
-def _agreement(one: str, other: str, by_reader: Mapping[str, Mapping[int, Answer]]) -> Agreement:
-    common = sorted(by_reader[one].keys() & by_reader[other].keys())
-    pairs = [(by_reader[one][case], by_reader[other][case]) for case in common]
-    return Agreement(
-        first=one,
-        second=other,
-        cases=len(common),
-        answer=_kappa([(mine.answer, theirs.answer) for mine, theirs in pairs]),
-        label=_kappa([(mine.label, theirs.label) for mine, theirs in pairs if mine.label and theirs.label]),
-    )
-
-
-def _kappa(pairs: Sequence[tuple[str | None, str | None]]) -> float | None:
-    """Return Cohen's kappa (1960); None where chance alone would make the two agree always."""
-    if len({value for pair in pairs for value in pair}) < 2:
-        return None
-    return float(cohen_kappa_score([mine for mine, _ in pairs], [theirs for _, theirs in pairs]))

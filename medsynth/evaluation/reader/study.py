@@ -66,10 +66,7 @@ class StudyKey:
         """Return what weakens the study: real scans that are not from the test split."""
         counts = self.real_splits()
         real = sum(counts.values())
-        reasons = {
-            "train": "training scans, because too few patients are held out",
-            "val": "from the validation split",
-        }
+        reasons = {"train": "training scans, because too few patients are held out", "val": "from the validation split"}
         return [
             f"{counts[split]} of the {real} real scans of the reader study are {reason}."
             for split, reason in reasons.items()
@@ -127,39 +124,20 @@ def plan_study(
     synthetic: PreparedCohort,
     *,
     count: int,
-    known: StudyKey | None,
     sets: Mapping[str, str],
+    known: StudyKey | None = None,
     seed: int = 0,
-) -> ReaderStudy | None:
-    """Return the study for a report folder, None for 0 cases.
-
-    `known` is the key in that folder: `ConfigError` if the study would be another one, since answers to the known one could
-    no longer be scored; and as for `select_cases`.
-    """
-    if count == 0:
-        return None
-    study = select_cases(real, synthetic, count=count, sets=sets, seed=seed)
-    if known is not None and known != study.key:
-        raise ConfigError(
-            f"reader_study: need a report folder without another study, got the study {known.study}, whose answers could "
-            f"no longer be scored; try leaving out --reader_study, another --out, or removing its {KEY_FILE}"
-        )
-    return study
-
-
-def select_cases(
-    real: PreparedCohort, synthetic: PreparedCohort, *, count: int, sets: Mapping[str, str], seed: int = 0
 ) -> ReaderStudy:
-    """Return a study of `count` scans, half of them real, with as many of each class on either side.
+    """Return a study of `count` scans (an even number), half of them real, with as many of each class on either side.
 
     The classes are those of the synthetic set, as evenly as patients allow. Real scans come from the test split, then from the
     validation split, and from the training split only where all classes together have no other. No patient, and no donor of
     an edit, appears twice on a side; a patient with several classes stands for the one with the fewest patients.
 
     The order depends on `seed` and on the content of both cohorts, so nobody who has only the pictures and this code can
-    work it out. `ConfigError` for an odd number, or for more cases than there are.
+    work it out. `known` is the key of the study in the report folder, if there is one: `ConfigError` if the study would be
+    another, since answers to the known one could no longer be scored, or for more cases than there are.
     """
-    check_reader_study(count)
     classes = tuple(sorted(synthetic.classes[label] for label in np.unique(synthetic.labels)))
     generator = numpy_generator(seed, "reader study", real.key, synthetic.key)
     of_real, of_synthetic = (_pools(side, classes, generator) for side in (real, synthetic))
@@ -192,6 +170,11 @@ def select_cases(
         scans.append(sides[source][0].scans[row])
     pictures = np.stack(scans) if scans else np.zeros((0, *real.scans.shape[1:]), dtype=real.scans.dtype)
     key = StudyKey(study=_fingerprint(pictures, classes), classes=classes, cases=tuple(cases), sets=dict(sets))
+    if known is not None and known != key:
+        raise ConfigError(
+            f"reader_study: need a report folder without another study, got the study {known.study}, whose answers could "
+            f"no longer be scored; try leaving out --reader_study, another --out, or removing its {KEY_FILE}"
+        )
     return ReaderStudy(key=key, scans=pictures)
 
 

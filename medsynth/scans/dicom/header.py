@@ -187,10 +187,8 @@ def _read_planes(found: Dataset, name: str, frames: int) -> tuple[Plane, ...]:
         shared = [*(found.get("SharedFunctionalGroupsSequence") or ()), Dataset()][0]
         planes = tuple(_functional_plane(item, shared) for item in items)
     elif frames > 1:
-        raise DataError(
-            f"{name}: need one frame, or a position for every frame, got {frames} frames without; "
-            "try splitting it into pictures"
-        )
+        got = f"{frames} frames without; try splitting it into pictures"
+        raise DataError(f"{name}: need one frame, or a position for every frame, got {got}")
     else:
         spacing = next((vector(found, key, 2) for key in _SPACINGS if words(found, key)), None)
         planes = (_plane(found, found, spacing, found),)
@@ -231,10 +229,9 @@ def _check_pixels(instance: Instance) -> None:
     try:
         available = get_decoder(source.syntax).is_available
     except NotImplementedError:
-        raise DataError(
-            f"{name}: need a transfer syntax that can be decoded, got {source.syntax.name}; "
-            "try converting it to Explicit VR Little Endian"
-        ) from None
+        hint = "converting it to Explicit VR Little Endian"
+        said = f"{name}: need a transfer syntax that can be decoded, got {source.syntax.name}; try {hint}"
+        raise DataError(said) from None
     if not available:
         raise DataError(f"{name}: need a decoder of {source.syntax.name}, got none installed; try {INSTALL}")
     if source.syntax.is_encapsulated:
@@ -242,9 +239,8 @@ def _check_pixels(instance: Instance) -> None:
             raise DataError(f"{name}: need pixels in fragments for {source.syntax.name}, got one block")
         return
     if source.length is None or not needed <= source.length <= needed + _MAX_TAIL:
-        raise DataError(
-            f"{name}: need {needed} bytes of pixels for {instance.frames} x {instance.rows} x {instance.columns}, "
-            f"got {'fragments' if source.length is None else source.length}"
-        )
+        said = f"{instance.frames} x {instance.rows} x {instance.columns}"
+        got = "fragments" if source.length is None else source.length
+        raise DataError(f"{name}: need {needed} bytes of pixels for {said}, got {got}")
     if (lacking := source.offset + needed - source.size) > 0:
         raise DataError(f"{name}: need {needed} bytes of pixels, got a file that lacks {lacking}")

@@ -38,11 +38,8 @@ def read_frames(instance: Instance) -> Iterator[np.ndarray]:
                 if instance.inverted:
                     stored = ~stored if instance.signed else stored.dtype.type((1 << instance.bits_stored) - 1) - stored
                 if plane.slope != 1 or plane.intercept != 0:
-                    with np.errstate(
-                        over="ignore", invalid="ignore"
-                    ):  # infinities are refused or counted by the reader
-                        stored = stored.astype(np.float64) * plane.slope + plane.intercept
-                        stored = stored.astype(instance.dtype)
+                    with np.errstate(over="ignore", invalid="ignore"):  # the reader counts or refuses infinities
+                        stored = (stored.astype(np.float64) * plane.slope + plane.intercept).astype(instance.dtype)
             yield stored.astype(instance.dtype, copy=False)
 
 
@@ -71,11 +68,9 @@ def _decode(stream: Any, instance: Instance, number: int) -> np.ndarray:
         try:
             return decoder.as_array(stream, index=number, raw=True, **options)[0]
         except Exception as error:  # decoders of other packages raise anything
-            more = _TWELVE_BITS if source.syntax == uid.JPEGExtended12Bit else ""
-            raise DataError(
-                f"{instance.name}: need pixels that a decoder of {source.syntax.name} reads, got {str(error)[:200]}; "
-                f"try {INSTALL}{more}, or another copy"
-            ) from error
+            hint = INSTALL + (_TWELVE_BITS if source.syntax == uid.JPEGExtended12Bit else "") + ", or another copy"
+            need = f"pixels that a decoder of {source.syntax.name} reads"
+            raise DataError(f"{instance.name}: need {need}, got {str(error)[:200]}; try {hint}") from error
 
 
 def _check_codestream(instance: Instance, frame: bytes) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from pydicom import dcmread
@@ -101,7 +102,7 @@ def _segment(mask: np.ndarray, sources: list[Dataset], label: str, identity: Ide
         tracking_uid=identity.uid("tracking"),
         tracking_id=label,
     )
-    made = highdicom.seg.Segmentation(
+    made: Any = highdicom.seg.Segmentation(
         source_images=sources,
         pixel_array=mask,
         segmentation_type=highdicom.seg.SegmentationTypeValues.BINARY,

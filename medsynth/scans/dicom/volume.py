@@ -47,11 +47,9 @@ def stack_slices(name: str, instances: Sequence[Instance], *, allow_tilt: bool) 
     slice), and slices that are shifted against each other; an even shift, by a tilted gantry, is accepted with `allow_tilt`.
     """
     planes = [plane for one in instances for plane in one.planes]
-    names = [
-        one.source.file.name if one.frames == 1 else f"frame {number + 1}"
-        for one in instances
-        for number in range(one.frames)
-    ]
+    names = []
+    for one in instances:
+        names += [f"frame {number + 1}" for number in range(one.frames)] if one.frames > 1 else [one.source.file.name]
     across, along = _check_alike(name, instances, planes, names)
     normal = np.cross(across, along)
     positions = np.array([plane.position for plane in planes], dtype=np.float64)
@@ -66,10 +64,8 @@ def stack_slices(name: str, instances: Sequence[Instance], *, allow_tilt: bool) 
     line = positions[0] + np.arange(count)[:, np.newaxis] * vector
     aside = np.abs((positions - line) @ np.stack([along, across], axis=1)).max(axis=1)
     if aside.max() > 0.1 * min(spacing) + _ROUNDED:
-        raise DataError(
-            f"{name}: need slices behind each other, got {names[int(aside.argmax())]} {aside.max():.3g} mm beside the others; "
-            "try splitting the series"
-        )
+        got = f"{names[int(aside.argmax())]} {aside.max():.3g} mm beside the others"
+        raise DataError(f"{name}: need slices behind each other, got {got}; try splitting the series")
     step, shift = float(vector @ normal), np.array([vector @ along, vector @ across])
     tilt = float(np.degrees(np.arctan2(np.linalg.norm(shift), step)))
     drift, more_rows, more_columns = (0.0, 0.0), 0, 0
@@ -95,10 +91,7 @@ def stack_slices(name: str, instances: Sequence[Instance], *, allow_tilt: bool) 
 
 
 def straighten(volume: np.ndarray, stack: Stack) -> np.ndarray:
-    """Return the slices `(slice, row, column)` of a tilted stack on its upright grid.
-
-    Each is moved within its plane, with linear interpolation; what it does not cover gets the lowest value of the volume.
-    """
+    """Return the slices `(slice, row, column)` of a tilted stack on its upright grid, the lowest value where none was."""
     from scipy import ndimage  # slow to load, and few series need it
 
     count, *lengths = volume.shape
@@ -144,18 +137,14 @@ def _check_alike(
             needed = "ImagePositionPatient, ImageOrientationPatient and PixelSpacing of every slice"
             raise DataError(f"{name}: need {needed}, got {slice_name} without")
         if not np.allclose(plane.spacing or 0, planes[0].spacing or 0, rtol=_SAME_SPACING, atol=0):
-            raise DataError(
-                f"{name}: need slices of one pixel spacing, got {planes[0].spacing} and {plane.spacing} mm ({slice_name}); "
-                "try splitting the series"
-            )
+            got = f"{planes[0].spacing} and {plane.spacing} mm ({slice_name})"
+            raise DataError(f"{name}: need slices of one pixel spacing, got {got}; try splitting the series")
     orientations = np.array([plane.orientation for plane in planes])
     other = np.abs(orientations - orientations[0]).max(axis=1) > _SAME_COSINE
     if other.any():
         count = max(len(np.unique(np.round(orientations, 2), axis=0)), 2)
-        raise DataError(
-            f"{name}: need slices of one orientation, got {count} (a localizer?), such as that of {names[int(other.argmax())]}; "
-            "try splitting the series"
-        )
+        got = f"{count} (a localizer?), such as that of {names[int(other.argmax())]}"
+        raise DataError(f"{name}: need slices of one orientation, got {got}; try splitting the series")
     return _directions(name, planes[0])
 
 
@@ -163,10 +152,8 @@ def _directions(name: str, plane: Plane) -> tuple[np.ndarray, np.ndarray]:
     across, along = np.array(plane.orientation, dtype=np.float64).reshape(2, 3)
     lengths = np.linalg.norm([across, along], axis=1)
     if np.abs(lengths - 1).max() > _SKEW or abs(across @ along) > _SKEW:
-        raise DataError(
-            f"{name}: need rows and columns at right angles, got the orientation "
-            f"{' '.join(f'{cosine:g}' for cosine in plane.orientation or ())}"
-        )
+        got = " ".join(f"{cosine:g}" for cosine in plane.orientation or ())
+        raise DataError(f"{name}: need rows and columns at right angles, got the orientation {got}")
     return across / lengths[0], along / lengths[1]
 
 

@@ -116,9 +116,9 @@ def write_dicom(scan: Scan, path: Path | str, *, modality: str, patient_id: str 
     check_voxels(name, scan.array)
     check_affine(name, scan.affine)
     if not scan.provenance:
+        hint = 'provenance={"generator": "what made it"}, or NIfTI for a real scan'
         raise ConfigError(
-            f"{name}: need a scan with provenance, since every DICOM written is marked as synthetic, got one without; "
-            'try provenance={"generator": "what made it"}, or NIfTI for a real scan'
+            f"{name}: need a scan with provenance, since DICOM is marked as synthetic, got none; try {hint}"
         )
     if patient_id is not None and not _PATIENT.fullmatch(patient_id):
         raise ConfigError(f"{name}: need a patient_id of SYNTH- and letters or digits, got {patient_id[:80]!r}")
@@ -196,10 +196,7 @@ def lay_out(scan: Scan, name: str) -> SliceLayout:
 
 
 def identify(scan: Scan, modality: str, patient_id: str | None) -> Identity:
-    """Return the identity of a scan: equal for equal scans, another for one that differs in a voxel or its origin.
-
-    The patient is `patient_id`, else `SYNTH-` and 16 digits.
-    """
+    """Return the identity that follows from a scan; the patient is `patient_id`, else `SYNTH-` and 16 digits."""
     array = np.ascontiguousarray(scan.array)
     facts = [modality, str(array.dtype), list(array.shape), scan.affine.tolist(), scan.label, dict(scan.provenance)]
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())

@@ -27,7 +27,7 @@ def task() -> Task:
 
 
 def drawn(task: Task, arm: Arm, repeat: int = 0) -> np.ndarray:
-    return draw_training(task, arm, steps=STEPS, batch=BATCH, seed=3, repeat=repeat).entries
+    return draw_training(task, arm, steps=STEPS, batch=BATCH, seed=3, repeat=repeat)[0]
 
 
 def shares(task: Task, entries: np.ndarray) -> tuple[float, float, float]:
@@ -103,11 +103,11 @@ def test_the_ceiling_sees_all_rare_scans_and_its_natural_rate_follows():
     task = make_task(real, synthetic_set(real, "fresh"), further=synthetic_set(real, "fresh", 1, count=50))
     table = Table.of(task)
     arm = Arm(name="", kind="ceiling", recipe=Recipe(balance="oversample"), further=True)
-    found = draw_training(task, arm, steps=STEPS, batch=BATCH, seed=3, repeat=0)
-    seen = np.unique(found.entries[table.rare[found.entries]])
+    entries, rare_rate = draw_training(task, arm, steps=STEPS, batch=BATCH, seed=3, repeat=0)
+    seen = np.unique(entries[table.rare[entries]])
     assert len(seen) == 20 + 50
     assert (seen >= len(table.real) + len(table.synthetic)).sum() == 50
-    assert found.rare_rate == pytest.approx(70 / 470)
+    assert rare_rate == pytest.approx(70 / 470)
 
 
 def test_arms_can_be_named_beforehand():

@@ -10,7 +10,7 @@ from scipy.stats import wasserstein_distance
 from medsynth.errors import DataError
 from medsynth.evaluation.fidelity import FidelityResult, FidelitySettings, comparison, score_fidelity
 from medsynth.evaluation.verdict import build_report
-from medsynth.measures.distances import Projection, frechet_distance, kernel_distance
+from medsynth.measures.distances import Kernels, Projection, frechet_distance, kernel_distance
 from medsynth.measures.neighbours import Spacings
 from medsynth.measures.texture import standardised_distances, texture_features
 from tests.evaluation.made import MadeScans, Pixels, made_cohort
@@ -103,7 +103,7 @@ def test_figures_are_those_of_the_measures_of_the_scans_drawn(monkeypatch):
         expected = dataclasses.asdict(Spacings.of(first, second).across(every, every, neighbours=3))
         axes = Projection.fit(first, 4)
         expected["frechet"] = frechet_distance(axes.project(first), axes.project(second))
-        expected["kid"] = kernel_distance(first, second)
+        expected["kid"] = kernel_distance(Kernels.of(first, second))
         expected["texture"] = np.median(
             standardised_distances(*(texture_features(side, progress=False) for side in (one, scans)))
         )
@@ -203,7 +203,7 @@ def test_both_sides_of_every_figure_have_the_stated_number_of_scans(real):
 def test_kid_of_all_scans_is_that_of_the_measure(real):
     made = made_cohort({"common": {"train": 30}}, seed=1)
     held_out = real.scans[(real.labels == 0) & (real.splits == "test")].reshape(60, -1).astype(np.float32)
-    expected = kernel_distance(held_out, made.scans.reshape(30, -1).astype(np.float32))
+    expected = kernel_distance(Kernels.of(held_out, made.scans.reshape(30, -1).astype(np.float32)))
     assert score(real, made).rows[0].held_out.kid_of_all[0] == pytest.approx(expected)
 
 

@@ -92,7 +92,7 @@ def test_what_is_no_such_table_is_refused(tmp_path):
         header = HEADER.replace(column, "other")
         with pytest.raises(DataError, match=f"a.csv: need the column '{column}'"):
             read_answers([csv(tmp_path, "1,2,3,4,5,6,7", header=header)], KEY)
-    with pytest.raises(DataError, match=r"none.csv: need a CSV with answers, got nothing there"):
+    with pytest.raises(DataError, match=r"none.csv: need a CSV file, got nothing there"):
         read_answers([tmp_path / "none.csv"], KEY)
     with pytest.raises(DataError, match="a header only"):
         read_answers([csv(tmp_path)], KEY)

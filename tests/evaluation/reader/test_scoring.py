@@ -57,7 +57,6 @@ def test_figures_of_one_reader_by_hand():
     assert reader.seconds == 4.5
     assert reader.verdict == result.verdict == "not told apart"
     assert result.pooled is None
-    assert result.agreement == ()
 
 
 @pytest.mark.parametrize(
@@ -170,7 +169,6 @@ def test_readers_who_only_repeat_each_other_add_nothing():
     pooled, alone = result.pooled.accuracy, result.readers[0].figures.accuracy
     assert pooled.value == alone.value == 0.65
     assert pooled.high - pooled.low == pytest.approx(alone.high - alone.low, rel=0.15)
-    assert {pair.answer for pair in result.agreement} == {1.0}
 
 
 def test_the_pooled_interval_covers():
@@ -193,20 +191,6 @@ def test_readers_who_are_all_right_get_the_exact_interval_of_the_cases():
     exact = exact_share(8, 8, against_half=True)
     assert (pooled.right, pooled.of, pooled.value) == (16, 16, 1)
     assert (pooled.low, pooled.high, pooled.p_value) == (exact.low, exact.high, exact.p_value)
-
-
-def test_agreement_is_cohens_kappa_on_common_cases():
-    # Observed 6 of 8 (.75), expected .5 * .5 + .5 * .5 = .5: kappa .5. The last case of CD is open for the classes.
-    one, two = said("AB", "rrrrssss", "iiiiwwww"), said("CD", "rrrsrsss", "iiiiiww-")
-    (pair,) = score_answers(one + two, KEY).agreement
-    assert (pair.first, pair.second, pair.cases) == ("AB", "CD", 8)
-    assert pair.answer == pytest.approx(0.5)
-    # 6 of 7 alike; expected (4 * 5 + 3 * 2) / 49.
-    assert pair.label == pytest.approx((6 / 7 - 26 / 49) / (1 - 26 / 49))
-    nothing = score_answers(said("AB", "rrrr----") + said("CD", "----ssss"), KEY).agreement[0]
-    assert (nothing.cases, nothing.answer, nothing.label) == (0, None, None)
-    same = score_answers(said("AB", "rrrrrrrr") + said("CD", "rrrrrrrr"), KEY).agreement[0]
-    assert same.answer is None
 
 
 def test_the_result_is_plain_json_without_scans(tmp_path):

@@ -15,7 +15,6 @@ from medsynth.evaluation.reader.study import (
     check_reader_study,
     find_key,
     plan_study,
-    select_cases,
 )
 from medsynth.files import write_json
 from tests.evaluation.reader.made import SETS, prepared, real_cohort, synthetic_cohort
@@ -34,7 +33,7 @@ def chosen_rows(study: ReaderStudy, source: str) -> list[int]:
 def test_half_is_real_and_classes_are_alike_on_either_side():
     real = real_cohort({"ill": MANY, "well": MANY, "only real": MANY})
     made = synthetic_cohort({"ill": 30, "well": 30})
-    study = select_cases(real, made, count=20, sets=SETS)
+    study = plan_study(real, made, count=20, sets=SETS)
     counts = Counter((case.source, case.label) for case in study.key.cases)
     assert counts == {(source, label): 5 for source in ("real", "synthetic") for label in ("ill", "well")}
     for source, cohort in (("real", real), ("synthetic", made)):
@@ -50,12 +49,12 @@ def test_real_scans_are_of_the_test_split_while_it_lasts():
     made = synthetic_cohort({"ill": 60, "well": 60})
 
     def splits(count: int) -> dict[str, int]:
-        return select_cases(real, made, count=count, sets=SETS).key.real_splits()
+        return plan_study(real, made, count=count, sets=SETS).key.real_splits()
 
     assert splits(12) == {"test": 6}
     assert splits(20) == {"test": 8, "val": 2}
     # Five held-out patients of `ill`: the other class makes up for it before any training scan is shown.
-    study = select_cases(real, made, count=80, sets=SETS)
+    study = plan_study(real, made, count=80, sets=SETS)
     assert Counter(case.label for case in study.key.cases if case.source == "real") == {"ill": 5, "well": 35}
     assert study.key.real_splits() == {"test": 23, "val": 17}
     assert study.key.notes() == ["17 of the 40 real scans of the reader study are from the validation split."]
@@ -63,7 +62,7 @@ def test_real_scans_are_of_the_test_split_while_it_lasts():
 
 def test_training_scans_are_the_last_resort_and_are_named():
     real = real_cohort({"ill": {"train": 9, "val": 1, "test": 2}})
-    study = select_cases(real, synthetic_cohort({"ill": 9}), count=10, sets=SETS)
+    study = plan_study(real, synthetic_cohort({"ill": 9}), count=10, sets=SETS)
     assert study.key.real_splits() == {"test": 2, "val": 1, "train": 2}
     assert "2 of the 5 real scans of the reader study are training scans" in study.key.notes()[0]
 
@@ -73,7 +72,7 @@ def test_a_patient_is_shown_once_and_as_the_rarer_class():
         ("well", f"P{number}", "test") for number in range(12)
     ]
     real = prepared(both, levels=[(1 + place) / 512 for place in range(16)])
-    study = select_cases(real, synthetic_cohort({"ill": 9, "well": 9}), count=24, sets=SETS)
+    study = plan_study(real, synthetic_cohort({"ill": 9, "well": 9}), count=24, sets=SETS)
     rows = chosen_rows(study, "real")
     assert len({real.rows[row].patient_id for row in rows}) == len(rows) == 12
     assert Counter(real.rows[row].label for row in rows) == {"ill": 4, "well": 8}
@@ -85,15 +84,15 @@ def test_a_donor_is_shown_once():
         levels=[-(1 + place) / 512 for place in range(8)],
         donors=["3", "3", "3", "3", "5", "5", "7", "7"],
     )
-    study = select_cases(real_cohort({"ill": MANY}), made, count=6, sets=SETS)
+    study = plan_study(real_cohort({"ill": MANY}), made, count=6, sets=SETS)
     assert {made.rows[row].attributes["donor"] for row in chosen_rows(study, "synthetic")} == {"3", "5", "7"}
     with pytest.raises(ConfigError, match=r"need 4 real and as many .* got 3 of either; try --reader_study 6"):
-        select_cases(real_cohort({"ill": MANY}), made, count=8, sets=SETS)
+        plan_study(real_cohort({"ill": MANY}), made, count=8, sets=SETS)
 
 
 def test_the_same_seed_gives_the_same_study_and_another_another():
     real, made = real_cohort({"ill": MANY, "well": MANY}), synthetic_cohort({"ill": 30, "well": 30})
-    one, again, other = (select_cases(real, made, count=20, sets=SETS, seed=seed) for seed in (0, 0, 1))
+    one, again, other = (plan_study(real, made, count=20, sets=SETS, seed=seed) for seed in (0, 0, 1))
     assert one.key == again.key
     assert np.array_equal(one.scans, again.scans)
     assert one.key.study != other.key.study
@@ -106,7 +105,7 @@ def test_the_order_cannot_be_worked_out_from_the_seed_alone():
     orders = set()
     for key in "abc":
         real = real_cohort({"ill": MANY, "well": MANY})
-        study = select_cases(
+        study = plan_study(
             prepared([(r.label, r.patient_id, r.split) for r in real.rows], levels=real.scans[:, 0, 0, 0], key=key),
             made, count=20, sets=SETS,
         )  # fmt: skip
@@ -118,7 +117,7 @@ def test_sources_are_shuffled():
     """Over many seeds each case is real about half of the time."""
     real, made = real_cohort({"ill": MANY, "well": MANY}), synthetic_cohort({"ill": 30, "well": 30})
     drawn = [
-        [case.source == "real" for case in select_cases(real, made, count=10, sets=SETS, seed=seed).key.cases]
+        [case.source == "real" for case in plan_study(real, made, count=10, sets=SETS, seed=seed).key.cases]
         for seed in range(200)
     ]
     # Standard error .035; ten cases.
@@ -133,10 +132,9 @@ def test_a_number_that_is_no_study_is_refused(count):
 
 def test_another_study_in_the_folder_is_kept():
     real, made = real_cohort({"ill": MANY}), synthetic_cohort({"ill": 30})
-    study = plan_study(real, made, count=10, known=None, sets=SETS)
+    study = plan_study(real, made, count=10, sets=SETS)
     same = plan_study(real, made, count=10, known=study.key, sets=SETS)
     assert same.key == study.key
-    assert plan_study(real, made, count=0, known=study.key, sets=SETS) is None
     with pytest.raises(
         ConfigError, match=f"without another study, got the study {study.key.study}.*reader_study_key.json"
     ):
@@ -145,7 +143,7 @@ def test_another_study_in_the_folder_is_kept():
 
 def test_the_key_names_no_scan_and_reads_back(tmp_path):
     real, made = real_cohort({"ill": MANY, "well": MANY}), synthetic_cohort({"ill": 30, "well": 30})
-    key = select_cases(real, made, count=20, sets=SETS).key
+    key = plan_study(real, made, count=20, sets=SETS).key
     assert find_key(tmp_path) is None
     write_json(tmp_path / KEY_FILE, key.as_dict())
     assert find_key(tmp_path) == key
@@ -155,7 +153,7 @@ def test_the_key_names_no_scan_and_reads_back(tmp_path):
 
 
 def test_a_damaged_key_is_refused(tmp_path):
-    key = select_cases(real_cohort({"ill": MANY}), synthetic_cohort({"ill": 30}), count=4, sets=SETS).key
+    key = plan_study(real_cohort({"ill": MANY}), synthetic_cohort({"ill": 30}), count=4, sets=SETS).key
     whole = key.as_dict()
     for damaged in (
         "{",
