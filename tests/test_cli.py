@@ -92,7 +92,10 @@ def test_import_is_light():
         ([], ""),
         (["trian"], "medsynth: trian: no such verb; did you mean train?"),
         (["train", "--max_step", "3"], "--max_step: medsynth train has no such option; did you mean --max_steps?"),
-        (["train", "--cohort", "c", "--out", "o", "--precision", "16-mixed"], "need one of 32-true, bf16-mixed, got '16"),
+        (
+            ["train", "--cohort", "c", "--out", "o", "--precision", "16-mixed"],
+            "need one of 32-true, bf16-mixed, got '16",
+        ),
         (["train", "--config", "chest_xray", "--cohort", "c", "--out", "o"], "did you mean chest_xray_2d?"),
         (["run", "quikstart", "--out", "o"], "did you mean quickstart?"),
         (["train", "--out", "run"], "cohort"),

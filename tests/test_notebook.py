@@ -32,7 +32,11 @@ def test_the_committed_notebook_was_executed_and_names_no_machine():
 def test_the_snippets_of_the_api_page_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     page = (DOCS / "api.md").read_text(encoding="utf-8")
-    small = page.replace("scans=200", "scans=60").replace("max_steps=600", "max_steps=2").replace("max_steps=10", "max_steps=2")
+    small = (
+        page.replace("scans=200", "scans=60")
+        .replace('"max_steps": 600', '"max_steps": 2')
+        .replace("max_steps=10", "max_steps=2")
+    )
     small = small.replace("[:100]", "[:20]").replace("[100:200]", "[20:40]")
     assert small != page
     space: dict[str, object] = {}

@@ -263,9 +263,7 @@ def test_a_peer_trains_and_draws_scans_of_the_grid(peer, setting):
     if peer in PACKAGES and find_spec(PACKAGES[peer]) is None:
         pytest.skip(f"{PACKAGES[peer]} is not installed: pip install the extra benchmarks")
     made = peer(setting)
-    wanted = sum(
-        each.numel() for each in peers.pixel_network(setting.options().network, (1, 32, 32), 2).parameters()
-    )
+    wanted = sum(each.numel() for each in peers.pixel_network(setting.options().network, (1, 32, 32), 2).parameters())
     assert made.parameters == pytest.approx(wanted, rel=0.1)
     before = [each.clone() for each in made.network.parameters()]
     made.train(2)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -94,7 +93,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 def _parsed(verb: str, parse: Any, source: str) -> Any:
     try:
         values = parse().as_dict()
-    except (ArgumentError, argparse.ArgumentError, TypeError, ValueError, KeyError) as error:
+    except (ArgumentError, yaml.YAMLError, TypeError, ValueError, KeyError) as error:
         raise ConfigError(f"{source}{_explain(str(error), verb)}") from error
     values.pop("config", None)
     return build_options(OPTIONS[verb], values)

@@ -216,7 +216,6 @@ class _Preparation:
             "grid": asdict(self.grid),
             "intensity": {"fixed": isinstance(self.intensity, Intensity), **ends},
             "nan": self.loading.nan,
-            "tilt": self.loading.tilt,
             "classes": list(classes),
             "mask": [self.mask, self.centred_on_mask],
         }

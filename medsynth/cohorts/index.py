@@ -45,7 +45,6 @@ from medsynth.scans import Scan, read_header, read_scan, scan_suffix, split_item
 _FLAG_MEANINGS = {
     "constant": "are constant",
     "near_empty": "are nearly empty",
-    "tilt_resampled": "were taken with a tilted gantry and are resampled",
     "burned_in": "say that text is burned into their pixels: look at them, it may name the patient",
     "duplicate": "repeat another scan of the same patient",
     "duplicate_patients": "have the pixels of another patient of the same split (one person under two IDs?)",
@@ -59,7 +58,7 @@ class ScanQuality:
     `modality` and `instances` (files) are those of DICOM. `shape` is `(channel, *spatial)`, `spacing` in millimetres,
     `dtype` that of the file, the four statistics are in physical units. `sha256` is that of shape and pixels; `reason`
     says why a scan was left out. `flags` are `constant`; `near_empty` (99 % of the pixels lie within 1 % of the scan's own
-    range around its median); `nan_zeroed`; `tilt_resampled`; `burned_in` (BurnedInAnnotation); `duplicate` (pixels equal to
+    range around its median); `nan_zeroed`; `burned_in` (BurnedInAnnotation); `duplicate` (pixels equal to
     an earlier scan of the same patient, `duplicate_of`) and `duplicate_patients` (of another patient); `dropped`,
     `unreadable` and `aside` (not a scan to learn from, such as a localizer): left out of the cohort.
     """
@@ -266,7 +265,6 @@ def measure_quality(scan: Scan, *, name: str, dtype: str = "") -> ScanQuality:
         "constant": low == high,
         "near_empty": near_empty,
         "nan_zeroed": "nan_voxels" in scan.attributes,
-        "tilt_resampled": "tilt_degrees" in scan.attributes,
     }
     return ScanQuality(
         path=name,

@@ -183,12 +183,9 @@ class AutoencoderOptions:
         channels: Channels at each resolution. Each resolution after the first halves every axis.
         latent_channels: Channels of the latents.
         kl_weight: Weight of the KL divergence, in nats per voxel, beside the mean absolute error.
-        perceptual_weight: Weight of the distance between EfficientNet-Lite0 features (in 3D of three planes); 0 for
-            none.
     """
 
     run: str = ""
     channels: tuple[int, ...] = (32, 64, 64)
     latent_channels: int = 4
     kl_weight: float = 1e-6
-    perceptual_weight: float = 0.0

@@ -18,14 +18,12 @@ class Loading:
     Args:
         max_mib: Largest decoded size of one scan in MiB, checked from the header before any pixel is read.
         nan: `refuse` a scan with NaN or infinite voxels, or replace them by `zero` and count them.
-        tilt: `refuse` a DICOM series taken with a tilted gantry, or `resample` it upright (linear interpolation).
         cache_dir: Folder for prepared scans and features. [default: `.medsynth_cache` beside the cohort]
         progress: Show progress bars.
     """
 
     max_mib: int = 512
     nan: Literal["refuse", "zero"] = "refuse"
-    tilt: Literal["refuse", "resample"] = "refuse"
     cache_dir: PathLike | None = None
     progress: bool = True
 

@@ -166,7 +166,7 @@ def infer_membership(inputs: Inputs, run: Run) -> MembershipResult:
 
 
 def _score_fidelity(inputs: Inputs) -> tuple[FidelityResult, tuple[Sheet, ...]]:
-    options, real = inputs.options, inputs.real
+    options, real, intensity = inputs.options, inputs.real, inputs.real.prepared.intensity
     table = score_fidelity(
         real,
         inputs.synthetic,
@@ -175,7 +175,7 @@ def _score_fidelity(inputs: Inputs) -> tuple[FidelityResult, tuple[Sheet, ...]]:
         seed=options.seed,
         progress=options.progress,
     )
-    ends = (real.prepared.intensity.low[0], real.prepared.intensity.high[0])
+    ends = intensity.low[0], intensity.high[0]
     return table, tuple(replace(sheet, spacing=real.spacing, ends=ends) for sheet in table.sheets)
 
 
@@ -224,9 +224,8 @@ class _Clock:
         self._seconds: dict[str, float] = {}
 
     def lap(self, part: str) -> None:
-        now = time.perf_counter()
-        self._seconds[part] = round(now - self._last, 1)
-        self._last = now
+        before, self._last = self._last, time.perf_counter()
+        self._seconds[part] = round(self._last - before, 1)
 
     def cost(self, run: Run | None) -> dict[str, Any]:
         """Return the seconds of each part, the hardware, and about how long the steps of `run` took."""
@@ -241,10 +240,7 @@ class _Clock:
 
 
 def _training_seconds(run: Run) -> float | None:
-    """Return about how long the steps of a run took, from the rates in its `metrics.csv`; None where there are none.
-
-    Validation, previews and interruptions are not counted.
-    """
+    """Return about how long the steps of a run took, without validation and previews, from the rates in its `metrics.csv`."""
     metrics = run.read_metrics()
     batch = run.options.get("batch_size")
     if "scans_per_s" not in metrics or not batch:

@@ -54,8 +54,8 @@ def cached_features(
     """
     if len(prepared.scans) == 0:
         raise DataError("scans: need at least one scan to extract features from, got none")
-    described = [_FORMAT, prepared.key, extractor.name, extractor.sha256]
-    key = hashlib.sha256(json.dumps(described).encode()).hexdigest()
+    identity = json.dumps([_FORMAT, prepared.key, extractor.name, extractor.sha256])
+    key = hashlib.sha256(identity.encode()).hexdigest()
     file = folder / f"features-{key[:32]}.npy"
     parts = file.with_suffix(".parts")
     pieces = [range(start, min(start + _CHUNK, len(prepared.scans))) for start in range(0, len(prepared.scans), _CHUNK)]
@@ -72,9 +72,9 @@ def cached_features(
             _join(extractor, parts, pieces, file, key)
             stored = _open(file, key)
     except OSError as error:
-        reason = error.strerror or str(error)
+        why = error.strerror or str(error)
         raise ConfigError(
-            f"{folder}: need a folder with room for features, got {reason}; try another --cache_dir"
+            f"{folder}: need a folder with room for features, got {why}; try another --cache_dir"
         ) from error
     if stored is None:
         raise ConfigError(f"{folder}: need a folder that keeps what is written, got another content; try --cache_dir")
@@ -92,9 +92,8 @@ def _extract(
     """Write the features of every `world`th chunk, in one of several processes or the only one."""
     with ranks.together():
         scans = np.load(place, mmap_mode="r", allow_pickle=False) if isinstance(place, Path) else place
-        extractor = reopen()
-        shown = bool(description) and ranks.first
-        with tqdm(total=sum(map(len, pieces)), desc=description, unit="scan", disable=not shown) as bar:
+        extractor, hidden = reopen(), not (description and ranks.first)
+        with tqdm(total=sum(map(len, pieces)), desc=description, unit="scan", disable=hidden) as bar:
             for turn, piece in enumerate(ranks.share(pieces)):
                 rows = extract_features(extractor, scans, np.array(piece))
                 with atomic_path(_part(parts, piece)) as temporary:
@@ -153,7 +152,6 @@ def _open(file: Path, key: str) -> np.ndarray | None:
         # Content is read again only where the file has been touched since it was written (a copy, a damaged disk).
         if facts["key"] != key or (facts["stamp"] != stamp_file(file) and facts["sha256"] != hash_file(file)):
             return None
-        features: np.ndarray = np.load(file, mmap_mode="r", allow_pickle=False)
-        return features
+        return np.asanyarray(np.load(file, mmap_mode="r", allow_pickle=False))
     except (OSError, ValueError, KeyError, TypeError):
         return None

@@ -120,7 +120,7 @@ def open_inputs(options: EvaluateOptions, *, synthetic_scans: Sequence[Scan] | N
     one = _prepare(real, "real", options, extractor, grid, range_)
     intensity = one.prepared.intensity
     quiet = replace(options, progress=False)
-    hashes = {name: hash_cohort(one, loading=quiet) for name, one in (("real", real), ("synthetic", made))}
+    hashes = {name: hash_cohort(each, loading=quiet) for name, each in (("real", real), ("synthetic", made))}
     other = _prepare(made, "synthetic", options, extractor, _of_synthetic(grid), intensity)
     return Inputs(
         options=options,
@@ -149,10 +149,7 @@ def check_run(synthetic: Cohort, run: Run) -> None:
 
 
 def check_patients(real: Cohort, run: Run) -> None:
-    """Refuse (`DataError`) a real cohort with test patients that the generator was trained or validated on.
-
-    Figures against such a test split would reward a generator for what it remembers.
-    """
+    """Refuse (`DataError`) a real cohort with test patients that the generator saw: figures would reward its memory."""
     test = {row.patient_id for row in real.select(split="test").rows}
     if shared := run.shared_patients(test):
         shown = ", ".join(shared[:3]) + (", ..." if len(shared) > 3 else "")
@@ -168,9 +165,8 @@ def clipping_notes(real: Cohort, intensity: Intensity, *, loading: Loading = Loa
     A few training scans, spread over the cohort, are read in full. Pixels that lie on an end lose nothing and do not count.
     """
     rows = real.select(split="train").rows
-    chosen = rows[:: max(1, -(-len(rows) // _LOOKED_AT))]
     below = above = total = 0
-    for row in chosen:
+    for row in rows[:: max(1, -(-len(rows) // _LOOKED_AT))]:
         array = read_channels(real.files_of(row), loading).array
         low, high = (np.reshape(ends, (-1, *[1] * (array.ndim - 1))) for ends in (intensity.low, intensity.high))
         below += int((array < low).sum())

@@ -40,14 +40,11 @@ class RealScans:
 
 
 class Edit(Generator):
-    """What counterfactuals and inpainting share: donors of one class, one for each scan, and attributes if any are wanted.
-
-    `seed_key` separates the seeds of the two.
-    """
+    """What counterfactuals and inpainting share: a donor for each scan, and attributes if any are wanted."""
 
     name = "edit"
     split = "train"
-    seed_key: str
+    seed_key: str  # separates the seeds of the two
     donors: RealScans
     chosen: np.ndarray
 

@@ -18,18 +18,16 @@ from medsynth.generation.write import write_set
 from medsynth.networks import Denoiser, edit_scans
 from medsynth.runs import Run
 
-_NOTICE = (
-    "Every scan in this folder is synthetic and must not be used for diagnosis. Each was made from a real training scan, its "
-    "donor: every pixel is new, but the scan resembles its donor and may show what the donor shows. Run medsynth evaluate before "
-    "the set leaves your institution."
-)
-
 
 class Counterfactuals(Edit):
     """Adds noise to donors up to `strength` and denoises them as another class (Meng et al. 2022, arXiv 2108.01073)."""
 
     seed_key = "edit"
-    notice = _NOTICE
+    notice = (
+        "Every scan in this folder is synthetic and must not be used for diagnosis. Each was made from a real training scan, its "
+        "donor: every pixel is new, but the scan resembles its donor and may show what the donor shows. Run medsynth evaluate "
+        "before the set leaves your institution."
+    )
     masks = False
 
     def __init__(self, run: Run, cohort: Cohort, options: EditOptions) -> None:

@@ -215,10 +215,7 @@ def wrap_scans(
     provenance: Mapping[str, str],
     attributes: Sequence[Mapping[str, str]],
 ) -> list[SyntheticScan]:
-    """Return the network's scans of a chunk, `(N, C, *spatial)` in [-1, 1], in physical units and with their origin.
-
-    `attributes` are those each was conditioned on.
-    """
+    """Return the network's scans of a chunk, `(N, C, *spatial)` in [-1, 1], in physical units, with origin and `attributes`."""
     run, label, made = job.run, chunk.label, []
     for array, number, seed, known in zip(scans.cpu().numpy(), chunk.numbers, seeds, attributes, strict=True):
         images, affine, facts = to_stored(array, run), np.array(run.spec.affine), {**provenance, "seed": str(seed)}

@@ -17,6 +17,7 @@ from tqdm.auto import tqdm
 from medsynth.cohorts import Cohort
 from medsynth.cohorts.channels import check_geometry, read_channels, read_mask
 from medsynth.cohorts.grid import centre_of_mask, orient_scan, resize_mask, resize_scan
+from medsynth.cohorts.manifest import PATH
 from medsynth.config import EditOptions, InpaintOptions
 from medsynth.errors import ConfigError, DataError
 from medsynth.generation.donors import Edit, choose_evenly, read_donor
@@ -104,11 +105,10 @@ class Painting(Edit):
         restored = []
         for each, scan, (_, stored), region in zip(made, scans, read, where, strict=True):
             # Outside the region, the donor's stored voxels; the region is the mask unless the scan has one.
-            images = {name: np.where(region, image, stored[name]) for name, image in to_stored(scan, run).items()}
+            arrays = {name: np.where(region, image, stored[name]) for name, image in to_stored(scan, run).items()}
+            images = {name: replace(each.scan, array=array) for name, array in arrays.items()}
             mask = each.mask or replace(each.scan, array=region[None].astype(np.uint8))
-            whole, *sequences = (replace(each.scan, array=image) for image in images.values())
-            named = dict(zip(list(images)[1:], sequences, strict=True))
-            restored.append(replace(each, scan=whole, sequences=named, mask=mask))
+            restored.append(replace(each, scan=images.pop(PATH), sequences=images, mask=mask))
         return restored
 
 

@@ -148,10 +148,7 @@ def find_observed(
 
 
 def change_mask(mask: np.ndarray, seed: int) -> np.ndarray:
-    """Return a mask `(*spatial)` of -1 and 1, turned, scaled and shifted a little about the centre of the grid.
-
-    Some of it stays on the grid; a function of the seed.
-    """
+    """Return a mask `(*spatial)` of -1 and 1, turned, scaled and shifted a little by a seed; some of it stays on the grid."""
     random = numpy_generator(seed, "given change")
     centre = (np.array(mask.shape) - 1) / 2
     for _ in range(_ATTEMPTS):

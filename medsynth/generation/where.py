@@ -91,10 +91,7 @@ class AttributeDraw:
         return {} if self.table is None else {"where": self.where, "where_from": self.source}
 
     def rows_of(self, label: str) -> list[int]:
-        """Return the training scans of a class to draw from: with `scans`, those that fit.
-
-        Raises `ConfigError` if there are none.
-        """
+        """Return the training scans of a class to draw from: with `scans`, those that fit; `ConfigError` if there are none."""
         assert self.table is not None
         rows = [row for row, name in enumerate(self.table.labels) if name == label]
         if self.source == "ranges":

@@ -23,10 +23,7 @@ _FEATURE_MEAN = 0.0544  # mean feature of a ramp, the same on every machine so f
 
 
 def run_self_test(found: Diagnosis, *, progress: bool = True) -> None:
-    """Run every step and add how long each took to `found`; a step that fails is a problem, and the others still run.
-
-    The state of torch's random numbers is left as it was.
-    """
+    """Run every step, also after one that fails, and add its time to `found`; torch's random state is left as it was."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     steps = {
         "a training step": _train,

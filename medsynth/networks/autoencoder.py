@@ -47,9 +47,8 @@ def check_autoencoder(options: AutoencoderOptions, size: Sequence[int]) -> None:
         )
     if options.latent_channels < 1:
         raise ConfigError(f"autoencoder.latent_channels: need at least 1, got {options.latent_channels}; try 4")
-    for name in ("kl_weight", "perceptual_weight"):
-        if getattr(options, name) < 0:
-            raise ConfigError(f"autoencoder.{name}: need 0 or more, got {getattr(options, name)}")
+    if options.kl_weight < 0:
+        raise ConfigError(f"autoencoder.kl_weight: need 0 or more, got {options.kl_weight}")
     factor = latent_factor(options)
     if any(length % factor for length in size):
         better = [max(factor, round(length / factor) * factor) for length in size]

@@ -134,12 +134,7 @@ def render_card(front: Mapping[str, Any], *, columns: Sequence[str]) -> str:
 
 
 def _front_matter(
-    made: Cohort,
-    data: Mapping[str, Any],
-    real: Cohort | None,
-    stated: Mapping[str, Any],
-    evaluation: Mapping[str, Any] | None,
-    notes: Sequence[str],
+    made: Cohort, data: Any, real: Cohort | None, stated: Mapping[str, Any], evaluation: Any, notes: Sequence[str]
 ) -> dict[str, Any]:
     provenance = read_provenance(made)
     classes = trained_classes(provenance)
@@ -213,10 +208,8 @@ def _found_limits(front: Mapping[str, Any], notes: Sequence[str]) -> list[str]:
         limits += [f"{title}: not evaluated." for part, title in _PARTS.items() if evaluation[part] is None]
         privacy, downstream = evaluation["privacy"], evaluation["downstream"]
         for part, name, good in (("privacy", "privacy", "pass"), ("fidelity", "likeness", "as close")):
-            classes = (evaluation[part] or {"classes": {}})["classes"]
-            limits += [
-                f"{label}, {name}: {row['sentence']}" for label, row in classes.items() if row["verdict"] != good
-            ]
+            rows = (evaluation[part] or {"classes": {}})["classes"].items()
+            limits += [f"{label}, {name}: {row['sentence']}" for label, row in rows if row["verdict"] != good]
         if privacy is not None and (repeated := privacy["repeated"]):
             limits.append(f"Identical to another scan of the set: {_counted(repeated, 'scan')}.")
         if downstream is not None and downstream["verdict"] != "gain":

@@ -64,10 +64,8 @@ def describe_generator(provenance: Mapping[str, Any]) -> dict[str, Any] | None:
     if provenance.get("method") == "edit":
         donors = provenance.get("donors") or {}
         strength = () if provenance.get("edit") == "inpaint" else ("strength",)  # a region is painted from noise alone
-        facts["edits"] = {
-            **{key: provenance.get(key) for key in ("donor_class", "target_class", *strength)},
-            **{f"donor_{key}": donors.get(key) for key in ("scans", "patients")},
-        }
+        facts["edits"] = {key: provenance.get(key) for key in ("donor_class", "target_class", *strength)}
+        facts["edits"] |= {f"donor_{key}": donors.get(key) for key in ("scans", "patients")}
     return facts
 
 
@@ -104,8 +102,7 @@ def _privacy(report: Mapping[str, Any]) -> dict[str, Any]:
     privacy, membership = report["privacy"], report["privacy"]["membership"]
     overall = [] if membership is None else [row for row in membership["rows"] if row["label"] is None]
     found = {
-        "verdict": privacy["verdict"],
-        "sentence": privacy["sentence"],
+        **{key: privacy[key] for key in ("verdict", "sentence")},
         "set_aside": privacy["dropped"],
         "repeated": sum(len(rows) - 1 for rows in privacy["repeated"]),
         "classes": {
@@ -141,8 +138,7 @@ def _downstream(report: Mapping[str, Any]) -> dict[str, Any]:
     tier = part["tiers"][-1]
     figures = tier["differences"][0]["figures"]  # the first is to the strongest cheap baseline
     return {
-        "verdict": verdict["verdict"],
-        "sentence": verdict["sentence"],
+        **{key: verdict[key] for key in ("verdict", "sentence")},
         "rare_class": part["task"]["rare_class"],
         "tier": tier["name"],
         "baseline": tier["baseline"],
@@ -155,8 +151,7 @@ def _downstream(report: Mapping[str, Any]) -> dict[str, Any]:
         },
         "subgroups": {
             f"{group['column']} = {group['value']}": {
-                "verdict": group["verdict"],
-                "rare_patients": group["rare_patients"],
+                **{key: group[key] for key in ("verdict", "rare_patients")},
                 "auroc": _figure(group["figures"]["auroc"]),
             }
             for group in part["subgroups"]["groups"]

@@ -99,10 +99,7 @@ def training_figure(
 
 
 def downstream_figures(part: Mapping[str, Any]) -> list[Figure]:
-    """Return the forest plot of all arms of the last tier, the ROC curves and the reliability curves.
-
-    The best arm is on top; the dashed line is the strongest cheap baseline.
-    """
+    """Return the forest plot of all arms of the last tier (the best on top), the ROC curves and the reliability curves."""
     tier, rare = part["tiers"][-1], part["task"]["rare_class"]
     arms = [arm for arm in tier["arms"] if arm["test"]["auroc"]["value"] is not None]
     arms.sort(key=lambda arm: -arm["test"]["auroc"]["value"])

@@ -27,10 +27,7 @@ def write_reader_study(out: Path, study: ReaderStudy) -> Path:
 
 
 def render_reader_page(study: ReaderStudy) -> str:
-    """Return the page as text, with its pictures inlined and one script, which its policy allows by hash; it makes no request.
-
-    Of the key it holds only the classes and the fingerprint.
-    """
+    """Return the page as text, which makes no request; of the key it holds only the classes and the fingerprint."""
     script, digest = page_script("reader.js")
     pictures = [base64.b64encode(case_picture(scan)).decode("ascii") for scan in study.scans]
     key, planes = study.key, study.scans.ndim == 5

@@ -56,10 +56,7 @@ class ReportFiles:
 
 
 def check_report_folder(out: PathLike) -> None:
-    """Raise `ConfigError` unless a report can be written into the folder `out`; nothing is left behind.
-
-    To be called before an evaluation, which takes long.
-    """
+    """Raise `ConfigError` unless a report can be written into the folder `out`; nothing is left behind."""
     out = Path(out)
     try:
         there = next(folder for folder in (out.absolute(), *out.absolute().parents) if folder.exists())
@@ -125,7 +122,6 @@ def _unwritable(out: Path, error: OSError) -> ConfigError:
 
 
 def _sheet_picture(sheet: Sheet, real_pictures: bool) -> str:
-    """Return the contact sheet of a class as a data URI."""
     columns = [("real", sheet.real), ("nearest real", sheet.nearest), ("synthetic", sheet.synthetic)]
     if not real_pictures:
         columns = [("synthetic", half) for half in np.array_split(np.asarray(sheet.synthetic), 2) if len(half)]

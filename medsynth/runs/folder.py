@@ -369,5 +369,11 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray]:
     with zipfile.ZipFile(path) as packed:
         if any(entry.compress_type != zipfile.ZIP_STORED for entry in packed.infolist()):
             raise ValueError("compressed arrays")
-    with np.load(path, allow_pickle=False) as arrays:
-        return dict(arrays)
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            found = dict(arrays)
+    except Exception as error:  # the parser of damaged headers raises whatever Python's tokenizer does
+        raise ValueError("damaged arrays") from error
+    if not all(isinstance(array, np.ndarray) for array in found.values()):
+        raise ValueError("members that are no arrays")
+    return found

@@ -7,18 +7,3 @@ from medsynth.training.distill import distill_run
 from medsynth.training.module import DiffusionModule
 from medsynth.training.preflight import Memory, Preflight
 from medsynth.training.train import advice, preflight_run, train_run
-
-__all__ = [
-    "Augmentation",
-    "AutoencoderRun",
-    "DiffusionModule",
-    "Memory",
-    "Preflight",
-    "StepSampler",
-    "advice",
-    "class_shares",
-    "distill_run",
-    "preflight_run",
-    "train_autoencoder",
-    "train_run",
-]

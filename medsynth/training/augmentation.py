@@ -31,9 +31,7 @@ class Augmentation:
     def __init__(self, options: AugmentationOptions, rank: int, *, mask: bool = False) -> None:
         if wrong := [axis for axis in options.flip_axes if not 0 <= axis < rank]:
             raise ConfigError(f"augment.flip_axes: need axes from 0 to {rank - 1} for {rank}D scans, got {wrong[0]}")
-        self._options = options
-        self._rank = rank
-        self._mask = mask
+        self._options, self._rank, self._mask = options, rank, mask
         self._rotations = 1 if rank == 2 else 3
 
     @property
@@ -55,8 +53,7 @@ class Augmentation:
         spreads = (options.rotate_degrees, options.scale, options.translate, options.contrast)
         for width, spread in zip((self._rotations, 1, self._rank, 1), spreads, strict=True):
             values = math.sqrt(2) * torch.erfinv((2 * uniform(width) - 1) * edge)
-            chosen = uniform(1) < options.probability
-            groups.append(torch.where(chosen, values, 0.0) * (spread > 0))
+            groups.append(torch.where(uniform(1) < options.probability, values, 0.0) * (spread > 0))
         resampled = torch.cat(groups[1:-1], dim=1).any(dim=1, keepdim=True).float()
         return torch.cat([*groups, resampled], dim=1)
 
@@ -66,42 +63,40 @@ class Augmentation:
         In bfloat16 a rotation would be off by up to a tenth of a voxel from its parameters.
         """
         with torch.autocast(scans.device.type, enabled=False):
-            return self._apply(scans, parameters)
-
-    def _apply(self, scans: Tensor, parameters: Tensor) -> Tensor:
-        rank, options = self._rank, self._options
-        flips, angles, zoom, shifts, contrast, _ = parameters.split([rank, self._rotations, 1, rank, 1, 1], dim=1)
-        size = torch.tensor(scans.shape[2:], dtype=scans.dtype, device=scans.device)
-        matrix = torch.diag_embed((1 - 2 * flips) * (-zoom * options.scale).exp())
-        matrix = matrix @ _rotation(angles * math.radians(options.rotate_degrees), rank)
-        # affine_grid works in units of half an axis: rotate in voxels, so that oblong grids are not sheared.
-        matrix = matrix * size[None, None, :] / size[None, :, None]
-        moved = torch.cat([matrix, 2 * shifts[:, :, None] * options.translate], dim=2)
-        # affine_grid counts axes from the last to the first.
-        moved = torch.cat([moved[:, :, :rank].flip(1, 2), moved[:, :, rank:].flip(1)], dim=2)
-        grid = affine_grid(moved, list(scans.shape), align_corners=False)
-        # Voxel centres of the upsampled scan lie half of its voxels further to the front.
-        grid = grid - 0.5 / size.flip(0)
-        # torch has no cubic interpolation of volumes.
-        mode = "bicubic" if rank == 2 else "bilinear"
-        warped = grid_sample(_upsample(scans), grid, mode=mode, padding_mode="border", align_corners=False).clamp(-1, 1)
-        if self._mask:
-            warped[:, -1] = torch.where(warped[:, -1] > 0, 1.0, -1.0)
-        changed = (parameters[:, :-2] != 0).any(dim=1)
-        result = torch.where(changed.reshape(-1, *[1] * (scans.ndim - 1)), warped, scans)
-        if options.contrast > 0:
-            factor = (contrast * options.contrast).exp().reshape(-1, *[1] * (scans.ndim - 1))
-            images = result[:, :-1] if self._mask else result
-            images = torch.where(factor == 1, images, ((images + 1) * factor - 1).clamp(-1, 1))
-            result = torch.cat([images, result[:, -1:]], dim=1) if self._mask else images
-        return result
+            rank, options = self._rank, self._options
+            flips, angles, zoom, shifts, contrast, _ = parameters.split([rank, self._rotations, 1, rank, 1, 1], dim=1)
+            size = torch.tensor(scans.shape[2:], dtype=scans.dtype, device=scans.device)
+            matrix = torch.diag_embed((1 - 2 * flips) * (-zoom * options.scale).exp())
+            matrix = matrix @ _rotation(angles * math.radians(options.rotate_degrees), rank)
+            # affine_grid works in units of half an axis: rotate in voxels, so that oblong grids are not sheared.
+            matrix = matrix * size[None, None, :] / size[None, :, None]
+            moved = torch.cat([matrix, 2 * shifts[:, :, None] * options.translate], dim=2)
+            # affine_grid counts axes from the last to the first.
+            moved = torch.cat([moved[:, :, :rank].flip(1, 2), moved[:, :, rank:].flip(1)], dim=2)
+            grid = affine_grid(moved, list(scans.shape), align_corners=False)
+            # Voxel centres of the upsampled scan lie half of its voxels further to the front.
+            grid = grid - 0.5 / size.flip(0)
+            # torch has no cubic interpolation of volumes.
+            mode = "bicubic" if rank == 2 else "bilinear"
+            warped = grid_sample(_upsample(scans), grid, mode=mode, padding_mode="border", align_corners=False).clamp(
+                -1, 1
+            )
+            if self._mask:
+                warped[:, -1] = torch.where(warped[:, -1] > 0, 1.0, -1.0)
+            changed = (parameters[:, :-2] != 0).any(dim=1)
+            result = torch.where(changed.reshape(-1, *[1] * (scans.ndim - 1)), warped, scans)
+            if options.contrast > 0:
+                factor = (contrast * options.contrast).exp().reshape(-1, *[1] * (scans.ndim - 1))
+                images = result[:, :-1] if self._mask else result
+                images = torch.where(factor == 1, images, ((images + 1) * factor - 1).clamp(-1, 1))
+                result = torch.cat([images, result[:, -1:]], dim=1) if self._mask else images
+            return result
 
 
 def _upsample(scans: Tensor) -> Tensor:
     """Return scans of twice the size whose voxels 0, 2, 4, ... are those of `scans`, with the same spectrum.
 
-    Along each axis in turn, the scan is mirrored, so that it has no jump at its ends, and its Fourier series evaluated at twice
-    as many places.
+    Along each axis, the scan is mirrored, so that it has no jump at its ends, and its Fourier series evaluated twice as densely.
     """
     for axis in range(2, scans.ndim):
         length = scans.shape[axis]

@@ -17,17 +17,15 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
-from torch.nn.functional import interpolate, normalize
 
 from medsynth.cohorts import Cohort, PreparedCohort
 from medsynth.config import AutoencoderOptions, ConditionOptions, NetworkOptions, TrainOptions, changed_options
 from medsynth.errors import ConfigError, DataError, GateError
 from medsynth.files import hash_file, write_json
-from medsynth.measures.features import lite0_network
 from medsynth.networks import Denoiser, LatentCodec, build_autoencoder
 from medsynth.networks.autoencoder import divergence, least_bytes
 from medsynth.runs import WEIGHTS_FILE, Run, load_run
-from medsynth.seeds import numpy_generator, torch_generator
+from medsynth.seeds import torch_generator
 from medsynth.training.augmentation import Augmentation
 from medsynth.training.batches import scan_data
 from medsynth.training.callbacks import PREVIEW_SCANS, Previews
@@ -39,9 +37,7 @@ from medsynth.training.spec import make_spec, scan_shape, trained_cohort
 
 RECONSTRUCTION_FILE = "reconstruction.json"
 _BATCH = 16
-_LEAST_SIDE = 64
 # The last blocks before each halving: features at a half, a quarter, an eighth and a sixteenth of the width.
-_BLOCKS = (0, 2, 4, 10)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,11 +53,11 @@ class AutoencoderRun(Run):
             raise DataError(
                 f"{run.folder}: need an autoencoder, got a diffusion run; try the --out of medsynth train --stage autoencoder"
             )
-        path, found = run.folder / RECONSTRUCTION_FILE, None
+        path = run.folder / RECONSTRUCTION_FILE
         try:
             content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-            if content.get("fingerprint") == run.fingerprint:  # figures of earlier weights do not count
-                found = Reconstruction.from_dict(content)
+            # Figures of earlier weights do not count.
+            found = Reconstruction.from_dict(content) if content.get("fingerprint") == run.fingerprint else None
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise DataError(f"{path}: need the figures of the reconstruction check, got {error}; delete it") from error
         return cls(**vars(run), reconstruction=found)
@@ -90,13 +86,13 @@ class AutoencoderRun(Run):
         head = f"{self.folder}: autoencoder, trained {self.steps} steps\nfingerprint {self.fingerprint[:16]}"
         if self.reconstruction is None:
             return f"{head}\nreconstruction check: not done yet; run the same command again"
-        verdict = (
-            "reconstruction check: failed"
-            if self.reconstruction.failures()
-            else "reconstruction check: passed\n"
+        lines = [head, *map(str, self.reconstruction.rows)]
+        if self.reconstruction.failures():
+            return "\n".join([*lines, "reconstruction check: failed"])
+        following = (
             f"next: medsynth train --network.stem latent --autoencoder.run {self.folder} --cohort COHORT --out RUN"
         )
-        return "\n".join([head, *map(str, self.reconstruction.rows), verdict])
+        return "\n".join([*lines, "reconstruction check: passed", following])
 
     def check(self) -> None:
         """Raise `GateError` that names the figures outside their limits, and the ways out."""
@@ -139,7 +135,11 @@ def train_autoencoder(cohort: Cohort, options: TrainOptions) -> AutoencoderRun:
             lines=[f"{line}; {options.max_steps} steps of {options.batch_size} scans"],
         )
     if trainer is None or trainer.is_global_zero:
-        _measure(AutoencoderRun.of(load_run(out)), cohort, prepared, options)
+        run = AutoencoderRun.of(load_run(out))
+        if run.reconstruction is None:
+            codec = run.load_codec(_device(options))
+            found = measure_reconstruction(codec, prepared, cohort, options.grid, loading=options)
+            write_json(out / RECONSTRUCTION_FILE, {"fingerprint": run.fingerprint} | found.as_dict())
     if trainer is not None:
         trainer.strategy.barrier()
     run = AutoencoderRun.of(load_run(out))
@@ -156,8 +156,7 @@ def open_autoencoder(cohort: Cohort, options: TrainOptions) -> tuple[TrainOption
     """Return the options with those of the autoencoder that they name, and its run; None for other stems.
 
     The options then name the run by its weights, not by its path. Raises `GateError` for an autoencoder that failed its check,
-    and `ConfigError` for one that is not finished, for other scans, grid or intensities, or if stem and options contradict each
-    other.
+    and `ConfigError` for an unfinished one, other scans, grid or intensities, or a contradiction between stem and options.
     """
     folder = options.autoencoder.run
     if options.network.stem != "latent":
@@ -212,19 +211,11 @@ def _device(options: TrainOptions) -> torch.device:
     return device if device.type == "cuda" else torch.device("cpu")
 
 
-def _measure(run: AutoencoderRun, cohort: Cohort, prepared: PreparedCohort, options: TrainOptions) -> None:
-    """Write what the autoencoder loses of the scans, unless that is known."""
-    if run.reconstruction is None:
-        codec = run.load_codec(_device(options))
-        found = measure_reconstruction(codec, prepared, cohort, options.grid, loading=options)
-        write_json(run.folder / RECONSTRUCTION_FILE, {"fingerprint": run.fingerprint} | found.as_dict())
-
-
 class AutoencoderModule(TrainingModule[LatentCodec]):
     """Trains an autoencoder; batches and draws are those of `DiffusionModule`.
 
-    The loss is the mean absolute error plus, each with its weight, the divergence of the posterior per voxel and the perceptual
-    distance. The latents of `averaged` are not scaled.
+    The loss is the mean absolute error plus the weighted divergence of the posterior per voxel. The latents of `averaged` are
+    not scaled.
     """
 
     def __init__(self, codec: LatentCodec, options: TrainOptions, *, classes: Sequence[str], rank: int) -> None:
@@ -239,7 +230,6 @@ class AutoencoderModule(TrainingModule[LatentCodec]):
         )
         self.augmentation = Augmentation(options.augment, rank)
         self._weights = options.autoencoder
-        self._perceptual: PerceptualDistance | None = None
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """Return the loss of a batch."""
@@ -280,55 +270,10 @@ class AutoencoderModule(TrainingModule[LatentCodec]):
         mean, deviation = (each.float() for each in self.network.autoencoder.encode(clean))
         latents = mean + deviation * place_noise(mean, places, self._seed, *keys)
         rebuilt = self.network.autoencoder.decode(latents).float()
-        terms = {
+        return {
             "error": (1.0, (rebuilt - clean).abs().flatten(1).mean(1)),
             "divergence": (self._weights.kl_weight, divergence(mean, deviation) / clean[0].numel()),
         }
-        if self._weights.perceptual_weight:
-            if self._perceptual is None:
-                self._perceptual = PerceptualDistance(clean.device)
-            terms["perceptual"] = (self._weights.perceptual_weight, self._perceptual(clean, rebuilt, *keys))
-        return terms
-
-
-class PerceptualDistance:
-    """Mean squared distance of unit feature vectors at four depths (Zhang et al. 2018, equation 1, all channels alike).
-
-    The features are those of EfficientNet-Lite0, whose weights are an installed package; MONAI's perceptual loss would download
-    some. Of a volume, one plane across each axis is compared, chosen by `keys`. Pictures smaller than 64 x 64 are enlarged.
-    """
-
-    def __init__(self, device: torch.device | str) -> None:
-        self._network = lite0_network().eval().requires_grad_(False).to(device, memory_format=torch.channels_last)
-
-    def __call__(self, scans: Tensor, others: Tensor, *keys: int | str) -> Tensor:
-        """Return the distance of each scan to its counterpart, `(N,)`, for batches `(N, C, *spatial)` in [-1, 1]."""
-        both = torch.cat([scans, others]).float()
-        planes = [both]
-        if both.ndim == 5:
-            random = numpy_generator(0, "planes", *keys)
-            planes = [both.select(axis, int(random.integers(both.shape[axis]))) for axis in (2, 3, 4)]
-        total = torch.zeros(len(scans), device=scans.device)
-        for plane in planes:
-            maps = self._maps(plane.flatten(0, 1).unsqueeze(1))
-            for each in maps:
-                first, second = normalize(each.float(), dim=1).chunk(2)
-                distances = (first - second).square().sum(1).mean((1, 2))
-                total = total + distances.reshape(len(scans), -1).mean(1) / (len(maps) * len(planes))
-        return total
-
-    def _maps(self, pictures: Tensor) -> list[Tensor]:
-        """Return features `(P, D, h, w)` at the depths of `_BLOCKS` of pictures `(P, 1, height, width)` in [-1, 1]."""
-        if (side := min(pictures.shape[2:])) < _LEAST_SIDE:
-            pictures = interpolate(pictures, scale_factor=_LEAST_SIDE / side, mode="bilinear", align_corners=False)
-        network, found = self._network, []
-        features = (((pictures + 1) * 127.5 - 127) / 128).expand(-1, 3, -1, -1)
-        features = network._swish(network._bn0(network._conv_stem(features)))
-        for number, block in enumerate(network._blocks[: _BLOCKS[-1] + 1]):
-            features = block(features)
-            if number in _BLOCKS:
-                found.append(features)
-        return found
 
 
 class ReconstructionPreviews(Previews):

@@ -72,14 +72,12 @@ class StepSampler(Sampler[list[Draw]]):
         return self._order[np.minimum(found, len(self._order) - 1)]
 
     def __iter__(self) -> Iterator[list[Draw]]:
-        """Yield this rank's part of every batch that is still to come."""
         for step in range(self._first_step(), self._total_steps):
             scans = self.global_batch(step)
             positions = range(self._rank, self._batch_size, self._world)
             yield [Draw(int(scans[position]), position) for position in positions]
 
     def __len__(self) -> int:
-        """Return the number of steps of the whole training."""
         return self._total_steps
 
 
@@ -90,7 +88,6 @@ class DrawnScans(Dataset[dict[str, Any]]):
         self._scans = scans
 
     def __getitem__(self, draw: Draw) -> dict[str, Any]:
-        """Return the item of `draw.scan`."""
         return {**self._scans[draw.scan], "position": draw.position}
 
 
@@ -118,10 +115,7 @@ def make_loader(scans: Dataset[dict[str, Any]], sampler: StepSampler, *, num_wor
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class TrainingData:
-    """The items of a training: which of `scans` are for training and validation, and how often each class is drawn.
-
-    `labels` are the class numbers of the training items, `shares` the shares of the classes in the draws.
-    """
+    """Which of `scans` are for training and validation, the class numbers of the former, and the shares of the draws."""
 
     scans: Dataset[dict[str, Any]]
     training: np.ndarray
@@ -144,19 +138,24 @@ class TrainingData:
         loader = make_loader(Subset(self.scans, self.training.tolist()), sampler, num_workers=options.num_workers)
         # The same number for every rank: one without scans would miss the collective calls of validation.
         whole = len(self.validation) // trainer.world_size * trainer.world_size
-        own = self.validation[:whole][trainer.global_rank :: trainer.world_size]
-        together = scans_at_a_time(options)
-        return loader, DataLoader(Subset(self.scans, own.tolist()), batch_size=together) if len(own) else None
+        own = Subset(self.scans, self.validation[:whole][trainer.global_rank :: trainer.world_size].tolist())
+        return loader, DataLoader(own, batch_size=scans_at_a_time(options)) if len(own) else None
 
 
 def scan_data(prepared: PreparedCohort, options: TrainOptions) -> TrainingData:
-    """Return the training scans of a cohort, drawn as `balance` says, and its validation scans."""
+    """Return the training scans of a cohort, drawn as `balance` says, and validation scans, evenly over the classes."""
     train = prepared.indices(split="train")
     labels = prepared.labels[train]
+    groups = [prepared.indices(split="val", label=number) for number in range(len(prepared.classes))]
+    most = math.ceil(VALIDATION_SCANS[prepared.scans.ndim - 2] / max(1, sum(len(group) > 0 for group in groups)))
+    chosen = [
+        numpy_generator(options.seed, "validation", number).permutation(group)[:most]
+        for number, group in enumerate(groups)
+    ]
     return TrainingData(
         scans=ScanDataset(prepared),
         training=train,
-        validation=_validation_scans(prepared, options.seed),
+        validation=np.sort(np.concatenate(chosen)),
         labels=labels,
         shares=class_shares(np.bincount(labels, minlength=len(prepared.classes)), options.balance),
     )
@@ -165,14 +164,3 @@ def scan_data(prepared: PreparedCohort, options: TrainOptions) -> TrainingData:
 def scans_at_a_time(options: Options) -> int:
     """Return how many scans of a step a process has in memory at once."""
     return max(1, options.batch_size // (options.devices * options.num_nodes) // options.accumulate_grad_batches)
-
-
-def _validation_scans(prepared: PreparedCohort, seed: int) -> np.ndarray:
-    """Return the rows of validation scans, as evenly over the classes as possible, the same in every call."""
-    groups = [prepared.indices(split="val", label=number) for number in range(len(prepared.classes))]
-    most = VALIDATION_SCANS[prepared.scans.ndim - 2]
-    share = math.ceil(most / max(1, sum(len(group) > 0 for group in groups)))
-    chosen = [
-        numpy_generator(seed, "validation", number).permutation(group)[:share] for number, group in enumerate(groups)
-    ]
-    return np.sort(np.concatenate(chosen))

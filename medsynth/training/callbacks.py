@@ -16,7 +16,7 @@ from medsynth.cohorts import PreparedCohort
 from medsynth.config import GuidanceOptions
 from medsynth.diffusion import Solver
 from medsynth.measures.neighbours import nearest_distances
-from medsynth.networks import Condition, Denoiser, sample_scans
+from medsynth.networks import Denoiser, sample_scans
 from medsynth.scans.picture import captioned_rows, write_picture
 from medsynth.seeds import derive_seed
 from medsynth.training.batches import Options
@@ -36,34 +36,23 @@ class Progress(Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Open the bar at the current step."""
-        self._bar = tqdm(
-            total=trainer.max_steps,
-            initial=trainer.global_step,
-            desc="train",
-            unit="step",
-            dynamic_ncols=True,
-            disable=not trainer.is_global_zero,
-        )
+        first, total, hidden = trainer.global_step, trainer.max_steps, not trainer.is_global_zero
+        self._bar = tqdm(initial=first, total=total, desc="train", unit="step", dynamic_ncols=True, disable=hidden)
         self._shown = 0.0
 
     def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
         """Count the step; reading figures waits for the device, so they change at most every two seconds."""
         if time.perf_counter() - self._shown > 2:
             self._shown = time.perf_counter()
-            figures = {
-                name: float(trainer.callback_metrics[name])
-                for name in self._FIGURES
-                if name in trainer.callback_metrics
-            }
-            self._bar.set_postfix({name: f"{value:.3g}" for name, value in figures.items()}, refresh=False)
+            known = trainer.callback_metrics
+            figures = {name: f"{float(known[name]):.3g}" for name in self._FIGURES if name in known}
+            self._bar.set_postfix(figures, refresh=False)
         self._bar.update()
 
     def on_train_end(self, *_: Any) -> None:
-        """Close the bar."""
         self._bar.close()
 
     def on_exception(self, *_: Any) -> None:
-        """Close the bar where it is."""
         if hasattr(self, "_bar"):
             self._bar.close()
 
@@ -77,12 +66,10 @@ class Throughput(Callback):
         self._waited, self._steps = 0.0, 0
 
     def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
-        """Add the time since the last batch ended to the waiting time."""
         self._waited += time.perf_counter() - self._left if self._steps else 0.0
         self._began = self._began if self._steps else time.perf_counter()
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
-        """Log when the interval is full."""
         self._steps += 1
         self._left = time.perf_counter()
         if self._steps == self._every:
@@ -104,7 +91,6 @@ class Previews(Callback):
         self.rank = prepared.scans.ndim - 2
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
-        """Write the picture when it is due, on the first rank."""
         step, options = trainer.global_step, self.options
         due = step % options.monitor.preview_every == 0 or step == options.max_steps
         if not due or not trainer.is_global_zero:
@@ -122,9 +108,8 @@ class Previews(Callback):
 class SamplePreviews(Previews):
     """Samples of every class, and the memorisation curve of the rarest class.
 
-    The curve follows the distance of samples to the nearest training scan of the class (median and 5th percentile of the
-    root mean square difference in [-1, 1]) and that of held-out real scans: samples that are much closer than other patients'
-    scans are copies.
+    The curve shows how far samples, and held-out real scans, are from the nearest training scan of the class (median and 5th
+    percentile of the root mean square difference in [-1, 1]): samples much closer than other patients' scans are copies.
     """
 
     def __init__(self, prepared: PreparedCohort, options: Options, solver: Solver) -> None:
@@ -141,56 +126,47 @@ class SamplePreviews(Previews):
         samples = {number: self._sample(denoiser.eval(), number) for number in self._classes}
         for logger in trainer.loggers:
             logger.log_metrics(self._memorisation(samples[self._rarest]), trainer.global_step - 1)
-        names = self.prepared.channels
-        return [
-            (
-                f"{self.prepared.classes[number]}: {name}" if place else self.prepared.classes[number],
-                samples[number][: PREVIEW_SCANS[self.rank], names.index(name) :],
-            )
-            for number in self._classes
-            for place, name in enumerate(dict.fromkeys(names))
-        ]
+        rows, names = [], self.prepared.channels
+        for number in self._classes:
+            for place, name in enumerate(dict.fromkeys(names)):
+                label = self.prepared.classes[number] + (f": {name}" if place else "")
+                rows.append((label, samples[number][: PREVIEW_SCANS[self.rank], names.index(name) :]))
+        return rows
 
     def _sample(self, denoiser: Denoiser, number: int) -> np.ndarray:
-        """Return the samples of a class, those of the memorisation curve for the rarest."""
+        """Return samples of a class, with attributes and texts of training scans; more of the rarest, for its curve."""
         together = PREVIEW_SCANS[self.rank]
         count = MEMORISATION_SCANS[self.rank] if number == self._rarest else together
-        parts = []
+        prepared, seed, parts = self.prepared, self.options.seed, []
+        train = prepared.indices(split="train", label=number)
         for start in range(0, count, together):
             places = range(start, min(count, start + together))
+            rows = [train[derive_seed(seed, "preview attributes", number, place) % len(train)] for place in places]
+            attributes, text = (
+                None if known is None else torch.from_numpy(known[rows])
+                for known in (prepared.attributes, prepared.text)
+            )
             scans = sample_scans(
                 denoiser,
-                self._wanted(denoiser, number, places),
-                [derive_seed(self.options.seed, "preview", number, place) for place in places],
-                shape=self.prepared.scans.shape[1:],
+                denoiser.embedding.make(torch.full((len(places),), number), attributes, text=text),
+                [derive_seed(seed, "preview", number, place) for place in places],
+                shape=prepared.scans.shape[1:],
                 solver=self._solver,
                 guidance=GuidanceOptions(),
             )
             parts.append(scans.float().cpu().numpy())
         return np.concatenate(parts)
 
-    def _wanted(self, denoiser: Denoiser, number: int, places: range) -> Condition:
-        """Return the condition of preview scans of a class, with attributes and texts of training scans."""
-        prepared = self.prepared
-        train, seed = prepared.indices(split="train", label=number), self.options.seed
-        rows = [train[derive_seed(seed, "preview attributes", number, place) % len(train)] for place in places]
-        attributes, text = (
-            None if known is None else torch.from_numpy(known[rows]) for known in (prepared.attributes, prepared.text)
-        )
-        return denoiser.embedding.make(torch.full((len(places),), number), attributes, text=text)
-
     def _memorisation(self, samples: np.ndarray) -> dict[str, float]:
-        prepared = self.prepared
+        prepared, metrics = self.prepared, {}
         name = f"memorisation/{prepared.classes[self._rarest]}"
         # Without masks, which resemble each other in any case.
         images = len(prepared.channels) - prepared.channels.count("mask")
         train = prepared.scans[prepared.indices(split="train", label=self._rarest), :images].astype(np.float32)
         held_out = prepared.scans[prepared.indices(split="val", label=self._rarest)]
-        metrics = {}
         for source, scans in {"sample": samples, "held_out": held_out}.items():
             if len(scans):
-                distances, _ = nearest_distances(scans[:, :images].astype(np.float32), train)
-                distances = distances / np.sqrt(train[0].size)
+                distances = nearest_distances(scans[:, :images].astype(np.float32), train)[0] / np.sqrt(train[0].size)
                 metrics[f"{name}/{source}_median"] = float(np.median(distances))
                 metrics[f"{name}/{source}_p5"] = float(np.percentile(distances, 5))
         return metrics

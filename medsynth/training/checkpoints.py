@@ -29,7 +29,7 @@ import lightning.pytorch as pl
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.loggers.logger import Logger, rank_zero_experiment
+from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
 from medsynth.errors import ConfigError, DataError
@@ -89,7 +89,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         except Exception as error:
             # torch's own message is long and explains how to execute the pickle.
             executes = isinstance(error, pickle.UnpicklingError)
-            reason = "a pickle, which is never executed" if executes else f"a damaged file ({_first_line(error)})"
+            line = next(iter(str(error).splitlines()), type(error).__name__)
+            reason = "a pickle, which is never executed" if executes else f"a damaged file ({line})"
             raise DataError(f"{path}: need a checkpoint, got {reason}; {_way_out(path)}") from error
         if not isinstance(content, dict) or not content.keys() >= _PARTS:
             raise DataError(f"{path}: need a checkpoint of this training, got other content; {_way_out(path)}")
@@ -143,18 +144,12 @@ def _keep_previous(path: Path) -> None:
             shutil.copyfile(path, temporary)
 
 
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)
-
-
 def _way_out(path: Any) -> str:
     """Return what to do about a checkpoint that cannot be read."""
     previous = Path(path).with_name(PREVIOUS)
     try:
-        step = read_checksums(previous.parent).get(hash_file(previous))
-    except (OSError, DataError):
-        step = None
-    if step is None:
+        step = read_checksums(previous.parent)[hash_file(previous)]
+    except (OSError, DataError, KeyError):
         return "try another --out to start again"
     return f"try {previous.name}, of step {step}, instead: mv {previous} {path}"
 
@@ -165,36 +160,19 @@ class MetricsLog(Logger):
     A resumed run first drops the rows of steps that it will repeat. An interrupted validation leaves a gap.
     """
 
+    name, version = "metrics", ""  # Lightning requires both
+
     def __init__(self, path: Path) -> None:
         super().__init__()
         self._path = path
 
-    @property
-    def name(self) -> str:
-        """The name, which Lightning requires."""
-        return "metrics"
-
-    @property
-    def version(self) -> str:
-        """The version, which Lightning requires."""
-        return ""
-
-    @property
-    @rank_zero_experiment
-    def experiment(self) -> None:
-        """None: there is no experiment object."""
-        return None
-
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Append metrics; `step` counts from 0, as Lightning does."""
-        new = not self._path.exists()
+        header = [] if self._path.exists() else [_HEADER]
+        rows = [((step or 0) + 1, name, f"{value:.7g}") for name, value in metrics.items() if name != "epoch"]
         with self._path.open("a", encoding="utf-8", newline="") as stream:
-            writer = csv.writer(stream, lineterminator="\n")  # labels may hold commas and quotes
-            if new:
-                writer.writerow(_HEADER)
-            rows = ([(step or 0) + 1, name, f"{value:.7g}"] for name, value in metrics.items() if name != "epoch")
-            writer.writerows(rows)
+            csv.writer(stream, lineterminator="\n").writerows([*header, *rows])  # labels may hold commas and quotes
 
     @rank_zero_only
     def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
@@ -225,26 +203,20 @@ class RunKeeper(Callback):
                 logger.rewind(trainer.global_step)
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
-        """Write when due."""
         if trainer.global_step % self._every == 0:
             self.write(trainer, pl_module)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Write at the end."""
         self.write(trainer, pl_module)
 
     def write(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Write now, on the first rank."""
         if trainer.is_global_zero:
             assert isinstance(pl_module, TrainingModule)
             save_run(self._out, self._spec, pl_module.averaged, options=self._options, steps=trainer.global_step)
 
 
 class EarlyWeights(Callback):
-    """Keeps the averaged weights of one early step in `folder`: that after a `share` of all steps; with 0, none.
-
-    A training that continues from before that step writes the same file again.
-    """
+    """Keeps the averaged weights of one early step in `folder`: that after a `share` of all steps; with 0, none."""
 
     def __init__(self, folder: Path, share: float) -> None:
         self._folder, self._share = folder, share
@@ -255,7 +227,6 @@ class EarlyWeights(Callback):
             (self._folder / EARLY_FILE).unlink(missing_ok=True)
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
-        """Write the file when it is due, on the first rank."""
         if trainer.is_global_zero and trainer.global_step == self._step(trainer):
             assert isinstance(pl_module, TrainingModule)
             save_early(self._folder, pl_module.averaged)
@@ -293,7 +264,6 @@ class StopOnSignal(Callback):
             trainer.save_checkpoint(self._checkpoint)
 
     def restore_signals(self) -> None:
-        """Restore the handlers from before the training."""
         if self._taken:
             self._taken = False
             for number, handler in self._previous.items():

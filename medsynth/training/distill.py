@@ -113,7 +113,7 @@ def distill_run(teacher: Run, cohort: Cohort, options: DistillOptions) -> Run:
 
 
 def _check_teacher(teacher: Run, options: DistillOptions) -> Solver:
-    """Return the solver of the student; `ConfigError` for options that cannot work, or not with this teacher."""
+    """Return the solver of the student; `ConfigError` for options that cannot work with this teacher."""
     if teacher.distilled or teacher.options.get("stage") == "autoencoder":
         raise ConfigError(
             f"{teacher.folder}: need a diffusion run of medsynth train to distill, got another one; try the run it came from"
@@ -130,10 +130,7 @@ def _check_teacher(teacher: Run, options: DistillOptions) -> Solver:
 
 
 def _read_cohort(teacher: Run, cohort: Cohort, options: DistillOptions) -> tuple[Cohort, Conditions]:
-    """Return the scans of the teacher's classes, and their attributes and texts, encoded as for the teacher.
-
-    Raises `DataError` if a class has no scan to train on, and `ConfigError` for other attributes.
-    """
+    """Return the scans of the teacher's classes, and their attributes and texts, encoded as for the teacher."""
     known = cohort.select(split="train").classes
     if missing := [label for label in teacher.classes if label not in known]:
         raise DataError(
@@ -159,11 +156,10 @@ def _read_cohort(teacher: Run, cohort: Cohort, options: DistillOptions) -> tuple
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class TrajectorySet:
-    """The trajectories of a distillation, and the files that hold them.
+    """The trajectories of a distillation; those after the first `options.trajectories` are held out for validation.
 
     `labels` `(N,)`, `attributes` `(N, attributes)` and `text` `(N, dimensions)` are their conditions, `shape` is that of a point,
-    `(C, *spatial)`. Those after the first `options.trajectories` are held out for validation. Files are float16
-    `(trajectories, points * C, *spatial)`; the initial noise of a trajectory is drawn again from its seed.
+    `(C, *spatial)`. Files are float16 `(trajectories, points * C, *spatial)`; the initial noise is drawn again from seeds.
     """
 
     options: DistillOptions
@@ -175,7 +171,6 @@ class TrajectorySet:
 
     @property
     def folder(self) -> Path:
-        """Folder of the files."""
         return Path(self.options.out) / _FOLDER
 
     @property
@@ -190,17 +185,14 @@ class TrajectorySet:
 
     @property
     def parts(self) -> int:
-        """Number of files."""
         return -(-len(self.labels) // self.part_size)
 
     def rows(self, part: int) -> range:
-        """Return the trajectories in a file."""
         return range(part * self.part_size, min(len(self.labels), (part + 1) * self.part_size))
 
     def file(self, part: int) -> Path:
         """Return the path of a file; the last one of a longer set has another name."""
-        rows = self.rows(part)
-        return self.folder / f"part_{rows.start:08d}_{rows.stop:08d}.npy"
+        return self.folder / f"part_{self.rows(part).start:08d}_{self.rows(part).stop:08d}.npy"
 
     def noise(self, rows: range | list[int]) -> Tensor:
         """Return the standard normal noise at the beginning of trajectories, `(N, C, *spatial)` on the CPU."""
@@ -208,9 +200,8 @@ class TrajectorySet:
 
     def condition(self, denoiser: Denoiser, rows: range) -> Condition:
         """Return the condition of some trajectories for a denoiser, on its device."""
-        chosen = slice(rows.start, rows.stop)
         label, attributes, text = (
-            None if values is None else torch.from_numpy(values[chosen]).to(denoiser.device)
+            None if values is None else torch.from_numpy(values[rows.start : rows.stop]).to(denoiser.device)
             for values in (self.labels, self.attributes, self.text)
         )
         assert label is not None
@@ -224,14 +215,9 @@ class TrajectorySet:
     def data(self) -> TrainingData:
         """Return the trajectories as training data, every class equally often."""
         training, held_out = np.split(np.arange(len(self.labels)), [self.options.trajectories])
-        classes = int(self.labels.max()) + 1
-        return TrainingData(
-            scans=TrajectoryDataset(self),
-            training=training,
-            validation=held_out,
-            labels=self.labels[training],
-            shares=np.full(classes, 1 / classes),
-        )
+        labels, classes = self.labels[training], int(self.labels.max()) + 1
+        scans, shares = TrajectoryDataset(self), np.full(classes, 1 / classes)
+        return TrainingData(scans=scans, training=training, validation=held_out, labels=labels, shares=shares)
 
 
 def plan_trajectories(
@@ -240,12 +226,10 @@ def plan_trajectories(
     """Return a set with equal shares of the classes, and attributes and texts of training scans if there are any."""
     total = options.trajectories + VALIDATION_SCANS[len(shape) - 1]
     labels = np.arange(total) % len(prepared.classes)
-    attributes, text = prepared.attributes, prepared.text
-    if attributes is not None or text is not None:
-        random = numpy_generator(options.seed, "trajectory attributes")
-        groups = [prepared.indices(split="train", label=number) for number in range(len(prepared.classes))]
-        rows = [groups[label][random.integers(len(groups[label]))] for label in labels]
-        attributes, text = (None if known is None else known[rows] for known in (attributes, text))
+    random = numpy_generator(options.seed, "trajectory attributes")
+    groups = [prepared.indices(split="train", label=number) for number in range(len(prepared.classes))]
+    rows = [groups[label][random.integers(len(groups[label]))] for label in labels]
+    attributes, text = (None if known is None else known[rows] for known in (prepared.attributes, prepared.text))
     return TrajectorySet(options=options, solver=solver, shape=shape, labels=labels, attributes=attributes, text=text)
 
 
@@ -256,7 +240,6 @@ class DrawTrajectories(Callback):
         self._planned, self._teacher = planned, teacher
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Draw, and wait for the other processes."""
         planned, options = self._planned, self._planned.options
         mine = range(trainer.global_rank, planned.parts, trainer.world_size)
         missing = [part for part in mine if not planned.file(part).exists()]
@@ -310,12 +293,8 @@ class TrajectoryDataset(Dataset[dict[str, Any]]):
             if len(self._files) >= _OPEN:
                 self._files.clear()
             self._files[part] = np.load(planned.file(part), mmap_mode="r")
-        item = {
-            "scan": torch.from_numpy(np.array(self._files[part][place], dtype=np.float32)),
-            "noise": planned.noise([row])[0],
-            "label": int(planned.labels[row]),
-            "index": row,
-        }
+        scan = torch.from_numpy(np.array(self._files[part][place], dtype=np.float32))
+        item = {"scan": scan, "noise": planned.noise([row])[0], "label": int(planned.labels[row]), "index": row}
         for name, values in (("attributes", planned.attributes), ("text", planned.text)):
             if values is not None:
                 item[name] = torch.from_numpy(values[row])
@@ -325,8 +304,7 @@ class TrajectoryDataset(Dataset[dict[str, Any]]):
 class TrajectoryModule(TrainingModule[Denoiser]):
     """Trains a denoiser to follow trajectories in few steps; batches are those of `TrajectoryDataset`.
 
-    The loss is that of `trajectory_losses`, in validation that of the averaged student at each of its noise levels. There is no
-    dropout: a trajectory leads to one scan.
+    The loss is that of `trajectory_losses`, without dropout: a trajectory leads to one scan.
     """
 
     def __init__(
@@ -361,7 +339,7 @@ class TrajectoryModule(TrainingModule[Denoiser]):
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         """Add the averaged student's differences from held-out trajectories for each class and noise level."""
-        losses = self._follow(self.averaged, batch, slice(0, len(batch["label"])))
+        losses = self._follow(self.averaged, batch, slice(None))
         for column in range(len(self._levels) - 1):
             self.count_losses(batch["label"], column, losses[:, column])
 

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from operator import attrgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import lightning.pytorch as pl
 import yaml
@@ -77,7 +77,7 @@ _PLACES = ("run", "cohort", "out", "cache_dir", "progress", "preflight")
 # are drawn (and a GPU draws other noise than a CPU), so weights are bit-for-bit the same only if these stay.
 _FREE = (
     "accelerator", "devices", "num_nodes", "num_workers", "accumulate_grad_batches", "activation_checkpointing", "monitor",
-    "max_mib", "nan", "tilt",
+    "max_mib", "nan",
 )  # fmt: skip
 # Warnings of Lightning without consequence here.
 _NOISE = (".*does not have many workers.*", ".*tensorboard.*", ".*Checkpoint directory.*", ".*LeafSpec.*")
@@ -104,8 +104,7 @@ def check_options(options: Options) -> None:
 def plain_options(options: Options) -> dict[str, Any]:
     """Return the options as JSON values, without those that say where things are and what is shown."""
     values = {name: value for name, value in dataclasses.asdict(options).items() if name not in _PLACES}
-    plain: dict[str, Any] = json.loads(json.dumps(values, default=str))
-    return plain
+    return cast(dict[str, Any], json.loads(json.dumps(values, default=str)))
 
 
 def open_previous(options: Options) -> Run | None:
@@ -117,9 +116,8 @@ def open_previous(options: Options) -> Run | None:
 class Training:
     """A training and its run folder, `options.out`: the checks before it, its prepared scans, and the fit.
 
-    `classes`, `grid`, `intensity`, `mask` and `conditions` are those of its scans. `options` name other runs by the beginning of
-    their fingerprints. `before` is the run whose weights it builds on; its patients are added to those of this run. `inherited`
-    are further options for run.json.
+    `options` name other runs by the beginning of their fingerprints. The patients of `before`, the run whose weights it builds
+    on, are added to those of this run. `inherited` are further options for run.json.
     """
 
     options: Options
@@ -143,10 +141,7 @@ class Training:
         return self.previous is not None and self.previous.steps >= self.options.max_steps
 
     def check_needs(self, network: nn.Module, shape: tuple[int, ...], *, passes: int = 0) -> None:
-        """Raise `ConfigError` if disk or memory are too small for the training of `network` on scans of `shape`.
-
-        Memory is checked for a denoiser through which a scan goes `passes` times; 0 skips it.
-        """
+        """Raise `ConfigError` if disk, or memory for `passes` per scan, are too small for `network`; 0 skips memory."""
         check_disk(self.out, network)
         if isinstance(network, Denoiser):
             check_precision(network, shape, self.options)
@@ -156,8 +151,7 @@ class Training:
     def prepare(self) -> PreparedCohort:
         """Prepare the scans, and check that the folder is free or holds the same training.
 
-        Raises `ConfigError` for a folder with other files or a training with other options or data (it names them), and as
-        `check_checkpoint` does.
+        Raises `ConfigError` for one with other files, options or data (it names them), and as `check_checkpoint` does.
         """
         prepared = prepare_cohort(
             self.cohort,
@@ -168,11 +162,25 @@ class Training:
             mask=self.mask,
         )
         self.prepared = self.conditions.add_to(prepared)
-        hashes = {"cohort": prepared.key} | self.conditions.hashes()
-        self.stored = dict(self.inherited) | plain_options(self.options) | hashes
-        self.resumed = self._check_folder()
+        self.stored = dict(self.inherited) | plain_options(self.options) | {"cohort": prepared.key}
+        self.stored |= self.conditions.hashes()
+        out, checkpoint = self.out, self.out / CHECKPOINT
+        self.resumed = checkpoint.is_file()
+        if self.previous is not None:
+            if changed := changed_options(self.previous.options, self.stored, free=_FREE):
+                raise ConfigError(
+                    f"{out}: holds a run with other options or data ({'; '.join(changed)}); try the same ones, or another --out"
+                )
+        elif self.resumed:
+            raise ConfigError(f"{out}: need {RUN_FILE} beside the checkpoint, got none; try another --out")
+        elif out.is_dir() and not all(path.name in _OWN or path.name.startswith(".partial-") for path in out.iterdir()):
+            raise ConfigError(
+                f"{out}: need a new folder or a run to continue, got a folder with other files; try another --out"
+            )
         if self.finished:
-            remove_partial(self.out)
+            remove_partial(out)
+        elif self.resumed:
+            check_checkpoint(checkpoint, checkpoint.parent)
         return self.prepared
 
     def fit(
@@ -227,25 +235,6 @@ class Training:
             raise KeyboardInterrupt(f"stopped at step {trainer.global_step}; the same command continues from there")
         return trainer
 
-    def _check_folder(self) -> bool:
-        """Return whether the folder holds a checkpoint from which this training continues."""
-        out, checkpoint = self.out, self.out / CHECKPOINT
-        resumed = checkpoint.is_file()
-        if self.previous is not None:
-            if changed := changed_options(self.previous.options, self.stored, free=_FREE):
-                raise ConfigError(
-                    f"{out}: holds a run with other options or data ({'; '.join(changed)}); try the same ones, or another --out"
-                )
-        elif resumed:
-            raise ConfigError(f"{out}: need {RUN_FILE} beside the checkpoint, got none; try another --out")
-        elif out.is_dir() and not all(path.name in _OWN or path.name.startswith(".partial-") for path in out.iterdir()):
-            raise ConfigError(
-                f"{out}: need a new folder or a run to continue, got a folder with other files; try another --out"
-            )
-        if resumed and not self.finished:
-            check_checkpoint(checkpoint, checkpoint.parent)
-        return resumed
-
     def _begin_folder(self) -> None:
         """Write what a run folder holds before its first weights, and remove what a killed process left."""
         self.out.mkdir(parents=True, exist_ok=True)
@@ -266,18 +255,25 @@ def _make_trainer(
         callbacks.append(Progress())
     if previews is not None:
         callbacks.append(previews)
-    callbacks.append(
-        Throughput(monitor.log_every, options.batch_size)
-    )  # last, so that previews do not count as waiting
-    callbacks.append(
-        ModelCheckpoint(
-            dirpath=out / CHECKPOINT.parent,
-            filename=CHECKPOINT.stem,
-            every_n_train_steps=monitor.checkpoint_every,
-            save_on_train_epoch_end=False,
-            enable_version_counter=False,
-        )
+    # Last, so that previews do not count as waiting.
+    callbacks.append(Throughput(monitor.log_every, options.batch_size))
+    checkpoints = ModelCheckpoint(
+        dirpath=out / CHECKPOINT.parent,
+        filename=CHECKPOINT.stem,
+        every_n_train_steps=monitor.checkpoint_every,
+        save_on_train_epoch_end=False,
+        enable_version_counter=False,
     )
+    loggers: list[Any] = [MetricsLog(out / METRICS_FILE)]
+    if monitor.tensorboard:
+        try:
+            from lightning.pytorch.loggers import TensorBoardLogger
+
+            loggers.append(TensorBoardLogger(save_dir=out, name="tensorboard", version=""))
+        except ModuleNotFoundError as error:
+            raise ConfigError(
+                "monitor.tensorboard: need the package tensorboard, got none; try pip install 'medsynth-diffusion[tensorboard]'"
+            ) from error
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     leave_group_at_exit()
     try:
@@ -298,8 +294,8 @@ def _make_trainer(
             enable_model_summary=False,
             use_distributed_sampler=False,
             plugins=[AtomicCheckpointIO(out / CHECKPOINT.parent), cluster_environment()],
-            callbacks=callbacks,
-            logger=[MetricsLog(out / METRICS_FILE), *_tensorboard(out, wanted=monitor.tensorboard)],
+            callbacks=[*callbacks, checkpoints],
+            logger=loggers,
             default_root_dir=out,
         )
     except MisconfigurationException as error:
@@ -313,15 +309,13 @@ def _make_trainer(
 def _freed_memory_kept(trainer: pl.Trainer) -> Iterator[None]:
     """On a CPU under Linux, keep freed memory for the next step instead of returning it to the system; return it at the end.
 
-    A step frees all of its activations, and glibc would return them: tens of thousands of page faults a step to get them back, an
-    eighth of the computing time at 64 x 64.
+    A step frees all of its activations; getting them back from the system costs an eighth of the computing time at 64 x 64.
     """
     on_cpu = trainer.strategy.root_device.type == "cpu"
     system = ctypes.CDLL(None) if sys.platform == "linux" and on_cpu else None
-    if not hasattr(system, "mallopt"):  # another library than glibc
+    if system is None or not hasattr(system, "mallopt"):  # another library than glibc
         yield
         return
-    assert system is not None
     system.mallopt(_TRIM_THRESHOLD, 2**31 - 1)
     system.mallopt(_MMAP_THRESHOLD, _LARGEST_ON_HEAP)
     try:
@@ -329,16 +323,3 @@ def _freed_memory_kept(trainer: pl.Trainer) -> Iterator[None]:
     finally:
         system.mallopt(_TRIM_THRESHOLD, 2 * _LARGEST_ON_HEAP)
         system.malloc_trim(0)
-
-
-def _tensorboard(out: Path, *, wanted: bool) -> list[Any]:
-    if not wanted:
-        return []
-    try:
-        from lightning.pytorch.loggers import TensorBoardLogger
-
-        return [TensorBoardLogger(save_dir=out, name="tensorboard", version="")]
-    except ModuleNotFoundError as error:
-        raise ConfigError(
-            "monitor.tensorboard: need the package tensorboard, got none; try pip install 'medsynth-diffusion[tensorboard]'"
-        ) from error

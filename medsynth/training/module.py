@@ -30,7 +30,7 @@ VALIDATION_SIGMAS = (0.1, 0.3, 1.0, 3.0, 10.0)
 def average_share(decay: float, count: int) -> float:
     """Return the share of the current weights in the average after `count` + 1 updates: 1 at first, 1 - `decay` in the end.
 
-    The decay rises from 0.1 to `decay` as (1 + count) / (10 + count), so the average soon forgets the initial weights.
+    The decay rises from 0.1 to `decay`, so the average soon forgets the initial weights.
     """
     return 1.0 if count == 0 else 1 - min(decay, (1 + count) / (10 + count))
 
@@ -38,8 +38,7 @@ def average_share(decay: float, count: int) -> float:
 class MovingAverage(AveragedModel):
     """Exponential moving average of a module's weights; buffers are copied.
 
-    torch's own reads its counter from the device several times a step, and each time the host waits. This one counts on the
-    host and stores what torch's stores.
+    It stores what torch's own stores, but counts on the host: torch's makes it wait for the device several times a step.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
@@ -95,7 +94,7 @@ def batch_parts(count: int, parts: int) -> Iterator[slice]:
 
 
 class Places(NamedTuple):
-    """Where the scans of a rank lie in the global batch of `total` scans, on the host and on the device, and the draws' keys."""
+    """Where the scans of a rank lie in the global batch of `total` scans, and the keys of the draws."""
 
     total: int
     keys: tuple[int, int]
@@ -107,11 +106,10 @@ class TrainingModule(pl.LightningModule, Generic[Network]):
     """Base of all trainings: parts of a batch, the optimiser, the moving average, and validation losses for each class.
 
     A training step adds the gradients of all parts of a batch but the last, which is left to the trainer. Apart from rounding and
-    dropout masks, nothing depends on the number of parts. `network` is trained; `averaged` has its averaged weights.
+    dropout masks, nothing depends on the number of parts.
     """
 
-    _sums: Tensor
-    _counts: Tensor
+    _totals: Tensor  # sums and numbers of validation losses, `(2, classes, columns)`
 
     def __init__(
         self,
@@ -130,9 +128,8 @@ class TrainingModule(pl.LightningModule, Generic[Network]):
         self.classes = tuple(classes)
         self._validated, self._optimiser = tuple(validated), optimiser
         self._total_steps, self._accumulate, self._seed = total_steps, accumulate_grad_batches, seed
-        for name in ("_sums", "_counts"):
-            zeros = torch.zeros(len(self.classes), len(self._validated), dtype=torch.float64)
-            self.register_buffer(name, zeros, persistent=False)
+        totals = torch.zeros(2, len(self.classes), len(self._validated), dtype=torch.float64)
+        self.register_buffer("_totals", totals, persistent=False)
 
     @property
     def averaged(self) -> Network:
@@ -149,11 +146,10 @@ class TrainingModule(pl.LightningModule, Generic[Network]):
         """Return the places of a training batch; ranks take turns where the loader did not store any."""
         total = len(batch["label"]) * self.trainer.world_size
         keys = (self.global_step, batch_idx % self.trainer.accumulate_grad_batches)
-        there = batch.get("position")
-        if there is None:
-            turns = range(self.global_rank, total, self.trainer.world_size)
-            return Places(total, keys, turns, torch.tensor(list(turns), device=self.device))
-        return Places(total, keys, batch.get("position here") or there.tolist(), there)
+        if "position" in batch:
+            return Places(total, keys, batch.get("position here") or batch["position"].tolist(), batch["position"])
+        turns = range(self.global_rank, total, self.trainer.world_size)
+        return Places(total, keys, turns, torch.tensor(list(turns), device=self.device))
 
     def on_train_start(self) -> None:
         """Drop gradients left by a training that was stopped within a step."""
@@ -173,7 +169,6 @@ class TrainingModule(pl.LightningModule, Generic[Network]):
         self.log("gradient_norm", nn.utils.clip_grad_norm_(self.network.parameters(), _LARGEST_GRADIENT))
 
     def configure_optimizers(self) -> Any:
-        """Return AdamW and the learning-rate schedule."""
         return make_optimiser(self.network.parameters(), self._optimiser, self._total_steps)
 
     def add_gradient(self, loss: Tensor) -> None:
@@ -184,14 +179,15 @@ class TrainingModule(pl.LightningModule, Generic[Network]):
 
     def count_losses(self, labels: Tensor, column: int, losses: Tensor) -> None:
         """Add losses `(N,)` of validation scans of the classes `labels` to one column of the validation losses."""
-        self._sums[:, column].index_add_(0, labels, losses.double())
-        self._counts[:, column].index_add_(0, labels, torch.ones_like(losses, dtype=torch.float64))
+        losses = losses.double()
+        self._totals[:, :, column].index_add_(1, labels, torch.stack([losses, torch.ones_like(losses)]))
 
     def on_validation_epoch_end(self) -> None:
         """Log the validation losses of all ranks."""
-        sums, counts = self._over_ranks(self._sums), self._over_ranks(self._counts)
-        self._sums.zero_()
-        self._counts.zero_()
+        gathered = self.all_gather(self._totals)  # a single process adds no axis
+        assert isinstance(gathered, Tensor)
+        sums, counts = gathered.reshape(-1, *self._totals.shape).sum(0)
+        self._totals.zero_()
         self.log_validation(sums / counts.clamp(min=1), torch.nonzero(counts[:, 0] > 0).flatten())
 
     def log_validation(self, losses: Tensor, seen: Tensor) -> None:
@@ -200,11 +196,6 @@ class TrainingModule(pl.LightningModule, Generic[Network]):
         for row in seen.tolist():
             for column, name in enumerate(self._validated):
                 self.log(f"val_loss/{self.classes[row]}/{name}", losses[row, column].float(), rank_zero_only=True)
-
-    def _over_ranks(self, values: Tensor) -> Tensor:
-        gathered = self.all_gather(values)  # alone, it adds no axis
-        assert isinstance(gathered, Tensor)
-        return gathered.reshape(-1, *values.shape).sum(0)
 
 
 class DiffusionModule(TrainingModule[Denoiser]):
@@ -269,23 +260,27 @@ class DiffusionModule(TrainingModule[Denoiser]):
         places = self.places(batch, batch_idx)
         seed_layers(self._seed, "dropout", *places.keys, self.global_rank, device=scans.device)
         generator = torch_generator(self._seed, "step", *places.keys, device=scans.device)
-        # Every rank makes the small draws for the whole global batch and keeps its places, and draws noise place by place: so
-        # draws do not depend on the number of processes.
+        # Small draws are made for the whole global batch, and noise place by place: neither depends on the number of processes.
         sigma = draw_sigma(places.total, mean=self._noise.mean, std=self._noise.std, generator=generator)[places.device]
         withheld = self._hide(self._label_dropout, places, (), generator)
         parameters = self.augmentation.draw(places.total, generator)[places.device]
-        condition = self._draw_condition(batch, parameters, withheld, places, generator)
-        observed = None
+        attributes, text, dropout = batch.get("attributes"), batch.get("text"), self._condition.dropout
+        if attributes is not None:
+            hidden = self._hide(dropout, places, (attributes.shape[1],), generator)
+            attributes = attributes.masked_fill(hidden, torch.nan)
+        if text is not None:
+            text = text.masked_fill(self._hide(dropout, places, (1,), generator), torch.nan)
+        condition = Condition(batch["label"], parameters, attributes, text=text)
+        condition = self.network.embedding.withhold(condition, withheld)
         if self.network.observed:
-            drawn = draw_observed(places.total, scans.shape[1], self._condition.observed, generator)
-            observed = drawn[places.device]
+            observed = draw_observed(places.total, scans.shape[1], self._condition.observed, generator)[places.device]
 
         mean = torch.zeros((), device=scans.device)
         for part in batch_parts(len(scans), self._accumulate):
             clean = self.network.encode(self.augmentation.apply(scans[part], parameters[part]))
             noise = place_noise(clean, places.host[part], self._seed, *places.keys)
             seen = condition.rows(part)
-            if observed is not None:
+            if self.network.observed:
                 seen = seen._replace(observed=observe_channels(clean, observed[part]))
             loss = self._losses(self.network, clean, noise, sigma[part], seen).sum() / len(scans)
             mean += loss.detach()
@@ -298,25 +293,11 @@ class DiffusionModule(TrainingModule[Denoiser]):
         """Add the losses of the averaged denoiser for each class and noise level, with fixed noise for each scan."""
         scans, labels = self.averaged.encode(batch["scan"]), batch["label"]
         condition = self.averaged.embedding.make(labels, batch.get("attributes"), text=batch.get("text"))
-        first = batch_idx * len(scans)
-        numbers = batch.get("index here", range(first, first + len(scans)))
+        numbers = batch.get("index here", range(batch_idx * len(scans), (batch_idx + 1) * len(scans)))
         for column, level in enumerate(VALIDATION_SIGMAS):
             noise = place_noise(scans, numbers, self._seed, "validation", column)
             sigma = torch.full((len(scans),), level, device=scans.device)
             self.count_losses(labels, column, self._losses(self.averaged, scans, noise, sigma, condition))
-
-    def _draw_condition(
-        self, batch: Mapping[str, Any], parameters: Tensor, withheld: Tensor, places: Places, generator: torch.Generator
-    ) -> Condition:
-        """Return the condition of a batch, with attributes, texts and whole conditions hidden as options say."""
-        attributes, text, dropout = batch.get("attributes"), batch.get("text"), self._condition.dropout
-        if attributes is not None:
-            hidden = self._hide(dropout, places, (attributes.shape[1],), generator)
-            attributes = attributes.masked_fill(hidden, torch.nan)
-        if text is not None:
-            text = text.masked_fill(self._hide(dropout, places, (1,), generator), torch.nan)
-        condition = Condition(batch["label"], parameters, attributes, text=text)
-        return self.network.embedding.withhold(condition, withheld)
 
     def _hide(self, probability: float, places: Places, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
         """Return what is hidden of this rank's scans, bool `(N, *shape)`."""
@@ -324,7 +305,6 @@ class DiffusionModule(TrainingModule[Denoiser]):
         return (drawn < probability)[places.device]
 
     def _losses(self, denoiser: Denoiser, clean: Tensor, noise: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
-        """Loss of each scan, `(N,)` float32."""
         return loss_weight(sigma, self._sigma_data) * denoising_errors(denoiser, clean, noise, sigma, condition)
 
 

@@ -1,6 +1,6 @@
 """What a training needs, known before it begins: memory of a step, the largest batch that fits, time, and room on the disk.
 
-Memory is counted by following the tensors of a forward and a backward pass; large passes are counted without computing them.
+Memory is counted by following the tensors of a forward and a backward pass; large passes are not computed for it.
 """
 
 from __future__ import annotations
@@ -54,7 +54,6 @@ class Memory:
     scan: int
 
     def of(self, scans: int) -> int:
-        """Return the bytes of a step with this many scans at a time."""
         return self.fixed + scans * self.scan
 
     def largest(self, free: int) -> int:
@@ -64,10 +63,10 @@ class Memory:
 
 @dataclass(frozen=True, kw_only=True)
 class Preflight:
-    """What each process of a training needs; all but the counts are estimates.
+    """What each process of a training needs, with `part` scans in memory at a time; all but the counts are estimates.
 
-    `part` is the number of scans in memory at a time, `free` the free memory of the device in bytes (None if unknown), `frugal`
-    the memory with activation checkpointing, and `seconds` the time of a step; the last two are None in a quick preflight.
+    `free` is the free memory of the device in bytes (None if unknown), `frugal` the memory with activation checkpointing, and
+    `seconds` the time of a step; the last two are None in a quick preflight.
     """
 
     parameters: int
@@ -105,16 +104,16 @@ class Preflight:
         if self.free is None:
             return text
         text += f"; {_bytes(self.free)} free, enough for {_describe(self.memory, self.free)}"
-        return (
-            text if needed * _UNSURE <= self.free else f"{text}; this may not fit: --accumulate_grad_batches reduces it"
+        return text + (
+            "; this may not fit: --accumulate_grad_batches reduces it" if needed * _UNSURE > self.free else ""
         )
 
     def summary(self) -> str:
         """Return a table, and the command that follows."""
-        shape = " x ".join(map(str, self.shape[1:]))
+        size = " x ".join(map(str, self.shape[1:]))
         rows = {
             "parameters": f"{self.parameters / 1e6:.1f} million",
-            "scans at a time": f"{self.part} of {shape} in each process, {self.batch_size} per step",
+            "scans at a time": f"{self.part} of {size} in each process, {self.batch_size} per step",
             "memory of a step": f"{_bytes(self.memory.of(self.part))} ({_describe(self.memory)})",
             "free memory": "unknown" if self.free is None else f"{_bytes(self.free)} on the {self.device}",
         }
@@ -123,9 +122,13 @@ class Preflight:
         if self.frugal is not None:
             rows["checkpointing"] = _describe(self.frugal, self.free)
         if self.seconds is not None:
-            total = _duration(self.seconds * self.max_steps)
+            total = self.seconds * self.max_steps
+            units = (("days", 86400), ("h", 3600), ("min", 60), ("s", 1))
+            unit, length = next((each for each in units if total >= 2 * each[1]), units[-1])
             rows["time of a step"] = f"{self.seconds:.3g} s at the present load of this machine"
-            rows["total time"] = f"{total} for {self.max_steps} steps, without validation and previews"
+            rows["total time"] = (
+                f"{total / length:.3g} {unit} for {self.max_steps} steps, without validation and previews"
+            )
         table = "\n".join(f"{name:<18} {value}" for name, value in rows.items())
         return f"{table}\nMemory is estimated to about 30 %. Nothing was written: train by the same command without --preflight."
 
@@ -138,11 +141,10 @@ def estimate_needs(
     A scan goes through the network `passes` times before the gradient is computed. Unless `quick`, a step is also timed on the
     device, if one fits, and estimated with activation checkpointing.
     """
-    step = TrialStep(denoiser, shape, options)
-    device, part, free = step.device, scans_at_a_time(options), free_memory(step.device)
+    device, part = planned_device(options), scans_at_a_time(options)
+    free, memory = free_memory(device), TrialStep(denoiser, shape, options).memory()
     if free is not None and device.type == "cpu":
         free //= options.devices  # shared by the processes of a machine
-    memory = step.memory()
     found = Preflight(
         parameters=sum(parameter.numel() for parameter in denoiser.unet.parameters()),
         shape=shape,
@@ -155,8 +157,7 @@ def estimate_needs(
     )
     if quick:
         return found
-    frugal = TrialStep(denoiser, shape, replace(options, activation_checkpointing=True)).memory()
-    found = replace(found, frugal=frugal)
+    found = replace(found, frugal=TrialStep(denoiser, shape, replace(options, activation_checkpointing=True)).memory())
     if free is None or found.memory.of(1) * _UNSURE < free:
         most = part if free is None else min(part, max(1, found.memory.largest(int(free / _UNSURE))))
         seconds = TrialStep(denoiser, shape, options).seconds(most)
@@ -192,20 +193,14 @@ def check_precision(denoiser: Denoiser, shape: Sequence[int], options: Options) 
 
 
 def check_disk(out: Path, network: nn.Module) -> None:
-    """Raise `ConfigError` if the disk of `out` has no room for what the training of `network` writes there.
-
-    What the run folder already holds of it is not counted again.
-    """
+    """Raise `ConfigError` if the disk of `out` has no room for what the training of `network` has yet to write there."""
     there = [*(out / "checkpoints").glob("*.ckpt"), out / WEIGHTS_FILE, out / EARLY_FILE]
     held = sum(file.stat().st_size for file in there if file.is_file())
     check_space(out, max(0, run_bytes(network) - held), purpose="checkpoints and weights", option="--out")
 
 
 def run_bytes(network: nn.Module) -> int:
-    """Return about how many bytes a run folder grows to.
-
-    These are at most three checkpoints (the last, the previous and the one being written), the weights twice, and early weights.
-    """
+    """Return about how many bytes a run folder grows to: up to three checkpoints, the weights twice, and early weights."""
     parameters = sum(parameter.numel() for parameter in network.parameters())
     return parameters * (3 * _CHECKPOINT_BYTES + 3 * _WEIGHT_BYTES) + _OTHER_BYTES
 
@@ -221,7 +216,7 @@ class TrialStep:
             checkpoint_activations(self._network)
 
     def memory(self) -> Memory:
-        """Return the memory of a step: weights, their average, the optimiser's moments, batches, activations and gradients."""
+        """Return the memory of a step."""
         network, shape, options = self._network, self._shape, self._options
         world = options.devices * options.num_nodes
         part = max(2, scans_at_a_time(options))
@@ -229,7 +224,7 @@ class TrialStep:
         trained = sum(each.nbytes for each in network.parameters() if each.requires_grad)
         small = part * prod(shape) * network.unet.block_out_channels[0] <= _SMALL
         peaks = []
-        with nullcontext() if small else FakeTensorMode(allow_non_fake_inputs=True), self._own_random_numbers():
+        with nullcontext() if small else FakeTensorMode(allow_non_fake_inputs=True), self._fork_random():
             network.to(self.device) if small else network.to_empty(device=self.device)
             for count in (1, part):
                 with PeakBytes() as counted:
@@ -241,15 +236,15 @@ class TrialStep:
         scan = max(1, (peaks[1] - peaks[0]) // (part - 1))
         if self.device.type == "cpu":
             peaks, scan = [int(each * _WASTE) for each in peaks], int(scan * _WASTE)
-        # The loader prepares the next batch during a step.
-        batches = 2 * options.batch_size // world * prod(shape) * 4
-        exchanged = trained if world > 1 else 0  # buffers of the gradients that processes exchange
-        return Memory(fixed=2 * weights + 2 * trained + exchanged + batches + max(0, peaks[0] - scan), scan=scan)
+        fixed = 2 * weights + 2 * trained  # weights and their average, and the optimiser's moments
+        fixed += trained if world > 1 else 0  # buffers of the gradients that processes exchange
+        fixed += 2 * options.batch_size // world * prod(shape) * 4  # the loader prepares the next batch during a step
+        return Memory(fixed=fixed + max(0, peaks[0] - scan), scan=scan)
 
     def seconds(self, most: int) -> float:
         """Return the seconds that a scan takes on this device, with up to `most` scans at a time."""
         self._network.to(self.device)
-        with self._own_random_numbers():
+        with self._fork_random():
             self._timed(1)  # the first pass chooses algorithms and fills caches
             single = self._timed(1)
             count = max(1, min(most, int(_PATIENCE / single)))
@@ -276,8 +271,7 @@ class TrialStep:
             loss = denoising_errors(self._network, clean, noise, sigma, condition).mean()
         loss.backward()
 
-    def _own_random_numbers(self) -> AbstractContextManager[None]:
-        """Return a block whose random draws do not change later ones."""
+    def _fork_random(self) -> AbstractContextManager[None]:
         return torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else [])
 
 
@@ -293,8 +287,7 @@ def planned_device(options: Options) -> torch.device:
 def free_memory(device: torch.device, *, root: Path = Path("/")) -> int | None:
     """Return the bytes that this process may still use on a device; None if the system does not say.
 
-    On a CPU this is the least of what the machine has and what control groups allow (containers, SLURM). `root` is the root of
-    the file system.
+    On a CPU this is the least of what the machine has and what control groups allow (containers, SLURM).
     """
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
@@ -306,10 +299,9 @@ def free_memory(device: torch.device, *, root: Path = Path("/")) -> int | None:
 
 
 class PeakBytes(TorchDispatchMode):
-    """Follows the tensors that operations make; `peak` is the largest number of bytes alive at once.
+    """Follows the tensors that operations make; `peak` is the largest number of bytes of theirs alive at once.
 
-    Tensors from before do not count. On a CPU, convolutions work on copies in a layout of their own (oneDNN), which count while
-    they run.
+    On a CPU, the copies that convolutions work on (oneDNN has a layout of its own) count while they run.
     """
 
     def __init__(self) -> None:
@@ -321,22 +313,19 @@ class PeakBytes(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        """Run an operation and count what it makes."""
         results = func(*args, **(kwargs or {}))
         made = _tensors(results if isinstance(results, tuple | list) else [results])
         for each in made:
-            self._follow(each.untyped_storage())
+            storage = each.untyped_storage()
+            key = storage._cdata
+            if key not in self._sizes:
+                self._sizes[key] = storage.nbytes()
+                self._alive += storage.nbytes()
+                weakref.finalize(storage, self._forget, key)
         copied = func._schema.name in _CONVOLUTIONS and made[0].device.type == "cpu"
         copies = sum(each.nbytes for each in _tensors((*args[: len(made)], *made))) if copied else 0
         self.peak = max(self.peak, self._alive + copies)
         return results
-
-    def _follow(self, storage: torch.UntypedStorage) -> None:
-        key = storage._cdata
-        if key not in self._sizes:
-            self._sizes[key] = storage.nbytes()
-            self._alive += storage.nbytes()
-            weakref.finalize(storage, self._forget, key)
 
     def _forget(self, key: int) -> None:
         self._alive -= self._sizes.pop(key)
@@ -397,10 +386,3 @@ def _describe(memory: Memory, free: int | None = None) -> str:
     count = memory.largest(free)
     step = 10 ** max(0, len(str(count)) - 2)
     return f"about {count // step * step} scans at a time"
-
-
-def _duration(seconds: float) -> str:
-    for unit, length in (("days", 86400), ("h", 3600), ("min", 60)):
-        if seconds >= 2 * length:
-            return f"{seconds / length:.3g} {unit}"
-    return f"{seconds:.3g} s"

@@ -38,10 +38,9 @@ LIMITS = Limits()
 
 @dataclass(frozen=True, kw_only=True)
 class ReconstructionRow:
-    """Means over the scans of one class.
+    """Means over the scans of one class: validation scans, or training scans (`split` "train") if it has none.
 
-    `split` is that of the scans: `train` for a class without validation scans. `psnr_lowest` is that of the worst scan.
-    `lesion_error` is the mean over the scans with a mask, `masks` of them; None without any.
+    `psnr_lowest` is that of the worst scan, `lesion_error` the mean over the `masks` scans with a mask; None without any.
     """
 
     label: str
@@ -62,14 +61,13 @@ class ReconstructionRow:
 
     def failures(self) -> list[str]:
         """Return every figure outside its limit, such as `viral: PSNR 21.3 dB, need 26`."""
-        found = []
-        if self.psnr < LIMITS.psnr:
-            found.append(f"{self.label}: PSNR {self.psnr:.1f} dB, need {LIMITS.psnr:g}")
-        if self.ssim < LIMITS.ssim:
-            found.append(f"{self.label}: SSIM {self.ssim:.3f}, need {LIMITS.ssim:g}")
-        if self.lesion_error is not None and self.lesion_error > LIMITS.lesion_error:
-            found.append(f"{self.label}: lesion error {self.lesion_error:.3f}, need {LIMITS.lesion_error:g}")
-        return found
+        lesion = self.lesion_error or 0.0  # none without masks
+        figures = (
+            (self.psnr < LIMITS.psnr, f"PSNR {self.psnr:.1f} dB, need {LIMITS.psnr:g}"),
+            (self.ssim < LIMITS.ssim, f"SSIM {self.ssim:.3f}, need {LIMITS.ssim:g}"),
+            (lesion > LIMITS.lesion_error, f"lesion error {lesion:.3f}, need {LIMITS.lesion_error:g}"),
+        )
+        return [f"{self.label}: {text}" for failed, text in figures if failed]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,9 +101,8 @@ def measure_reconstruction(
     found = []
     with tqdm(desc="reconstructing", unit="scan", disable=not loading.progress) as bar:
         for number, label in enumerate(prepared.classes):
-            rows = prepared.indices(split="val", label=number)
-            split = "val" if len(rows) else "train"
-            rows = rows if len(rows) else prepared.indices(split="train", label=number)
+            split = "val" if len(prepared.indices(split="val", label=number)) else "train"
+            rows = prepared.indices(split=split, label=number)
             parts = []
             for start in range(0, len(rows), _BATCH):
                 some = rows[start : start + _BATCH]
@@ -134,7 +131,7 @@ def peak_ratio(first: Tensor, second: Tensor) -> Tensor:
 
 
 def lesion_error(first: np.ndarray, second: np.ndarray, mask: np.ndarray) -> float:
-    """Return the root mean square difference of two scans `(C, *spatial)` inside a mask `(1, *spatial)`, as a share of the range.
+    """Return the root mean square difference of scans `(C, *spatial)` inside a mask `(1, *spatial)`, as a share of the range.
 
     NaN for an empty mask.
     """

@@ -53,11 +53,9 @@ class Conditions:
 
     def add_to(self, prepared: PreparedCohort) -> PreparedCohort:
         """Return the prepared cohort with attributes and texts as numbers."""
-        if self.table is not None:
-            prepared = replace(prepared, attributes=self.table.encode())
-        if self.encoding is not None:
-            prepared = replace(prepared, text=self.encoding.encode(self.texts))
-        return prepared
+        attributes = None if self.table is None else self.table.encode()
+        text = None if self.encoding is None else self.encoding.encode(self.texts)
+        return replace(prepared, attributes=attributes, text=text)
 
     def write(self, out: Path, train: np.ndarray) -> None:
         """Write the attributes of the training scans and the text encoding into a run folder."""
@@ -74,8 +72,7 @@ def read_conditions(
 
     Raises `ConfigError` for a text column that does not exist, and as `read_attributes` and `fit_text` do.
     """
-    table = read_attributes(cohort, options, loading=loading)
-    column = options.text
+    table, column = read_attributes(cohort, options, loading=loading), options.text
     if not column:
         return Conditions(table=table)
     if not any(column in row.attributes for row in cohort.rows):
@@ -83,17 +80,18 @@ def read_conditions(
         raise ConfigError(f"condition.text: need a column of the cohort ({known}), got {column!r}")
     texts = tuple(row.attributes.get(column, "").strip() for row in cohort.rows)
     if encoding is None:
-        train = [number for number, row in enumerate(cohort.rows) if row.split == "train"]
-        patients = [cohort.rows[number].patient_id for number in train]
-        encoding = fit_text([texts[number] for number in train], patients, encoder=options.text_encoder)
+        train = [(text, row.patient_id) for text, row in zip(texts, cohort.rows, strict=True) if row.split == "train"]
+        encoding = fit_text(
+            [text for text, _ in train], [patient for _, patient in train], encoder=options.text_encoder
+        )
     return Conditions(table=table, texts=texts, encoding=encoding)
 
 
 def trained_cohort(cohort: Cohort, options: TrainOptions) -> tuple[Cohort, tuple[str, ...]]:
     """Return the scans of the classes to train on, and these classes: those of the training split that are not left out.
 
-    A class without training scans cannot be learnt: its other scans are dropped. Raises `DataError` for an empty training split,
-    and `ConfigError` for unknown classes to leave out, or all of them.
+    Other scans are dropped. Raises `DataError` for an empty training split, and `ConfigError` for unknown classes to leave out,
+    or all of them.
     """
     known = cohort.select(split="train").classes
     if not known:
@@ -116,10 +114,7 @@ def scan_shape(cohort: Cohort, grid: GridOptions, *, mask: bool, loading: Loadin
 def build_untrained(
     options: TrainOptions, shape: Sequence[int], classes: Sequence[str], conditions: Conditions
 ) -> Denoiser:
-    """Return the denoiser with its initial weights, which depend on the seed only; sigma_data is set by `set_bands`.
-
-    Raises `ConfigError` as `build_denoiser` does, and for channels to observe where there is only one.
-    """
+    """Return the denoiser with its initial weights, which depend on the seed only; `ConfigError` as for `build_denoiser`."""
     if options.condition.observed > 0 and shape[0] == 1:
         raise ConfigError("condition.observed: need scans of several channels, got one; try condition.mask true")
     torch.manual_seed(options.seed)
@@ -144,10 +139,7 @@ def make_spec(
     conditions: Conditions = Conditions(),
     start: Run | None = None,
 ) -> RunSpec:
-    """Return the description of a run on this cohort; measures sigma_data over the whole training split.
-
-    A training that begins from the run `start` keeps its sigma_data, which belongs to the weights.
-    """
+    """Return the description of a run; sigma_data is that of the run `start`, or measured over the training split."""
     train = prepared.indices(split="train")
     counts, patients = count_training(prepared)
     files = cohort.files_of(prepared.rows[int(train[0])])
@@ -200,27 +192,21 @@ def set_bands(denoiser: Denoiser, spec: RunSpec) -> None:
 def measure_bands(
     scans: np.ndarray, chosen: np.ndarray, network: NetworkOptions
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Return the standard deviation (sigma_data) and the mean of each band of the stem over the chosen scans.
-
-    Standard deviations below 0.01 are raised to it: a band without content must not amplify its noise without bound.
-    """
+    """Return the standard deviation (sigma_data, at least 0.01) and mean of each band of the stem over the chosen scans."""
     stem = build_stem(network)
-    total: torch.Tensor | float = 0.0
-    squares: torch.Tensor | float = 0.0
+    sums = torch.zeros((), dtype=torch.float64)
     for start in range(0, len(chosen), 256):
         block = torch.from_numpy(np.asarray(scans[chosen[start : start + 256]], dtype=np.float32))
         bands = stem(block).double().flatten(2)
-        total, squares = total + bands.mean(2).sum(0), squares + bands.square().mean(2).sum(0)
-    means, power = torch.as_tensor(total) / len(chosen), torch.as_tensor(squares) / len(chosen)
+        sums = sums + torch.stack([bands.mean(2).sum(0), bands.square().mean(2).sum(0)])
+    means, power = sums / len(chosen)
     deviations = (power - means.square()).clamp(min=0).sqrt()
+    # A band without content must not amplify its noise without bound.
     return tuple(max(value, 1e-2) for value in deviations.tolist()), tuple(means.tolist())
 
 
 def open_start(options: TrainOptions) -> tuple[TrainOptions, Run | None]:
-    """Return the run whose weights the training begins from, and the options with its fingerprint in place of its path.
-
-    Raises `ConfigError` for a run of another kind.
-    """
+    """Return options that name `start` by its fingerprint, and its run; `ConfigError` for a run of another kind."""
     if options.start is None:
         return options, None
     start = load_run(options.start)
@@ -244,10 +230,8 @@ def load_start(denoiser: Denoiser, spec: RunSpec, start: Run) -> None:
         )
     weights = start.load_denoiser().state_dict()
     known = weights[_LABELS]
-    rows = [
-        known[start.spec.classes.index(label)] if label in start.spec.classes else known[:-1].mean(dim=0)
-        for label in spec.classes
-    ]
+    before = dict(zip(start.spec.classes, known, strict=False))  # the last row is that of no class
+    rows = [before.get(label, known[:-1].mean(dim=0)) for label in spec.classes]
     denoiser.load_state_dict(weights | {_LABELS: torch.stack([*rows, known[-1]])})
 
 

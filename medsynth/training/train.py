@@ -97,7 +97,7 @@ def preflight_run(cohort: Cohort, options: TrainOptions) -> Preflight:
     """Return what `train_run` needs in memory and time; nothing is prepared or written. Raises as `train_run` does."""
     check_options(options)
     cohort, classes = trained_cohort(cohort, options)
-    options, _ = open_autoencoder(cohort, options)
+    options = open_autoencoder(cohort, options)[0]
     conditions = read_conditions(cohort, options.condition, loading=options)
     shape = scan_shape(cohort, options.grid, mask=options.condition.mask, loading=options)
     denoiser = build_untrained(options, shape, classes, conditions)
@@ -108,19 +108,17 @@ def preflight_run(cohort: Cohort, options: TrainOptions) -> Preflight:
 def describe_training(spec: RunSpec, denoiser: Denoiser, options: TrainOptions) -> str:
     """Return one line on what is about to be trained: scans, shares of the draws, grid, size of the network."""
     shares = class_shares(np.array(spec.class_counts), options.balance)
+    rows = zip(spec.classes, spec.class_counts, spec.class_patients, shares, strict=True)
     classes = ", ".join(
         f"{label}: {count} scans of {patients} patients ({share:.0%} of the draws)"
-        for label, count, patients, share in zip(
-            spec.classes, spec.class_counts, spec.class_patients, shares, strict=True
-        )
+        for label, count, patients, share in rows
     )
     parameters = sum(parameter.numel() for parameter in denoiser.parameters())
     grid = " x ".join(map(str, spec.shape[1:]))
     if denoiser.codec is not None:
         grid += f", latents {' x '.join(map(str, denoiser.noise_shape(spec.shape)))}"
-    world = options.devices * options.num_nodes
     steps = f"{options.max_steps} steps of {options.batch_size} scans"
-    if world > 1:
+    if (world := options.devices * options.num_nodes) > 1:
         steps += f", {options.batch_size // world} in each of {world} processes"
     return f"{classes}; grid {grid}; {parameters / 1e6:.1f} million parameters; {steps}"
 
@@ -130,7 +128,6 @@ def advice(spec: RunSpec) -> list[str]:
     notes = []
     if len(spec.shape) == 4:
         notes.append("volumes: tested on small volumes only; begin with a small grid.size")
-    total = sum(spec.class_counts)
     for label, scans, patients in zip(spec.classes, spec.class_counts, spec.class_patients, strict=True):
         known = f"{label}: {scans} training scans of {patients} patients"
         if patients < 10:
@@ -138,7 +135,7 @@ def advice(spec: RunSpec) -> list[str]:
                 f"{known}; fewer than 10 patients do not show how the condition varies, so expect copies: check the "
                 "memorisation curve"
             )
-        elif scans < 0.05 * total:
+        elif scans < 0.05 * sum(spec.class_counts):
             notes.append(
                 f"{known}; check the memorisation curve. In one experiment, synthetic scans changed a classifier's AUROC by "
                 "+.017 with 10 real patients, +.007 (-.002 to +.017) with 40 and +.006 with 160; more real patients changed it "

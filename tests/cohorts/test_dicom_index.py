@@ -166,24 +166,6 @@ def test_series_that_cannot_be_trusted_are_listed_with_their_reasons(four_patien
     assert table["ill/A/ct"]["spacing"] == "", "unknown of an incomplete series"
 
 
-def test_tilted_series_are_taken_by_option(tmp_path):
-    step = np.array([0, 0, 3 / np.cos(np.radians(20))])
-    for number in range(3):
-        slices = ct(str(number), number, orientation=oblique(20, 0, 0), step=step)
-        write_series(slices, tmp_path / f"scans/ill/{number}")
-    result = run(tmp_path / "scans", tilt="resample", split=(1, 0, 0))
-    assert all("tilt_resampled" in facts.flags for facts in result.quality)
-    assert "3 scans were taken with a tilted gantry and are resampled; see the quality table" in result.notes
-    options = {
-        "grid": GridOptions(size=8),
-        "intensity": IntensityOptions(method="range", low=0, high=1000),
-    }
-    upright = Loading(tilt="resample", progress=False)
-    assert prepare_cohort(result.cohort, **options, loading=upright).scans.shape == (3, 1, 8, 8, 8)
-    with pytest.raises(DataError, match="gantry tilt"):
-        prepare_cohort(result.cohort, **options)
-
-
 def test_parts_of_a_series_in_two_folders_are_refused_and_copies_are_not(tmp_path):
     slices = ct("A")
     for number, made in enumerate(slices):

@@ -14,7 +14,6 @@ import pydicom
 import pytest
 from pydicom import uid
 
-from medsynth.config import Loading
 from medsynth.scans import Scan, is_dicom, read_header, read_scan, split_item
 from tests.dicom_files import (
     AXIAL,
@@ -22,7 +21,6 @@ from tests.dicom_files import (
     SAGITTAL,
     dataset,
     enhanced_of,
-    normal_of,
     oblique,
     place_of,
     series_of,
@@ -240,61 +238,6 @@ def test_an_enhanced_file_of_one_frame_is_a_picture(tmp_path):
     slices = series_of(volume_of(1, 4, 5))
     scan = read_scan(write(enhanced_of(slices), tmp_path / "enhanced"))
     np.testing.assert_array_equal(scan.array[0], volume_of(1, 4, 5)[0])
-
-
-# Gantry tilt -----------------------------------------------------------------------------------------------------------
-
-
-def tilted(stored: np.ndarray, degrees: float, **options: object) -> list[pydicom.Dataset]:
-    """Return slices in tilted planes whose table moves along the patient's z axis, 3 mm from plane to plane."""
-    orientation = oblique(degrees, 0, 0)
-    step = np.array([0, 0, 3 / np.cos(np.radians(degrees))])
-    return series_of(stored, orientation=orientation, step=step, **options)
-
-
-@pytest.mark.parametrize("degrees", [20.0, -15.0])
-def test_a_tilted_series_is_resampled_upright(tmp_path, degrees):
-    """A field that changes linearly is known at every point of any grid, and linear interpolation gives it exactly."""
-    place = {"orientation": oblique(degrees, 0, 0), "origin": (-10.0, 5.0, 50.0), "spacing": (0.8, 0.7)}
-    step = (0, 0, 3 / np.cos(np.radians(degrees)))
-    stored = np.zeros((9, 24, 10), dtype=np.int16)
-    field = np.array([3.0, 70.0, -40.0])
-    for index in np.ndindex(stored.shape):
-        stored[index] = np.rint(field @ place_of(index, **place, step=step)) + 5000
-    path = write_series(series_of(stored, **place, step=step), tmp_path / "ct")
-    scan = read_scan(path, loading=Loading(tilt="resample"))
-    assert scan.array.dtype == np.float32
-    assert scan.attributes == {"tilt_degrees": pytest.approx(abs(degrees), abs=1e-3)}
-    header = read_header(path, loading=Loading(tilt="resample"))
-    assert (header.shape, header.dtype) == (scan.array.shape, "float32")
-    axes = scan.affine[:3, :3] / np.linalg.norm(scan.affine[:3, :3], axis=0)
-    np.testing.assert_allclose(axes.T @ axes, np.eye(3), atol=1e-6)
-    assert scan.spacing == pytest.approx((0.7, 0.8, 3.0), abs=1e-6)
-    covered = np.zeros(scan.array.shape[1:], dtype=bool)
-    worst = 0.0
-    for index in np.ndindex(covered.shape):
-        place_here = (scan.affine @ (*index, 1))[:3]
-        value = float(scan.array[(0, *index)])
-        if value != stored.min():
-            covered[index] = True
-            worst = max(worst, abs(value - 5000 - field @ place_here))
-    assert worst <= 1.1  # stored values were rounded, and a hundredth of a pixel beside the edge is the edge
-    # Of each slice all columns are covered, and all rows but those that lie beside its grid.
-    assert covered.sum(axis=(0, 1)).min() >= 10 * 22
-    assert scan.array.shape[2] == 24 + int(np.ceil(8 * 3 * np.tan(np.radians(abs(degrees))) / 0.8))
-
-
-def test_a_tilt_by_whole_pixels_only_moves_slices(tmp_path):
-    stored = volume_of(4, 6, 5)
-    step = np.array(normal_of(AXIAL)) * 2 + np.array([0, 1.6, 0]) + np.array([-0.7, 0, 0])
-    path = write_series(series_of(stored, step=step), tmp_path / "ct")
-    scan = read_scan(path, loading=Loading(tilt="resample"))
-    expected = np.full((4, 6 + 6, 5 + 3), stored.min(), dtype=np.float32)
-    for number in range(4):
-        expected[number, 2 * number : 2 * number + 6, 3 - number : 8 - number] = stored[number]
-    np.testing.assert_allclose(scan.array[0], expected.transpose(2, 1, 0)[:, ::-1], atol=0.01)
-    first = place_of((0, 0, 0), orientation=AXIAL, origin=(-30, -20, 10), spacing=(0.8, 0.7), step=2)
-    np.testing.assert_allclose((scan.affine @ (3, 11, 0, 1))[:3], first, atol=1e-6)
 
 
 # Oracles ---------------------------------------------------------------------------------------------------------------

@@ -189,7 +189,7 @@ def test_a_localizer_of_three_planes(tmp_path):
 def test_a_tilted_gantry_is_refused_with_its_angle(tmp_path):
     step = np.array([0, 0, 3 / np.cos(np.radians(12.5))])
     path = write_series(series_of(noise(6, 6, 8), orientation=oblique(12.5, 0, 0), step=step), tmp_path / "ct")
-    assert "a gantry tilt of 12.5 degrees; try --tilt resample" in refused(path, header=True)
+    assert "a gantry tilt of 12.5 degrees; try correcting it with dcm2niix" in refused(path, header=True)
     slices = series_of(noise(6, 6, 8), step=step)
     slices[3].ImagePositionPatient = [-29, -20, float(slices[3].ImagePositionPatient[2])]
     assert "mm beside the others" in refused(write_series(slices, tmp_path / "shifted"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
 
@@ -44,18 +44,12 @@ class FidelitySettings:
     sheet_scans: int = 8  # synthetic scans of each class on the contact sheet
 
 
-class Words(NamedTuple):
-    """The verdict on a figure below, within or above the interval of real against real."""
-
-    below: Verdict
-    within: Verdict
-    above: Verdict
-
-
-DISTANCE = Words(below="closer", within="as close", above="further")
-FAITHFULNESS = Words(below="further", within="as close", above="closer")
-VARIETY = Words(below="less varied", within="as varied", above="more varied")
-LIKENESS = Words(below="more varied", within="as varied", above="less varied")
+# Verdicts on a figure below, within and above the interval of real against real.
+Words = tuple[Verdict, Verdict, Verdict]
+DISTANCE: Words = ("closer", "as close", "further")
+FAITHFULNESS: Words = ("further", "as close", "closer")
+VARIETY: Words = ("less varied", "as varied", "more varied")
+LIKENESS: Words = ("more varied", "as varied", "less varied")
 
 
 @dataclass(frozen=True)
@@ -74,11 +68,11 @@ class Measured:
     def beside(cls, value: tuple[float, float, float], real: tuple[float, float, float], words: Words) -> Measured:
         """Return a figure and its verdict, from (middle, low, high) of the candidates and of real against real."""
         middle, (_, low, high) = value[0], real
-        verdict = words.within
+        below, verdict, above = words
         if np.isnan([middle, low, high]).any() or not np.isfinite(high):
             verdict = "cannot tell"
         elif not low <= middle <= high:
-            verdict = words.above if middle > high else words.below
+            verdict = above if middle > high else below
         return cls(*value, *real, verdict)
 
     @classmethod
@@ -204,8 +198,9 @@ def compare_groups(
     references, candidates, sizes = zip(*usable, strict=True)
     draws = _draw(references, candidates, sizes, settings.repeats, generator)
 
-    def joined(name: str) -> list[np.ndarray]:
-        return [np.concatenate([getattr(group, name) for group in side]) for side in (references, candidates)]
+    def joined(name: str) -> tuple[np.ndarray, np.ndarray]:
+        one, other = ([getattr(group, name) for group in side] for side in (references, candidates))
+        return np.concatenate(one), np.concatenate(other)
 
     real, others = joined("features")
     size = sum(sizes)
@@ -237,13 +232,10 @@ def compare_groups(
 def half_size(patients: np.ndarray) -> int:
     """Return how many scans each of two halves without a common patient surely has, whatever the order of patients.
 
-    `patients` `(N,)` is the patient of each scan. With one scan per patient this is half of the scans, rounded down; 0 if
-    one patient has all.
+    `patients` `(N,)` is the patient of each scan. With one scan per patient this is half of the scans, rounded down.
     """
-    if len(patients) == 0:
-        return 0
-    most = int(np.unique(patients, return_counts=True)[1].max())
-    return max(0, len(patients) - most + 1) // 2
+    most = np.unique(patients, return_counts=True)[1].max(initial=1)
+    return int(len(patients) - most + 1) // 2
 
 
 def disjoint_halves(

@@ -37,18 +37,15 @@ def draw_held_out(real: ScanArrays, labels: tuple[int, ...], settings: GateSetti
     Test scans of each class; where these are of fewer than `settings.min_patients` patients, so too few to be halved with
     any certainty, also the class's train and val scans, each to be compared with all patients but its own.
     """
-    parts = []
+    parts = [np.zeros(0, dtype=np.int64)]
     for label in labels:
         generator = numpy_generator(seed, "privacy", "held out", real.classes[label])
         test = real.rows_of(real.classes[label], HELD_OUT)
-        rows = _by_patients(test, real.patients, settings.held_out_scans, generator)
+        parts.append(_by_patients(test, real.patients, settings.held_out_scans, generator))
         if len(np.unique(real.patients[test])) < settings.min_patients:
-            room = settings.held_out_scans - len(rows)
-            rows = np.concatenate(
-                [rows, _by_patients(real.rows_of(real.classes[label], SEEN), real.patients, room, generator)]
-            )
-        parts.append(rows)
-    rows = np.concatenate([np.zeros(0, dtype=np.int64), *parts])
+            seen, room = real.rows_of(real.classes[label], SEEN), settings.held_out_scans - len(parts[-1])
+            parts.append(_by_patients(seen, real.patients, room, generator))
+    rows = np.concatenate(parts)
     patients = real.patients[rows]
     return HeldOut(
         rows=rows,
@@ -77,8 +74,7 @@ def plant_copies(
     copies = np.empty((count, *real.scans.shape[1:]), dtype=np.float16)
     for place, (donor, kind) in enumerate(zip(donors, kinds, strict=True)):
         scan = np.asarray(real.scans[donor], dtype=np.float32)
-        applied = range(1, 5) if PLANTED[kind] == "all at once" else (kind,)
-        for change in applied:
+        for change in range(1, 5) if PLANTED[kind] == "all at once" else (kind,):
             scan = _changed(scan, PLANTED[change], settings, generator)
         copies[place] = scan.clip(-1, 1)
     return copies, donors, kinds
@@ -109,14 +105,13 @@ def _changed(scan: np.ndarray, kind: str, settings: GateSettings, generator: np.
 
 def _by_patients(rows: np.ndarray, patients: np.ndarray, most: int, generator: np.random.Generator) -> np.ndarray:
     """Return `rows` of whole patients, in random order, up to `most` scans."""
-    chosen: list[np.ndarray] = []
-    room = most
+    chosen = [np.zeros(0, dtype=np.int64)]
     for patient in generator.permutation(np.unique(patients[rows])):
         found = rows[patients[rows] == patient]
-        if len(found) <= room:
+        if len(found) <= most:
             chosen.append(found)
-            room -= len(found)
-    return np.concatenate([np.zeros(0, dtype=np.int64), *chosen])
+            most -= len(found)
+    return np.concatenate(chosen)
 
 
 def _half_of_patients(labels: np.ndarray, patients: np.ndarray, generator: np.random.Generator) -> np.ndarray:

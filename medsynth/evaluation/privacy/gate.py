@@ -83,8 +83,7 @@ def score_privacy(
 class _Evidence:
     """What is measured on M synthetic scans, on held-out scans, and on planted copies of each class.
 
-    `identical` `(M,)` is the equal real row or -1; `found` and `unmistakable` `(M,)` say which are copies; `nearest` are the
-    nearest real rows of any split in pixels and in features, -1 without a test split.
+    `identical` `(M,)` is the equal real row or -1; `nearest` are the nearest real rows of any split, -1 without a test split.
     """
 
     def __init__(
@@ -115,10 +114,8 @@ class _Evidence:
             self.planted[label] = references.measure(copies, title=f"planted copies of {real.classes[label]}"), kinds
         self.identical = equal_rows(synthetic.scans, real.scans)
         self.found = self.identical >= 0
-        self.unmistakable = self.found.copy()
-        if self.thresholds is not None:
-            self.found |= self.thresholds.flagged(self.made, self.labels)
-            self.unmistakable |= self.thresholds.unmistakable(self.made, self.labels)
+        self.unmistakable = self.found | self.thresholds.unmistakable(self.made, self.labels)
+        self.found |= self.thresholds.flagged(self.made, self.labels)
         self.nearest = {"pixels": np.full(len(self.labels), -1), "features": np.full(len(self.labels), -1)}
         if len(test):
             references = References(real, test, settings, progress=progress)
@@ -135,20 +132,18 @@ class _Evidence:
         name, mine, real_mine = self.real.classes[label], self.labels == label, held.labels == label
         generators = {by: numpy_generator(self.seed, "privacy", "lean", name, by) for by in self.nearest}
         kept, checks, calibrates = mine & ~dropped, real_mine & ~held.calibrates, real_mine & held.calibrates
-        alarms, clear = np.zeros(len(held.rows), dtype=bool), np.zeros(len(held.rows), dtype=bool)
-        hits, limits = np.zeros(len(kinds), dtype=bool), np.full(len(CRITERIA), np.nan)
-        if self.thresholds is not None:
-            alarms = self.thresholds.flagged(near_held, held.labels)
-            clear = self.thresholds.unmistakable(near_held, held.labels)
-            hits = self.thresholds.flagged(near_planted, np.full(len(kinds), label))
-            limits = self.thresholds.limits(label)
+        alarms = self.thresholds.flagged(near_held, held.labels)
+        clear = self.thresholds.unmistakable(near_held, held.labels)
+        hits = self.thresholds.flagged(near_planted, np.full(len(kinds), label))
+        limits = dict(zip(CRITERIA, self.thresholds.limits(label).tolist(), strict=True))
         sides = {"synthetic": (made, kept), "held_out": (near_held, real_mine), "planted": (near_planted, slice(None))}
         figures: dict[str, dict[str, Any]] = {
-            measure: {side: spread(getattr(near, measure)[rows]) for side, (near, rows) in sides.items()}
+            measure: {
+                **{side: spread(getattr(near, measure)[rows]) for side, (near, rows) in sides.items()},
+                "threshold": limits.get(measure, np.nan),
+            }
             for measure in MEASURED
         }
-        for measure in MEASURED:
-            figures[measure]["threshold"] = float(limits[CRITERIA.index(measure)]) if measure in CRITERIA else np.nan
         return PrivacyRow(
             label=name,
             synthetic=int(mine.sum()),
@@ -175,7 +170,7 @@ class _Evidence:
     def most_suspicious(self) -> list[int]:
         """Return the synthetic rows that look most like copies, the worst first: identical ones, then by their scores."""
         scores = self.made.stands_out
-        if self.thresholds is not None:
+        if np.isfinite(self.thresholds.cut):
             scores = self.thresholds.scores(self.made.values(), self.labels)
         scores = np.where(self.identical >= 0, -np.inf, np.nan_to_num(scores, nan=np.inf))
         return [int(row) for row in np.argsort(scores, kind="stable")[:_SUSPECTS]]
@@ -183,13 +178,9 @@ class _Evidence:
     def copy(self, row: int, drop_copies: bool) -> Copy:
         """Return what is known of a suspicious synthetic scan."""
         real, made, label = self.real, self.made, int(self.labels[row])
-        reasons: list[str] = []
-        donor = made.rows[row]
-        if self.thresholds is not None:
-            below = made.values()[row] < np.log(self.thresholds.limits(label))
-            reasons = [reason for reason, on in zip(_REASONS, below, strict=True) if on]
-            if below[2] and not below[:2].any():
-                donor = made.features_rows[row]
+        below = made.values()[row] < np.log(self.thresholds.limits(label))
+        reasons = [reason for reason, on in zip(_REASONS, below, strict=True) if on]
+        donor = made.features_rows[row] if below[2] and not below[:2].any() else made.rows[row]
         if self.identical[row] >= 0:
             donor, reasons = self.identical[row], ["identical", *reasons]
         return Copy(
@@ -220,5 +211,4 @@ def _edits(
         for some in np.array_split(edited, -(-len(edited) // 64))
     ]
     low, middle = np.quantile(np.concatenate(parts), [0.05, 0.5])
-    different = len(np.unique(donors[edited]))
-    return {"scans": len(edited), "donors": different, "low": float(low), "median": float(middle)}
+    return {"scans": len(edited), "donors": len(np.unique(donors[edited])), "low": float(low), "median": float(middle)}

@@ -148,8 +148,7 @@ class Thresholds:
 
     def limits(self, label: int) -> np.ndarray:
         """Return the threshold of each criterion for a class, `(3,)`; NaN where there is none."""
-        limits: np.ndarray = np.exp(self.typical[label] + self.cut * self.spread)
-        return limits
+        return np.asarray(np.exp(self.typical[label] + self.cut * self.spread))
 
     def flagged(self, near: Nearness, labels: np.ndarray) -> np.ndarray:
         """Return which scans are below any threshold, bool `(N,)`."""
@@ -161,16 +160,16 @@ class Thresholds:
         return (near.pixels < limits / 2) & (near.stands_out < _CLEARLY)
 
 
-def calibrate(values: np.ndarray, labels: np.ndarray, classes: int, target: float) -> Thresholds | None:
-    """Return thresholds under which a new real scan falls with a chance of about `target`; None without scans.
+def calibrate(values: np.ndarray, labels: np.ndarray, classes: int, target: float) -> Thresholds:
+    """Return thresholds under which a new real scan falls with a chance of about `target`.
 
     `values` `(H, 3)` are of held-out real scans. What is typical is the median, for the pixel distance that of each class;
     spreads are lower standard deviations, pooled. The cut is an order statistic of the scans' scores: a new
     exchangeable scan lies below the k-th lowest of n with probability k / (n + 1). Where n is too small for that (k < 1), it
-    is the lower of the lowest score and the normal quantile.
+    is the lower of the lowest score and the normal quantile. Without scans nothing is below the cut, minus infinity.
     """
     if len(values) == 0:
-        return None
+        return Thresholds(typical=np.full((classes, 3), np.nan), spread=np.full(3, np.nan), cut=-np.inf)
     overall = _by_column(np.nanmedian, values)
     typical = np.tile(overall, (classes, 1))
     for label in range(classes):
@@ -220,14 +219,12 @@ def measure_lean(
 ) -> Lean | None:
     """Return how far the `nearest` real rows `(M,)` of synthetic scans lean to patients with rows in `seen`; None if M is 0.
 
-    A test of the whole set without any threshold on distances. A generator that draws smooth or typical scans comes nearer to the
-    training scans than real patients do, who have outliers among them, but it comes just as near to patients that it never saw.
-    So each synthetic scan looks for its nearest patient among all, and without copying the sides turn up as often as they would
-    if patients had been split anew (the question of Meehan et al. 2020, arXiv 2004.05675, asked by sides).
-
-    The test permutes sides among the patients of each class: it holds for any number of synthetic scans, for sides of unequal
-    size, where a few patients are the nearest of many scans, and for any generator. -1 in `nearest` does not count. It assumes a
-    random split by patient.
+    A test of the whole set without thresholds on distances: a generator of smooth or typical scans comes nearer to training scans
+    than real patients do, but just as near to patients that it never saw. So each synthetic scan looks for its nearest patient
+    among all, and without copying the sides turn up as often as if patients had been split anew (the question of Meehan et al.
+    2020, arXiv 2004.05675, asked by sides). Sides are permuted among the patients of each class, which holds for any generator,
+    for sides of unequal size, and where a few patients are the nearest of many scans; it assumes a random split by patient.
+    -1 in `nearest` does not count.
     """
     nearest = nearest[nearest >= 0]
     patients, first, numbers = np.unique(real.patients, return_index=True, return_inverse=True)

@@ -121,10 +121,9 @@ class PrivacyRow:
             reasons.append(
                 f"{are(self.flagged)} flagged as copies, more than the {permitted:.0%} that false alarms explain"
             )
+        significance = settings.significance / (len(self.lean) * classes)
         for by, lean in self.lean.items():
-            if lean is None or lean.excess < settings.set_excess:
-                continue
-            if lean.p_value < settings.significance / (len(self.lean) * classes):
+            if lean is not None and lean.excess >= settings.set_excess and lean.p_value < significance:
                 reasons.append(
                     f"the nearest patient in {by} is a training patient for {lean.share:.0%} of the scans "
                     f"({lean.expected:.0%} expected without copying)"

@@ -109,9 +109,14 @@ def read_instance(file: Path) -> Instance:
         found, source = read_elements(file, name, _KEYWORDS)
         facts = _identify(found, source, name)
     if not facts["is_image"]:
-        problem = f"{name}: need an image, got {facts['kind']}; try the images that it belongs to"
-        return Instance(source=source, name=name, problem=problem, **facts)
-    problem = None
+        kind = facts["kind"]
+        return Instance(
+            source=source,
+            name=name,
+            problem=f"{name}: need an image, got {kind}; try the images it belongs to",
+            **facts,
+        )
+    reason: str | None = None
     try:
         with damage_as_data_error(name, "DICOM"), quiet():
             facts |= _describe_pixels(found, facts["modality"])
@@ -119,8 +124,8 @@ def read_instance(file: Path) -> Instance:
             facts["planes"] = _read_planes(found, name, facts["frames"])
             _check_pixels(Instance(source=source, name=name, **facts))
     except DataError as error:
-        problem = str(error)
-    return Instance(source=source, name=name, problem=problem, **facts)
+        reason = str(error)
+    return Instance(source=source, name=name, problem=reason, **facts)
 
 
 def _identify(found: Dataset, source: Source, name: str) -> dict[str, Any]:

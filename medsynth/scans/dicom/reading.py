@@ -17,7 +17,7 @@ from medsynth.errors import DataError, one_line
 from medsynth.scans.dicom.header import Instance
 from medsynth.scans.dicom.pixels import read_frames
 from medsynth.scans.dicom.series import SERIES, find_scan, group_scans, read_folder
-from medsynth.scans.dicom.volume import Stack, picture_affine, stack_slices, straighten
+from medsynth.scans.dicom.volume import Stack, picture_affine, stack_slices
 from medsynth.scans.limits import check_size
 from medsynth.scans.scan import PICTURE_AFFINE, Scan, ScanHeader, voxel_size
 
@@ -106,13 +106,10 @@ def read(path: Path, item: str | None, name: str, loading: Loading) -> Scan:
         for one in instances:
             for frame in read_frames(one):
                 volume[next(places)] = frame
-        if stack.tilt:
-            volume = straighten(volume, stack)
         array = volume.transpose(2, 1, 0)[:, ::-1]
         if layout.turn is not None:
             array = orientations.apply_orientation(array, layout.turn)
-    attributes = {"tilt_degrees": round(stack.tilt, 3)} if stack is not None and stack.tilt else {}
-    return Scan(array=np.ascontiguousarray(array)[np.newaxis], affine=layout.affine, attributes=attributes)
+    return Scan(array=np.ascontiguousarray(array)[np.newaxis], affine=layout.affine)
 
 
 def list_dicom(
@@ -146,10 +143,7 @@ def _arrange(name: str, instances: Sequence[Instance], loading: Loading) -> _Lay
         return _Layout(shape=(first.rows, first.columns), dtype=dtype, affine=affine)
     # Checked before anything is made of each frame: a header may announce any number of them.
     check_size(name, (first.columns, first.rows, sum(one.frames for one in instances)), dtype, loading)
-    stack = stack_slices(name, instances, allow_tilt=loading.tilt == "resample")
-    if stack.tilt:
-        dtype = np.result_type(dtype, np.float32)
-        check_size(name, stack.shape, dtype, loading)
+    stack = stack_slices(name, instances)
     if not first.acquired_3d:
         return _Layout(shape=stack.shape, dtype=dtype, affine=stack.affine, stack=stack)
     turn = orientations.io_orientation(stack.affine)

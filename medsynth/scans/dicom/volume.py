@@ -29,22 +29,19 @@ class Stack:
 
     `order` numbers the slices as they follow each other along the normal of rows and columns (right-handed in LPS). `shape` is
     `(columns, rows, slices)`, and `affine` (RAS, mm) that of the array of this shape whose second axis runs from the last row
-    to the first. If the gantry was tilted by `tilt` degrees, `drift` is the shift from each slice to the next, in rows and
-    columns, and `shape` and `affine` are those of an upright grid that holds all slices.
+    to the first.
     """
 
     order: tuple[int, ...]
     shape: tuple[int, int, int]
     affine: np.ndarray
-    tilt: float = 0.0
-    drift: tuple[float, float] = (0.0, 0.0)
 
 
-def stack_slices(name: str, instances: Sequence[Instance], *, allow_tilt: bool) -> Stack:
+def stack_slices(name: str, instances: Sequence[Instance]) -> Stack:
     """Return the volume of at least two slices: all frames of some files.
 
     Raises `DataError` for slices of several sizes, orientations or spacings, two at one position, uneven distances (a missing
-    slice), and slices that are shifted against each other; an even shift, by a tilted gantry, is accepted with `allow_tilt`.
+    slice), and slices that are shifted against each other, as by a tilted gantry.
     """
     planes = [plane for one in instances for plane in one.planes]
     names = []
@@ -68,46 +65,16 @@ def stack_slices(name: str, instances: Sequence[Instance], *, allow_tilt: bool) 
         raise DataError(f"{name}: need slices behind each other, got {got}; try splitting the series")
     step, shift = float(vector @ normal), np.array([vector @ along, vector @ across])
     tilt = float(np.degrees(np.arctan2(np.linalg.norm(shift), step)))
-    drift, more_rows, more_columns = (0.0, 0.0), 0, 0
-    if tilt <= _TILT or np.linalg.norm(shift) * (count - 1) <= 0.1 * min(spacing):
-        tilt = 0.0
-    elif not allow_tilt or tilt > _MOST_TILT:
-        advice = "--tilt resample" if tilt <= _MOST_TILT else "splitting the series"
-        raise DataError(f"{name}: need slices at right angles, got a gantry tilt of {tilt:.1f} degrees; try {advice}")
-    else:
-        vector = normal * step
-        drift = (float(shift[0] / spacing[0]), float(shift[1] / spacing[1]))
-        more_rows, more_columns = (int(np.ceil(abs(each) * (count - 1) - 1e-6)) for each in drift)
+    if tilt > _TILT and np.linalg.norm(shift) * (count - 1) > 0.1 * min(spacing):
+        way = "correcting it with dcm2niix" if tilt <= _MOST_TILT else "splitting the series"
+        raise DataError(f"{name}: need slices at right angles, got a gantry tilt of {tilt:.1f} degrees; try {way}")
     # The array begins at the last row and the first column of the first slice.
-    origin = positions[0] + along * spacing[0] * (rows - 1 + (more_rows if drift[0] > 0 else 0))
-    origin = origin - across * spacing[1] * (more_columns if drift[1] < 0 else 0)
+    origin = positions[0] + along * spacing[0] * (rows - 1)
     return Stack(
         order=tuple(int(index) for index in order),
-        shape=(columns + more_columns, rows + more_rows, count),
+        shape=(columns, rows, count),
         affine=_affine(name, (across * spacing[1], -along * spacing[0], vector), origin),
-        tilt=tilt,
-        drift=drift,
     )
-
-
-def straighten(volume: np.ndarray, stack: Stack) -> np.ndarray:
-    """Return the slices `(slice, row, column)` of a tilted stack on its upright grid, the lowest value where none was."""
-    from scipy import ndimage  # slow to load, and few series need it
-
-    count, *lengths = volume.shape
-    upright = np.empty(stack.shape[::-1], dtype=volume.dtype)
-    more = [wide - length for wide, length in zip(upright.shape[1:], lengths, strict=True)]
-    first = [-extra if drift < 0 else 0 for extra, drift in zip(more, stack.drift, strict=True)]
-    lowest = volume.min()
-    for index in range(count):
-        offset = [start - index * drift for start, drift in zip(first, stack.drift, strict=True)]
-        ndimage.affine_transform(volume[index], (1.0, 1.0), offset, output=upright[index], order=1, mode="nearest")
-        for axis, length in enumerate(lengths):
-            at = np.arange(upright.shape[axis + 1]) + offset[axis]
-            # Headers round: what lies a hundredth of a pixel outside still belongs to the edge.
-            outside = (at < -0.01) | (at > length - 0.99)
-            upright[index][outside if axis == 0 else (slice(None), outside)] = lowest
-    return upright
 
 
 def picture_affine(name: str, plane: Plane, thickness: float) -> np.ndarray:
