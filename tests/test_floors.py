@@ -73,7 +73,7 @@ def test_imports_go_down(path):
 
 
 def test_the_house_stays_small():
-    assert sum(len(path.read_text(encoding="utf-8").splitlines()) for path in FILES) < 24_000
+    assert sum(len(path.read_text(encoding="utf-8").splitlines()) for path in FILES) < 28_000
 
 
 FRONT = [

@@ -121,7 +121,7 @@ def make_scans(
     run: Any, wishes: list[tuple[float, str]], wordings: tuple[str, ...] | None, *, steps: int, scale: float
 ) -> np.ndarray:
     """Return one scan for each wish, `(N, 1, *spatial)` in [-1, 1], from sentences or, without wordings, from attributes."""
-    textures = {"solid": "5", "part_solid": "3|4", "ground_glass": "1|2"}
+    textures = {"solid": "5..5", "part_solid": "3..4", "ground_glass": "1..2"}
     made = []
     for number, (diameter, label) in enumerate(wishes):
         asked: dict[str, Any] = (
