@@ -309,8 +309,8 @@ class EditOptions(GenerationOptions):
         target_class: Class to turn them into.
         count: Scans to make. Each donor is used once, in random order, before any is used again.
         method: `counterfactual`, or `inpaint` to replace one region.
-        strength: Noise level up to which a counterfactual's donor is noised: near 0 it stays as it is, near `solver.sigma_max`
-            it is forgotten.
+        strength: Noise level up to which a counterfactual's donor is noised: near 0 it stays as it is, near
+            `solver.sigma_max` it is forgotten.
         inpaint: Where `--method inpaint` paints.
     """
 

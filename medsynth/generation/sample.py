@@ -88,8 +88,11 @@ class NewScans(Generator):
         return {**origin, **self.text_column, **self.attributes.columns(self.attributes_of(label, number))}
 
     def attributes_of(self, label: str, number: int) -> tuple[str, ...]:
-        """Return the attributes of a scan: drawn, or, if none are wanted, close to those of the observed scan."""
+        """Return the attributes of a scan: drawn; if none are wanted, unknown with a text, or close to the observed scan's."""
         own = self.seed_of(label, number)
+        if self.text_column and not self.attributes.wanted:
+            # Those of another training scan would contradict the sentence.
+            return ("",) * len(self.job.run.spec.attributes)
         if self.observed is not None and not self.attributes.wanted:
             seen = self.observed.attributes[self.observed.source(label, number)]
             return self.attributes.move(seen, numpy_generator(own, "attributes"))
