@@ -228,30 +228,38 @@ def draw_vessels(anatomy: Anatomy, pose: Pose, points: Points, *, slab: float = 
     fill it in part. A slice shows what lies within a slab of `slab` millimetres.
     """
     filled, voxel, rank = np.zeros_like(points.x), np.float32(points.voxel), points.x.ndim
-    starts, ends = (anatomy.find(pose, anatomy.tree[:, part]) for part in (slice(0, 3), slice(3, 6)))
+    # Only what could reach the grid is worth the way back to the scanner; the bend moves it by a few millimetres.
+    heights = np.sort(anatomy.tree[:, [2, 5]], axis=1) * anatomy.build[2] - pose.level
+    tree = anatomy.tree[(heights[:, 0] < points.z.max() + 20) & (heights[:, 1] > points.z.min() - 20)]
+    starts, ends = (anatomy.find(pose, tree[:, part]) for part in (slice(0, 3), slice(3, 6)))
     if rank == 2:
         for places in (starts, ends):
             places[:, 2] = np.sign(places[:, 2]) * np.maximum(np.abs(places[:, 2]) - slab / 2, 0)
     corner = np.array([float(axis.flat[0]) for axis in (points.y, points.x, points.z)])
     starts, ends = starts[:, [1, 0, 2]] - corner, ends[:, [1, 0, 2]] - corner  # in the order of the grid's axes
-    radii = (anatomy.tree[:, 6:] * float(np.mean(anatomy.build))).astype(np.float32)
+    radii = (tree[:, 6:] * float(np.mean(anatomy.build))).astype(np.float32)
     margin = np.maximum(radii.max(axis=1), points.voxel / 2)[:, None] + points.voxel
     low = np.floor((np.minimum(starts, ends) - margin) / points.voxel).astype(int)
     high = np.ceil((np.maximum(starts, ends) + margin) / points.voxel).astype(int) + 1
     shape = np.array(filled.shape + (1,) * (3 - rank))
     met = (np.maximum(low, 0) < np.minimum(high, shape)).all(axis=1)
-    low, high = np.maximum(low, 0)[met], np.minimum(high, shape)[met]
-    origins, lines = -starts[met].astype(np.float32), (ends - starts)[met].astype(np.float32)
-    for first, last, offset, line, (thick, thin) in zip(low, high, origins, lines, radii[met], strict=True):
-        box = tuple(slice(*edges) for edges in zip(first[:rank], last[:rank], strict=True))
-        steps = [axis.astype(np.float32) * voxel for axis in np.ogrid[box]] + [np.float32(0)] * (3 - rank)
-        y, x, z = (start + step for start, step in zip(offset, steps, strict=True))
-        share = np.clip((y * line[0] + x * line[1] + z * line[2]) / ((line**2).sum() + np.float32(1e-9)), 0, 1)
-        distance = np.sqrt((y - share * line[0]) ** 2 + (x - share * line[1]) ** 2 + (z - share * line[2]) ** 2)
+    boxes = 2 ** np.ceil(np.log2((high - low)[:, :rank].max(axis=1))).astype(int)
+    for box in np.unique(boxes[met]):  # segments of similar size at once
+        chosen = met & (boxes == box)
+        steps = np.indices((box,) * rank).reshape(rank, -1)
+        index = [np.clip(low[chosen, axis, None] + steps[axis], 0, shape[axis] - 1) for axis in range(rank)]
+        along, (thick, thin) = (ends - starts)[chosen].astype(np.float32), radii[chosen, :, None].transpose(1, 0, 2)
+        offset = [-starts[chosen, axis, None].astype(np.float32) for axis in range(3)]
+        for axis in range(rank):
+            offset[axis] = offset[axis] + index[axis].astype(np.float32) * voxel
+        share = sum(offset[axis] * along[:, axis, None] for axis in range(3)) / ((along**2).sum(axis=1) + 1e-9)[:, None]
+        share = np.clip(share, 0, 1)
+        distance = np.sqrt(sum((offset[axis] - share * along[:, axis, None]) ** 2 for axis in range(3)))
         radius = thick + share * (thin - thick)
         width = np.maximum(radius, voxel / 2)
         cover = np.clip(0.5 + (width - distance) / voxel, 0, 1) * (radius / width) ** 1.5
-        np.maximum(filled[box], cover, out=filled[box])
+        reached = cover > 0  # little of a box
+        np.maximum.at(filled, tuple(axis[reached] for axis in index), cover[reached].astype(filled.dtype))
     return filled
 
 
