@@ -12,15 +12,16 @@ import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from scipy.sparse import csr_matrix
-from sklearn.feature_extraction.text import CountVectorizer, TfidfVectorizer
-from sklearn.utils.extmath import randomized_svd
 
 from medsynth.errors import ConfigError
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_matrix
 
 _FEWEST_PATIENTS = 3
 _MOST_DIMENSIONS, _MOST_TERMS = 64, 20_000
@@ -28,9 +29,7 @@ _SMALLEST_SPREAD = 0.05  # of the largest; standardising less would blow up what
 _ROUNDING = 1e-6
 _LARGEST = 5.0  # standard deviations
 _NUMBER = r"\d+(?:[.,]\d+)?"
-_words = CountVectorizer(ngram_range=(1, 2), token_pattern=rf"{_NUMBER}|\w\w+").build_analyzer()
 _LADDER = [1.12**step for step in range(61)]  # 1 to 900; a year has no rung
-_groups = CountVectorizer(analyzer="char_wb", ngram_range=(3, 4)).build_analyzer()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,6 +114,9 @@ def fit_text(texts: Sequence[str], patients: Sequence[str], *, encoder: str = ""
     `encoder` is a user's `module:function` from a list of N sentences to an array `(N, D)`; it may lie in the working directory.
     Raises `ConfigError` if the texts teach nothing or the function does not work.
     """
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.utils.extmath import randomized_svd
+
     written = [(text, patient) for text, patient in zip(texts, patients, strict=True) if text.strip()]
     if not written:
         raise ConfigError("condition.text: need training scans with a text, got none; try another column")
@@ -141,6 +143,15 @@ def fit_text(texts: Sequence[str], patients: Sequence[str], *, encoder: str = ""
     return TextEncoding(encoder=encoder, terms=terms, idf=idf, components=components, mean=mean, std=std)
 
 
+@cache
+def _analysers() -> tuple[Callable[[str], list[str]], Callable[[str], list[str]]]:
+    """Return what finds words and word pairs, and groups of characters; scikit-learn loads slowly, and few runs have a text."""
+    from sklearn.feature_extraction.text import CountVectorizer
+
+    words = CountVectorizer(ngram_range=(1, 2), token_pattern=rf"{_NUMBER}|\w\w+").build_analyzer()
+    return words, CountVectorizer(analyzer="char_wb", ngram_range=(3, 4)).build_analyzer()
+
+
 def _analyse(text: str) -> list[str]:
     """Return the terms of a text: words, pairs of words, and, after `~`, groups of characters, which survive typing errors.
 
@@ -148,11 +159,15 @@ def _analyse(text: str) -> list[str]:
     """
     numbers = [float(number.replace(",", ".")) for number in re.findall(_NUMBER, text)]
     rungs = [f">={rung:.3g}" for number in numbers for rung in _LADDER if rung <= number < 1000]
-    return [*_words(text), *(f"~{group}" for group in _groups(text)), *rungs]
+    words, groups = _analysers()
+    return [*words(text), *(f"~{group}" for group in groups(text)), *rungs]
 
 
 def _shared_terms(texts: Sequence[str], owners: Sequence[str]) -> np.ndarray:
     """Return the terms in texts of enough patients, the most widespread ones, sorted."""
+    from scipy.sparse import csr_matrix
+    from sklearn.feature_extraction.text import CountVectorizer
+
     counter = CountVectorizer(analyzer=_analyse, binary=True)
     present = counter.fit_transform(texts)
     _, owner = np.unique(owners, return_inverse=True)
@@ -169,6 +184,9 @@ def _shared_terms(texts: Sequence[str], owners: Sequence[str]) -> np.ndarray:
 
 def _weigh(texts: Sequence[str], terms: np.ndarray, idf: np.ndarray) -> csr_matrix:
     """Return the TF-IDF weights `(N, terms)` of texts, each row of norm 1, or 0 without a known term."""
+    from scipy.sparse import csr_matrix
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
     vectoriser = TfidfVectorizer(vocabulary=terms, analyzer=_analyse)
     vectoriser.idf_ = idf.astype(np.float64)
     return csr_matrix(vectoriser.transform(texts))
