@@ -33,6 +33,7 @@ from medsynth.evaluation.downstream.judging import PRIMARY
 from medsynth.evaluation.downstream.probe import ProbeData, train_probe
 from medsynth.evaluation.downstream.tiers import ScoreBook, run_tier
 from medsynth.evaluation.features import cached_features
+from medsynth.files import user_folder
 from medsynth.measures.distances import Projection
 from medsynth.measures.features import EfficientNetLite0
 from medsynth.seeds import numpy_generator
@@ -219,7 +220,7 @@ def main() -> None:
     parser.add_argument("--patients", type=int, default=40, help="rare training patients of --cohort")
     parser.add_argument("--validation", type=int, default=0, help="rare validation patients of --cohort; 0 keeps all")
     parser.add_argument(
-        "--features", type=Path, default=Path(".medsynth_cache"), help="where features of --cohort are kept"
+        "--features", type=Path, default=user_folder("cache"), help="where features of --cohort are kept"
     )
     parser.add_argument("--threads", type=int, default=1)
     chosen = parser.parse_args()

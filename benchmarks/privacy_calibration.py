@@ -30,7 +30,7 @@ from medsynth.evaluation.privacy import GateSettings, score_privacy
 from medsynth.evaluation.privacy.controls import PLANTED, plant_copies
 from medsynth.evaluation.privacy.result import Share
 from medsynth.evaluation.verdict import without_nan
-from medsynth.files import write_json
+from medsynth.files import user_folder, write_json
 from medsynth.measures.features import EfficientNetLite0, extract_features
 from medsynth.seeds import numpy_generator
 
@@ -155,7 +155,7 @@ def main() -> None:
         intensity = IntensityOptions(method="range", low=args.low, high=args.high)
     prepared = prepare_cohort(read_cohort(args.cohort), grid=GridOptions(size=args.size), intensity=intensity)
     if args.features == "lite0":
-        features = cached_features(prepared, EfficientNetLite0(), folder=args.cohort.parent / ".medsynth_cache")
+        features = cached_features(prepared, EfficientNetLite0(), folder=user_folder("cache"))
     else:
         features = thumbnails(prepared.scans)
     everything = ScanArrays(

@@ -21,7 +21,7 @@ from medsynth.evaluation.downstream.arms import Table, baseline_arms
 from medsynth.evaluation.downstream.experiment import ProbeSettings
 from medsynth.evaluation.downstream.judging import validation_figures
 from medsynth.evaluation.downstream.probe import ProbeData, train_probe
-from medsynth.files import write_json
+from medsynth.files import user_folder, write_json
 
 RATES = (0.0005, 0.002, 0.008, 0.02)
 AXES = (32, 64, 128, 256)
@@ -50,7 +50,7 @@ def main() -> None:
     parser.add_argument("--rare", required=True)
     parser.add_argument("--patients", type=int, default=40)
     parser.add_argument("--repeats", type=int, default=6)
-    parser.add_argument("--features", type=Path, default=Path(".medsynth_cache"))
+    parser.add_argument("--features", type=Path, default=user_folder("cache"))
     parser.add_argument("--out", type=Path, required=True)
     chosen = parser.parse_args()
     source = Source.of(chosen.cohort, chosen.rare, chosen.features, max(AXES))

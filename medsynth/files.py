@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import quote, unquote
 
 from medsynth.errors import ConfigError
@@ -86,9 +86,31 @@ def hash_file(path: Path | str) -> str:
 
 
 def stamp_file(path: Path | str) -> list[int]:
-    """Return size (bytes) and time of change (ns) of a file; while both stay the same, its content is assumed unchanged."""
+    """Return size (bytes), time of modification and of change (ns): while all stay the same, so does the content, most likely.
+
+    Anybody can set the time of modification of their files, nobody that of change.
+    """
     facts = Path(path).stat()
-    return [facts.st_size, facts.st_mtime_ns]
+    return [facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns]
+
+
+def user_folder(kind: Literal["cache", "data"]) -> Path:
+    """Return medsynth's folder in the user's home, created if need be, which only the user may enter (mode 0700).
+
+    That is `$XDG_CACHE_HOME/medsynth` or `~/.cache/medsynth`, and `$XDG_DATA_HOME/medsynth` or `~/.local/share/medsynth`.
+    Raises `OSError`, with a file name, where that is not possible.
+    """
+    base, usual = os.environ.get(f"XDG_{kind.upper()}_HOME", ""), {"cache": "~/.cache", "data": "~/.local/share"}[kind]
+    folder = Path(base if os.path.isabs(base) else os.path.expanduser(usual)) / "medsynth"
+    if not folder.is_absolute():
+        raise OSError(errno.ENOENT, "no home folder", str(folder))
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    facts = folder.stat()
+    if facts.st_uid != os.getuid():
+        raise OSError(errno.EPERM, "a folder of another user", str(folder))
+    if facts.st_mode & 0o077:
+        folder.chmod(0o700)
+    return folder
 
 
 def write_bytes(path: Path | str, content: bytes) -> None:

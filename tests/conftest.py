@@ -1,6 +1,9 @@
 """A cohort that trains in seconds: 16 x 16 PNG, two classes that differ in brightness."""
 
+import atexit
 import os
+import shutil
+import tempfile
 
 import numpy as np
 import pytest
@@ -9,9 +12,16 @@ import pytest
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+# Caches and keys of the tests, and of the processes that they start, never reach the user's home.
+os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="medsynth-cache-")
+os.environ["XDG_DATA_HOME"] = tempfile.mkdtemp(prefix="medsynth-data-")
+
 from medsynth.cohorts import Cohort, Row, write_cohort
 from medsynth.scans import Scan, write_scan
 from medsynth.seeds import numpy_generator
+
+for _name in ("XDG_CACHE_HOME", "XDG_DATA_HOME"):
+    atexit.register(shutil.rmtree, os.environ[_name], ignore_errors=True)
 
 TINY = {
     "max_steps": 12,

@@ -331,7 +331,7 @@ def test_an_edited_set_says_that_it_resembles_its_donors(edited, tmp_path):
 
 
 def test_real_pixels_are_found_in_the_rows(edited, tmp_path):
-    shutil.copytree(edited, tmp_path / "set", ignore=shutil.ignore_patterns(".medsynth_cache"))
+    shutil.copytree(edited, tmp_path / "set")
     manifest = tmp_path / "set" / "cohort.csv"
     manifest.write_text(re.sub(r",0$", ",1", manifest.read_text(), flags=re.MULTILINE))
     files = medsynth.card(synthetic=tmp_path / "set")
@@ -402,7 +402,7 @@ def test_croissant_validates_and_gives_the_rows_back(judged, edited, statements,
 
     monkeypatch.setattr("socket.socket.connect", no_network)
     for name, folder in (("sampled", judged / "set"), ("edited", edited)):
-        shutil.copytree(folder, tmp_path / name, ignore=shutil.ignore_patterns(".medsynth_cache"))
+        shutil.copytree(folder, tmp_path / name)
         files = medsynth.card(synthetic=tmp_path / name, source=statements)
         dataset = mlcroissant.Dataset(files.croissant)
         issues = dataset.metadata.ctx.issues

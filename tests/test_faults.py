@@ -61,12 +61,8 @@ def fill(folder: Path, suffix: str) -> None:
 
 
 def everything(folder: Path) -> dict[str, bytes]:
-    """Content of all files; the folder of prepared scans beside a cohort is ours and may appear."""
-    return {
-        str(path): path.read_bytes()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and ".medsynth_cache" not in path.parts
-    }
+    """Content of all files."""
+    return {str(path): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
 def run(*arguments: object) -> int:

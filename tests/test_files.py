@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from medsynth.files import atomic_path, folder_label, label_folder, write_bytes, write_json, write_text
+from medsynth.files import atomic_path, folder_label, label_folder, user_folder, write_bytes, write_json, write_text
 
 RESERVED = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?", re.IGNORECASE)
 NASTY = ["../../x", "CON", "con", "nul.txt", "LPT1", "", ".", "..", "/", "\\", "a/b", "C:\\x", "😀" * 25, "x" * 300]
@@ -120,3 +120,17 @@ def test_text_is_utf8_and_json_refuses_what_json_cannot_say(tmp_path: Path) -> N
         with pytest.raises(ValueError):
             write_json(tmp_path / "a.json", {"x": value})
     assert (tmp_path / "a.json").read_bytes() == before
+
+
+def test_the_users_own_folder_is_private(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    folder = user_folder("cache")
+    assert (folder, folder.stat().st_mode & 0o777) == (tmp_path / "cache/medsynth", 0o700)
+    folder.chmod(0o755)
+    assert user_folder("cache").stat().st_mode & 0o777 == 0o700
+    monkeypatch.setenv("XDG_DATA_HOME", "relative")  # to be ignored, says the XDG specification
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert user_folder("data") == tmp_path / ".local/share/medsynth"
+    monkeypatch.setattr(os, "getuid", lambda: 12345)
+    with pytest.raises(OSError, match="a folder of another user"):
+        user_folder("cache")

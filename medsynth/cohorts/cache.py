@@ -9,6 +9,7 @@ import os
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ from medsynth.cohorts.grid import centre_of_mask, grid_affine, grid_size, grid_s
 from medsynth.cohorts.manifest import MASK, PATH, SPLITS, Cohort, Row, reason_of
 from medsynth.config import GridOptions, IntensityOptions, Loading
 from medsynth.errors import ConfigError, DataError
-from medsynth.files import atomic_path, check_space, hash_file, stamp_file, write_json
+from medsynth.files import atomic_path, check_space, hash_file, stamp_file, write_json, write_text
 from medsynth.scans import Intensity, list_files, measure_intensity, split_item
 
 FORMAT = 1  # raise it when the pixels of a cache would come out differently
@@ -130,19 +131,15 @@ def prepare_cohort(
     names = cohort.classes if classes is None else tuple(classes)
     if unknown := sorted(set(cohort.classes) - set(names)):
         raise DataError(f"label: need one of {', '.join(names)}, got {unknown[0]!r}; try another cohort")
-    folder = loading.cache_folder(cohort.folder)
+    folder = loading.cache_folder()
     preparation = _Preparation(cohort, grid, intensity, loading, mask)
-    try:
-        files = [*(file for each in preparation.files for file in each.values()), *filter(None, preparation.masks)]
-        key = preparation.key(names, _hash_files(files, folder, progress=loading.progress))
+    files = [*(file for each in preparation.files for file in each.values()), *filter(None, preparation.masks)]
+    with _writing_below(folder):
+        key = preparation.key(names, _hash_files(files, _store_of(cohort, folder), progress=loading.progress))
         stored = _open_cache(folder, key)
         if stored is None:
             preparation.write(folder, key)
             stored = _open_cache(folder, key)
-    except OSError as error:
-        raise ConfigError(
-            f"{folder}: need a folder with room to prepare scans in, got {reason_of(error)}; try --cache_dir"
-        ) from error
     if stored is None:
         raise ConfigError(f"{folder}: need a folder that keeps what is written, got another content; try --cache_dir")
     scans, facts = stored
@@ -161,20 +158,46 @@ def prepare_cohort(
     )
 
 
-def hash_cohort(cohort: Cohort, *, loading: Loading = Loading()) -> str:
-    """Return a hash of what a cohort holds: the bytes of its scans with labels, splits and who shares a patient, in order.
+def hash_cohort(cohort: Cohort, *, loading: Loading = Loading(), anew: bool = False) -> str:
+    """Return a hash of what a cohort holds: the bytes of its scans and masks with labels, splits, attributes and who shares a
+    patient, in order.
 
-    It does not depend on paths, roots or the patients' names. `DataError` for a missing file.
+    It does not depend on paths, roots or the patients' names. Hashes of files that have not been touched since an earlier call
+    are taken from the cache, unless they are wanted `anew`. `DataError` for a missing file.
     """
-    files = [cohort.files_of(row) for row in cohort.rows]
-    everything = [file for each in files for file in each.values()]
-    hashes = _hash_files(everything, loading.cache_folder(cohort.folder), progress=loading.progress)
+    files, hashes = _hash_scans(cohort, loading, anew)
     digest = hashlib.sha256()
     numbers: dict[str, int] = {}
     for row, each in zip(cohort.rows, files, strict=True):
         patient = numbers.setdefault(row.patient_id, len(numbers))
-        digest.update(json.dumps(_content_of(each, hashes, row.label, row.split, patient)).encode())
+        facts = row.label, row.split, patient, sorted(row.attributes.items())
+        digest.update(json.dumps(_content_of(each, hashes, *facts)).encode())
     return digest.hexdigest()
+
+
+def equal_scans(cohort: Cohort, others: Cohort, *, loading: Loading = Loading(), anew: bool = False) -> np.ndarray:
+    """Return for each scan the first row of `others` whose file has the same bytes, or -1, `(N,)`; parameters as above."""
+    own, known = (
+        [_content_of({PATH: each[PATH]}, hashes) for each in files]
+        for files, hashes in (_hash_scans(side, loading, anew) for side in (cohort, others))
+    )
+    first: dict[str, int] = {}
+    for row, content in enumerate(known):
+        first.setdefault(str(content), row)
+    return np.array([first.get(str(content), -1) for content in own], dtype=np.int64)
+
+
+def _hash_scans(cohort: Cohort, loading: Loading, anew: bool) -> tuple[list[dict[str, Path]], dict[Path, str]]:
+    """Return the files of each scan by name, its mask among them, and the hash of each file."""
+    files = [
+        cohort.files_of(row) | ({} if (mask := cohort.mask_of(row)) is None else {MASK: mask}) for row in cohort.rows
+    ]
+    everything = [file for each in files for file in each.values()]
+    if anew:
+        return files, _hash_files(everything, None, progress=loading.progress)
+    folder = loading.cache_folder()
+    with _writing_below(folder):
+        return files, _hash_files(everything, _store_of(cohort, folder), progress=loading.progress)
 
 
 def _content_of(files: dict[str, Path], hashes: dict[Path, str], *facts: object) -> list[object]:
@@ -332,36 +355,57 @@ def _write_array(path: Path, shape: tuple[int, ...], arrays: Iterable[np.ndarray
         return hash_file(temporary)
 
 
-def _hash_files(paths: Sequence[Path], folder: Path, *, progress: bool) -> dict[Path, str]:
-    """Return the sha256 of each file, read again only if its size or time of change differs from `hashes.json` in `folder`.
+@contextmanager
+def _writing_below(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise ConfigError(
+            f"{folder}: need a folder with room to prepare scans in, got {reason_of(error)}; try --cache_dir"
+        ) from error
+
+
+def _store_of(cohort: Cohort, folder: Path) -> Path:
+    """Return the file below `folder` that keeps the hashes of a cohort's files."""
+    return folder / f"hashes-{_name_of(cohort.folder)}.json"
+
+
+def _name_of(path: Path) -> str:
+    return hashlib.sha256(os.path.realpath(path).encode("utf-8", "surrogateescape")).hexdigest()[:32]
+
+
+def _known_hashes(store: Path | None) -> dict[str, Any]:
+    try:
+        return {} if store is None else dict(json.loads(store.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return {}
+
+
+def _hash_files(paths: Sequence[Path], store: Path | None, *, progress: bool) -> dict[Path, str]:
+    """Return the sha256 of each file, read again only if size or times of change differ from those in the JSON file `store`.
 
     The hash of a folder is made of those of its files, not of their names. The store knows files by a hash of their
     path, so it names no file.
     """
-    store = folder / "hashes.json"
-    try:
-        known = dict(json.loads(store.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
-        known = {}
-    hashes, changed = {}, False
+    known, added = _known_hashes(store), {}
+    hashes = {}
     parts = {path: list_files(path) for path in dict.fromkeys(split_item(path)[0] for path in paths)}
     unique = dict.fromkeys(file for files in parts.values() for file in files)
     for file in tqdm(unique, desc="checking files", unit="file", disable=not progress):
-        stamp = stamp_file(file)
-        name = hashlib.sha256(os.path.realpath(file).encode("utf-8", "surrogateescape")).hexdigest()[:32]
-        entry = known.get(name)
-        if isinstance(entry, list) and entry[:2] == stamp and len(entry) == 3:
-            hashes[file] = entry[2]
-            continue
         try:
+            stamp, name = stamp_file(file), _name_of(file)
+            entry = known.get(name)
+            if isinstance(entry, list) and entry[:-1] == stamp:
+                hashes[file] = entry[-1]
+                continue
             hashes[file] = hash_file(file)
         except OSError as error:
             raise DataError(f"{file}: need a readable file, got {reason_of(error)}; try another cohort") from error
-        if time.time() - stamp[1] / 1e9 > _FRESH_SECONDS:
-            known[name] = [*stamp, hashes[file]]
-            changed = True
-    if changed:
-        write_json(store, known)
+        if time.time() - max(stamp[1:]) / 1e9 > _FRESH_SECONDS:
+            added[name] = [*stamp, hashes[file]]
+    if added and store is not None:
+        # Read again: another process may have added its own meanwhile.
+        write_text(store, json.dumps(_known_hashes(store) | added, separators=(",", ":")))
     for path, files in parts.items():
         if files != [path]:
             hashes[path] = hashlib.sha256("\n".join(sorted(hashes[file] for file in files)).encode()).hexdigest()

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from medsynth.files import PathLike
+from medsynth.errors import ConfigError
+from medsynth.files import PathLike, user_folder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,7 +19,7 @@ class Loading:
     Args:
         max_mib: Largest decoded size of one scan in MiB, checked from the header before any pixel is read.
         nan: `refuse` a scan with NaN or infinite voxels, or replace them by `zero` and count them.
-        cache_dir: Folder for prepared scans and features. [default: `.medsynth_cache` beside the cohort]
+        cache_dir: Folder for prepared scans and features. [default: ~/.cache/medsynth]
         progress: Show progress bars.
     """
 
@@ -27,9 +28,20 @@ class Loading:
     cache_dir: PathLike | None = None
     progress: bool = True
 
-    def cache_folder(self, beside: Path) -> Path:
-        """Return the folder for prepared scans: `cache_dir`, or `.medsynth_cache` in the folder `beside`."""
-        return beside / ".medsynth_cache" if self.cache_dir is None else Path(self.cache_dir)
+    def cache_folder(self) -> Path:
+        """Return the folder for prepared scans and features: `cache_dir`, or the user's own, which is private.
+
+        It never comes with a cohort: what is found there is believed. `ConfigError` if the user has none.
+        """
+        if self.cache_dir is not None:
+            return Path(self.cache_dir)
+        try:
+            return user_folder("cache")
+        except OSError as error:
+            why = error.strerror or error
+            raise ConfigError(
+                f"{error.filename}: need a private folder for prepared scans, got {why}; try --cache_dir"
+            ) from error
 
 
 @dataclass(frozen=True, kw_only=True)

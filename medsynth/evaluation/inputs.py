@@ -192,7 +192,7 @@ def _prepare(
     features = cached_features(
         prepared,
         extractor,
-        folder=options.cache_folder(cohort.folder),
+        folder=options.cache_folder(),
         devices=options.devices,
         reopen=partial(open_extractor, options.features),
         progress=options.progress,

@@ -17,6 +17,8 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
+from medsynth.files import user_folder
+
 DISTRIBUTION = "medsynth-diffusion"
 NAMESAKE = "medsynth"  # an unrelated package with the same import name
 # Releases that must not be used: package, versions, why, and what to do.
@@ -147,7 +149,7 @@ def check_machine(found: Diagnosis) -> None:
 
 
 def check_disk(found: Diagnosis, out: Path) -> None:
-    """Show the free space for results and for temporary files, and whether these folders can be written."""
+    """Show the free space for results and for temporary files, whether these can be written, and the size of the cache."""
     places = {"folder of --out": (out.absolute(), "--out"), "temporary files": (Path(tempfile.gettempdir()), "TMPDIR")}
     for name, (folder, option) in places.items():
         there = next(each for each in (folder, *folder.parents) if each.is_dir())
@@ -157,6 +159,11 @@ def check_disk(found: Diagnosis, out: Path) -> None:
             found.notes.append(f"{name}: cannot be written; try another {option}")
         elif free < _LITTLE:
             found.notes.append(f"{name}: too little space for most trainings; try {option} on another disk")
+    try:
+        size = sum(each.stat().st_size for each in user_folder("cache").rglob("*") if each.is_file())
+        found.facts.append(("prepared scans", f"{size / _GIB:.1f} GiB in the cache, which may be deleted at any time"))
+    except OSError as error:
+        found.notes.append(f"cache: {without_names(error.strerror or error)}; try --cache_dir")
 
 
 def without_names(text: object) -> str:

@@ -46,6 +46,9 @@ def open_synthetic(path: PathLike, real: Cohort | None = None, *, loading: Loadi
         cohort = replace(cohort, rows=tuple(rows))
     else:
         cohort = _from_table(file)
+    if loading.cache_dir is not None and Path(loading.cache_dir).resolve().is_relative_to(cohort.folder.resolve()):
+        need = "a folder outside the set that is judged, since what it holds is believed"
+        raise ConfigError(f"cache_dir: need {need}, got {loading.cache_dir}; try leaving out --cache_dir")
     if real is not None and (unknown := sorted(set(cohort.classes) - set(real.classes))):
         raise DataError(
             f"{file or path}: need classes of the real cohort ({', '.join(real.classes)}), got {', '.join(unknown)}; "

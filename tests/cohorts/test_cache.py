@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import tracemalloc
 from dataclasses import replace
 
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from medsynth.cohorts import Cohort, Row, ScanDataset, cache, channels, prepare_cohort
+from medsynth.cohorts import Cohort, Row, ScanDataset, cache, channels, hash_cohort, prepare_cohort
 from medsynth.config import GridOptions, IntensityOptions, Loading
 from medsynth.errors import ConfigError, DataError
 from medsynth.scans import Intensity, Scan, read_scan, write_scan
@@ -109,9 +110,8 @@ def test_the_key_follows_content_and_options(png_cohort, tmp_path):
 
 def test_files_are_hashed_again_only_if_they_changed(png_cohort, monkeypatch):
     cohort = png_cohort(random_images(3))
-    for row in cohort.rows:  # older than the clock of any file system is coarse
-        os.utime(cohort.file_of(row), (1e9, 1e9))
-    key = prepare(cohort).key
+    monkeypatch.setattr(cache, "_FRESH_SECONDS", -1)
+    key, known = prepare(cohort).key, hash_cohort(cohort)
     hashed: list[str] = []
     sha256 = cache.hash_file
     monkeypatch.setattr(cache, "hash_file", lambda path: hashed.append(path.name) or sha256(path))
@@ -120,6 +120,60 @@ def test_files_are_hashed_again_only_if_they_changed(png_cohort, monkeypatch):
     os.utime(cohort.file_of(cohort.rows[1]), (1e9, 2e9))
     assert prepare(cohort).key == key
     assert hashed == ["1.png"]
+    file = cohort.file_of(cohort.rows[2])
+    content, times = bytearray(file.read_bytes()), file.stat()
+    content[-5] ^= 1  # of the check sum at the end
+    file.write_bytes(content)
+    os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert hash_cohort(cohort) != known  # same size and a restored time of modification
+
+
+def test_a_hash_that_was_made_up_is_not_believed_at_hand_over(png_cohort, tmp_path, monkeypatch):
+    cohort, loading = png_cohort(random_images(3)), Loading(cache_dir=tmp_path / "cache", progress=False)
+    monkeypatch.setattr(cache, "_FRESH_SECONDS", -1)
+    honest = hash_cohort(cohort, loading=loading)
+    (store,) = (tmp_path / "cache").glob("hashes-*.json")
+    entries = json.loads(store.read_text())
+    store.write_text(json.dumps({name: [*entry[:-1], "0" * 64] for name, entry in entries.items()}))
+    assert hash_cohort(cohort, loading=loading) != honest
+    assert hash_cohort(cohort, loading=loading, anew=True) == honest
+
+
+def test_processes_keep_the_hashes_of_each_other(png_cohort, tmp_path, monkeypatch):
+    cohort, loading = png_cohort(random_images(2)), Loading(cache_dir=tmp_path / "cache", progress=False)
+    monkeypatch.setattr(cache, "_FRESH_SECONDS", -1)
+    sha256, first = cache.hash_file, replace(cohort, rows=cohort.rows[:1])
+
+    def slow(path):
+        monkeypatch.setattr(cache, "hash_file", sha256)
+        hash_cohort(replace(cohort, rows=cohort.rows[1:]), loading=loading)  # another process, meanwhile
+        return sha256(path)
+
+    monkeypatch.setattr(cache, "hash_file", slow)
+    hash_cohort(first, loading=loading)
+    (store,) = (tmp_path / "cache").glob("hashes-*.json")
+    assert len(json.loads(store.read_text())) == 2
+
+
+def test_equal_scans_are_prepared_once_and_no_cohort_folder_is_written(png_cohort, tmp_path, request):
+    cohort = png_cohort(random_images(3))
+    before = sorted(cohort.folder.rglob("*"))
+    key = prepare(cohort).key
+    assert sorted(cohort.folder.rglob("*")) == before
+    shutil.copytree(cohort.folder, tmp_path / "elsewhere")
+    request.getfixturevalue("no_reading")
+    assert prepare(replace(cohort, folder=tmp_path / "elsewhere")).key == key
+
+
+def test_a_cache_that_came_with_a_cohort_is_not_believed(png_cohort):
+    cohort = png_cohort(random_images(3))
+    planted = cohort.folder / ".medsynth_cache"
+    first = np.array(prepare(cohort, cache_dir=planted).scans)
+    (file,) = planted.glob("*.npy")
+    np.save(file, np.zeros_like(first))
+    change = json.loads(file.with_suffix(".json").read_text()) | {"sha256": cache.hash_file(file)}
+    file.with_suffix(".json").write_text(json.dumps(change))
+    assert np.array_equal(prepare(cohort).scans, first)
 
 
 @pytest.mark.parametrize("damage", ["truncate", "flip", "empty", "facts", "delete"])
@@ -266,7 +320,7 @@ def test_an_unreadable_scan_leaves_no_cache(png_cohort, tmp_path):
     (tmp_path / "images/2.png").write_bytes(content[:-60])
     with pytest.raises(DataError, match=r"2\.png"):
         prepare(cohort, cache_dir=tmp_path / "cache")
-    assert [file.suffix for file in (tmp_path / "cache").iterdir() if file.name != "hashes.json"] == []
+    assert [file.name for file in (tmp_path / "cache").iterdir() if not file.name.startswith("hashes-")] == []
 
 
 def test_an_unwritable_folder_is_reported(png_cohort, tmp_path):
@@ -275,13 +329,24 @@ def test_an_unwritable_folder_is_reported(png_cohort, tmp_path):
         prepare(png_cohort(random_images(2)), cache_dir=tmp_path / "file/cache")
 
 
+def test_without_a_folder_of_ones_own_cache_dir_is_asked_for(png_cohort, tmp_path, monkeypatch):
+    cohort = png_cohort(random_images(2))
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    for call in (prepare, hash_cohort):
+        with pytest.raises(
+            ConfigError, match=r"file/medsynth: need a private folder .*Not a directory; try --cache_dir"
+        ):
+            call(cohort)
+
+
 def test_a_full_disk_is_reported(png_cohort, tmp_path, monkeypatch):
     def full(*_args):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(cache, "_write_array", full)
     with pytest.raises(ConfigError, match=r"No space left.*--cache_dir"):
-        prepare(png_cohort(random_images(2)))
+        prepare(png_cohort(random_images(2)), cache_dir=tmp_path / "cache")
 
 
 def test_intensities_need_training_scans(png_cohort):

@@ -94,12 +94,14 @@ def test_faults_show_before_any_scan_is_read(tmp_path, real, monkeypatch):
     # The scans of this set do not exist, so reading one would be another error.
     path = synthetic_csv(tmp_path / "made", "path,label,patient_id,split,donor\na.png,ill,S1,train,7\n")
 
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+
     def refused(error, words, **options):
         with pytest.raises(error, match=words):
             evaluate_cohorts(EvaluateOptions(
                 real=real.folder, synthetic=path, out=tmp_path / "report", progress=False, **options
             ))  # fmt: skip
-        assert not (real.folder / ".medsynth_cache").exists()
+        assert list((tmp_path / "medsynth").glob("*.npy")) == []
 
     refused(ConfigError, "fidelity_scans: need 20 or more, got 19", fidelity_scans=19)
     refused(ConfigError, r"downstream\.shares", downstream=DownstreamOptions(shares=(0.0,)))

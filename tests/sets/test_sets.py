@@ -238,3 +238,12 @@ def test_the_hand_over_names_both_folders_and_leaves_files_where_they_are(tmp_pa
     assert values == [0, 1, 2, 7, 9]
     both = write_augmented(real, made, tmp_path / "both.csv", splits=("train", "test"))
     assert [row.split for row in both.rows] == ["train"] * 3 + ["test"] + ["train"] * 3
+
+
+def test_no_cache_is_taken_from_a_set_that_is_judged(tmp_path, real):
+    folder = tmp_path / "made"
+    folder.mkdir()
+    (folder / "cohort.csv").write_text("path,label\na.png,ill\n")
+    with pytest.raises(ConfigError, match=r"cache_dir: need a folder outside the set that is judged"):
+        open_synthetic(folder, real, loading=Loading(cache_dir=folder / "deep" / "cache"))
+    assert len(open_synthetic(folder, real, loading=Loading(cache_dir=tmp_path / "cache")).rows) == 1
