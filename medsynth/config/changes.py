@@ -7,12 +7,15 @@ from typing import Any
 
 
 def changed_options(previous: Mapping[str, Any], current: Mapping[str, Any], *, free: Sequence[str] = ()) -> list[str]:
-    """Return `name old -> new` for every option of `current` that differs, nested ones with dots; `free` top keys may differ."""
+    """Return `name old -> new` for every option of `current` that differs, nested ones with dots.
+
+    `free` options, or groups of them, may differ.
+    """
     old, new = _flat(previous), _flat(current)
     return [
         f"{key} {old.get(key)!r} -> {value!r}"
         for key, value in sorted(new.items())
-        if old.get(key) != value and key.split(".")[0] not in free
+        if old.get(key) != value and not {key, key.split(".")[0]} & {*free}
     ]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -215,16 +215,33 @@ def wrap_scans(
     provenance: Mapping[str, str],
     attributes: Sequence[Mapping[str, str]],
 ) -> list[SyntheticScan]:
-    """Return the network's scans of a chunk, `(N, C, *spatial)` in [-1, 1], in physical units, with origin and `attributes`."""
+    """Return the network's scans of a chunk, `(N, C, *spatial)` in [-1, 1], in physical units, with origin and `attributes`.
+
+    Raises `ConfigError` as `check_content` does.
+    """
     run, label, made = job.run, chunk.label, []
     for array, number, seed, known in zip(scans.cpu().numpy(), chunk.numbers, seeds, attributes, strict=True):
+        check_content([array], label, number, seed)
         images, affine, facts = to_stored(array, run), np.array(run.spec.affine), {**provenance, "seed": str(seed)}
+        check_content(images.values(), label, number, seed)
         first = images.pop(PATH)
         scan = Scan(array=first, affine=affine, label=label, attributes=known, provenance=facts)
         sequences = {name: replace(scan, array=image) for name, image in images.items()}
         mask = replace(scan, array=(array[-1:] > 0).astype(np.uint8)) if run.spec.mask else None
         made.append(SyntheticScan(scan=scan, label=label, number=number, seed=seed, sequences=sequences, mask=mask))
     return made
+
+
+def check_content(images: Iterable[np.ndarray], label: str, number: int, seed: int) -> None:
+    """Raise `ConfigError` with the seed of a scan if one of its images is not finite, or has the same value everywhere."""
+    for image in images:
+        finite = bool(np.isfinite(image).all())
+        if not finite or image.min() == image.max():
+            got = "the same value everywhere" if finite else "NaN or infinite values"
+            raise ConfigError(
+                f"{label} {number}, seed {seed}: need a scan, got {got}; nothing of it is written: try --guidance.scale 1, "
+                "more --solver.steps, --precision 32-true, or a run that was trained longer"
+            )
 
 
 def to_stored(array: np.ndarray, run: Run) -> dict[str, np.ndarray]:

@@ -18,6 +18,7 @@ from medsynth.generation.generator import (
     Chunk,
     Generator,
     SyntheticScan,
+    check_content,
     choose_device,
     parse_counts,
     plan_chunks,
@@ -192,5 +193,6 @@ def _generate_plain(
         rivals, guidance = rival_labels(options.guidance, classes, labels), options.guidance
         scans = sample_scans(denoiser, labels, seeds, shape=shape, solver=solver, guidance=guidance, rivals=rivals)
         for array, number, seed in zip(scans.cpu().numpy(), chunk.numbers, seeds, strict=True):
+            check_content([array], chunk.label, number, seed)
             scan = Scan(array=array, label=chunk.label, provenance={**facts, "seed": str(seed)})
             yield SyntheticScan(scan=scan, label=chunk.label, number=number, seed=seed)

@@ -122,6 +122,8 @@ class Weights:
             state = state["state_dict"]
         if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
             raise self._refused("another object")
+        if name := next((name for name, value in state.items() if not bool(value.isfinite().all())), None):
+            raise self._refused(f"NaN or infinity in {name}")
         return state
 
     def _refused(self, got: str) -> DataError:

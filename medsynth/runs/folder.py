@@ -21,6 +21,7 @@ import csv
 import dataclasses
 import hashlib
 import json
+import math
 import re
 import secrets
 import zipfile
@@ -50,6 +51,10 @@ RUN_FILE, WEIGHTS_FILE, EARLY_FILE, METRICS_FILE = "run.json", "model.safetensor
 PATIENTS_FILE, ATTRIBUTES_FILE, TEXT_FILE = "patients.json", "attributes.json", "text.npz"
 # Path("https://host") is "https:/host".
 _URL = re.compile(r"[a-z][a-z0-9+.\-]+:/", re.IGNORECASE)
+
+
+class DivergedError(ConfigError):
+    """A training whose loss, gradient or weights are no longer finite; nothing of it is written."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,7 +108,7 @@ class Run:
             raise DataError(f"{path}: need the weights of this run's network, got too few bytes; try training again")
         try:
             denoiser = self.spec.build()
-            denoiser.load_state_dict(load_file(path))
+            denoiser.load_state_dict(read_weights(path))
         except (SafetensorError, RuntimeError, OSError, ConfigError) as error:
             reason = str(error).splitlines()[0]
             raise DataError(
@@ -164,8 +169,10 @@ class Run:
         try:
             with path.open(encoding="utf-8", newline="") as stream:
                 for row in csv.reader(stream):
-                    if len(row) == 3 and row[0].isdecimal() and row[2]:  # a kill may have cut the last one short
-                        series.setdefault(row[1], []).append((int(row[0]), float(row[2])))
+                    if len(row) != 3 or not row[0].isdecimal() or not row[2]:  # a kill may have cut the last one short
+                        continue
+                    if math.isfinite(value := float(row[2])):
+                        series.setdefault(row[1], []).append((int(row[0]), value))
         except (OSError, ValueError, csv.Error) as error:
             raise DataError(f"{path}: need rows of step,name,value, got {error}; try moving the file away") from error
         return {
@@ -262,6 +269,19 @@ def save_run(folder: Path, spec: RunSpec, network: nn.Module, *, options: Mappin
     )
 
 
+def first_not_finite(tensors: Mapping[str, torch.Tensor]) -> str | None:
+    """Return the name of the first tensor that holds a NaN or an infinity; None if there is none."""
+    return next((name for name, tensor in tensors.items() if not bool(tensor.isfinite().all())), None)
+
+
+def read_weights(path: Path) -> dict[str, torch.Tensor]:
+    """Return the tensors of a safetensors file; `DataError` for one with a NaN or an infinity, `SafetensorError` for damage."""
+    tensors = load_file(path)
+    if name := first_not_finite(tensors):
+        raise DataError(f"{path}: need finite weights, got NaN or infinity in {name}; try training again")
+    return tensors
+
+
 def save_early(folder: Path, network: nn.Module) -> None:
     """Write the weights of a network early in its training, atomically; the next `save_run` records them."""
     with atomic_path(folder / EARLY_FILE) as temporary:
@@ -270,6 +290,8 @@ def save_early(folder: Path, network: nn.Module) -> None:
 
 def _write_weights(network: nn.Module, path: Path) -> None:
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
+    if name := first_not_finite(tensors):
+        raise DivergedError(f"weights: need finite numbers, got NaN or infinity in {name}")
     save_file(tensors, path, metadata={"format": FORMAT})
 
 

@@ -15,7 +15,6 @@ import lightning.pytorch as pl
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from medsynth.cohorts import Cohort, PreparedCohort
@@ -24,7 +23,7 @@ from medsynth.errors import ConfigError, DataError, GateError
 from medsynth.files import hash_file, write_json
 from medsynth.networks import Denoiser, LatentCodec, build_autoencoder
 from medsynth.networks.autoencoder import divergence, least_bytes
-from medsynth.runs import WEIGHTS_FILE, Run, load_run
+from medsynth.runs import WEIGHTS_FILE, Run, load_run, read_weights
 from medsynth.seeds import torch_generator
 from medsynth.training.augmentation import Augmentation
 from medsynth.training.batches import scan_data
@@ -73,7 +72,7 @@ class AutoencoderRun(Run):
             if path.stat().st_size < least_bytes(options, len(self.spec.shape) - 1):
                 raise ValueError("too few bytes")
             codec = build_codec(options, self.spec.shape)
-            codec.load_state_dict(load_file(path))
+            codec.load_state_dict(read_weights(path))
         except (SafetensorError, RuntimeError, OSError, ValueError, ConfigError) as error:
             reason = str(error).splitlines()[0]
             raise DataError(

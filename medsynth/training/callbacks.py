@@ -93,9 +93,12 @@ class Previews(Callback):
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
         step, options = trainer.global_step, self.options
         due = step % options.monitor.preview_every == 0 or step == options.max_steps
-        if not due or not trainer.is_global_zero:
+        if not due:
             return
         assert isinstance(pl_module, TrainingModule)
+        pl_module.check_finite()
+        if not trainer.is_global_zero:
+            return
         spacing = np.linalg.norm(self.prepared.affine[:3, : self.rank], axis=0).tolist()
         path = Path(options.out) / "previews" / f"step_{step:07d}.png"
         write_picture(path, captioned_rows(self.show(trainer, pl_module), spacing=spacing))

@@ -13,6 +13,7 @@ import csv
 import errno
 import io
 import json
+import math
 import os
 import pickle
 import re
@@ -20,7 +21,7 @@ import shutil
 import signal
 import threading
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -34,7 +35,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from medsynth.errors import ConfigError, DataError
 from medsynth.files import atomic_path, hash_file, write_json, write_text
-from medsynth.runs import EARLY_FILE, RunSpec, save_early, save_run
+from medsynth.runs import EARLY_FILE, DivergedError, RunSpec, first_not_finite, save_early, save_run
 from medsynth.training.module import TrainingModule
 
 CHECKPOINT = Path("checkpoints") / "last.ckpt"
@@ -53,13 +54,15 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         self._folder = folder
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
-        """Write `checkpoint` to `path`, atomically; `ConfigError` if the disk is full."""
+        """Write `checkpoint` to `path`, atomically; `ConfigError` if the disk is full or a number in it is not finite."""
         for state in checkpoint.get("callbacks", {}).values():
             # ModelCheckpoint stores absolute paths, which a run folder must not hold.
             if isinstance(state, dict) and "dirpath" in state:
                 state.pop("dirpath")
                 state |= {key: "" for key in state if key.endswith("_path")}
         path = Path(path)
+        if name := _not_finite(checkpoint):
+            raise DivergedError(f"{path}: need finite numbers, got NaN or infinity in {name}")
         try:
             with atomic_path(path) as temporary:
                 torch.save(checkpoint, temporary)
@@ -94,7 +97,23 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             raise DataError(f"{path}: need a checkpoint, got {reason}; {_way_out(path)}") from error
         if not isinstance(content, dict) or not content.keys() >= _PARTS:
             raise DataError(f"{path}: need a checkpoint of this training, got other content; {_way_out(path)}")
+        if name := _not_finite(content):
+            raise DataError(f"{path}: need finite numbers, got NaN or infinity in {name}; {_way_out(path)}")
         return content
+
+
+def _not_finite(checkpoint: Mapping[str, Any]) -> str | None:
+    """Return the name of the first weight, or state of the optimiser, that is not finite; None if all are."""
+    return first_not_finite(dict(_tensors({name: checkpoint.get(name) for name in ("state_dict", "optimizer_states")})))
+
+
+def _tensors(content: Any, name: str = "") -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield the tensors of a checkpoint with their names."""
+    if isinstance(content, torch.Tensor):
+        yield name, content
+    elif isinstance(content, dict | list):
+        for key, value in content.items() if isinstance(content, dict) else enumerate(content):
+            yield from _tensors(value, f"{name}.{key}".lstrip("."))
 
 
 def check_checkpoint(path: Path, folder: Path) -> None:
@@ -170,7 +189,8 @@ class MetricsLog(Logger):
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Append metrics; `step` counts from 0, as Lightning does."""
         header = [] if self._path.exists() else [_HEADER]
-        rows = [((step or 0) + 1, name, f"{value:.7g}") for name, value in metrics.items() if name != "epoch"]
+        known = {name: value for name, value in metrics.items() if name != "epoch" and math.isfinite(value)}
+        rows = [((step or 0) + 1, name, f"{value:.7g}") for name, value in known.items()]
         with self._path.open("a", encoding="utf-8", newline="") as stream:
             csv.writer(stream, lineterminator="\n").writerows([*header, *rows])  # labels may hold commas and quotes
 
@@ -195,9 +215,11 @@ class RunKeeper(Callback):
 
     def __init__(self, out: Path, spec: RunSpec, options: Mapping[str, Any], every: int) -> None:
         self._out, self._spec, self._options, self._every = out, spec, options, every
+        self.kept = 0  # step of the last checkpoint
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Drop what was logged after the checkpoint."""
+        self.kept = trainer.global_step
         for logger in trainer.loggers:
             if isinstance(logger, MetricsLog):
                 logger.rewind(trainer.global_step)
@@ -210,9 +232,11 @@ class RunKeeper(Callback):
         self.write(trainer, pl_module)
 
     def write(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        assert isinstance(pl_module, TrainingModule)
+        pl_module.check_finite()
         if trainer.is_global_zero:
-            assert isinstance(pl_module, TrainingModule)
             save_run(self._out, self._spec, pl_module.averaged, options=self._options, steps=trainer.global_step)
+        self.kept = trainer.global_step
 
 
 class EarlyWeights(Callback):
@@ -227,9 +251,11 @@ class EarlyWeights(Callback):
             (self._folder / EARLY_FILE).unlink(missing_ok=True)
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
-        if trainer.is_global_zero and trainer.global_step == self._step(trainer):
+        if trainer.global_step == self._step(trainer):
             assert isinstance(pl_module, TrainingModule)
-            save_early(self._folder, pl_module.averaged)
+            pl_module.check_finite()
+            if trainer.is_global_zero:
+                save_early(self._folder, pl_module.averaged)
 
     def _step(self, trainer: pl.Trainer) -> int:
         return max(1, round(self._share * trainer.max_steps)) if self._share else 0

@@ -243,6 +243,7 @@ class DrawTrajectories(Callback):
         planned, options = self._planned, self._planned.options
         mine = range(trainer.global_rank, planned.parts, trainer.world_size)
         missing = [part for part in mine if not planned.file(part).exists()]
+        diverged = False
         if missing:
             planned.folder.mkdir(parents=True, exist_ok=True)
             device = trainer.strategy.root_device
@@ -258,9 +259,15 @@ class DrawTrajectories(Callback):
                     for first in range(0, len(rows), size):
                         points.append(self._draw(rows[first : first + size], denoiser, weak))
                         bar.update(len(points[-1]))
+                    if diverged := not all(np.isfinite(each).all() for each in points):
+                        break
                     with atomic_path(planned.file(part)) as temporary, temporary.open("wb") as stream:
                         np.save(stream, np.concatenate(points))
-        trainer.strategy.barrier()
+        if trainer.strategy.reduce_boolean_decision(diverged, all=False):
+            raise ConfigError(
+                "trajectories: need finite scans from the teacher, got NaN or infinity; try --precision 32-true and a smaller "
+                "--teacher_guidance"
+            )
 
     @torch.inference_mode()
     def _draw(self, rows: range, denoiser: Denoiser, weak: Denoiser | None) -> np.ndarray:

@@ -35,7 +35,7 @@ from medsynth.processes import (
     leave_group_at_exit,
     lost_process,
 )
-from medsynth.runs import METRICS_FILE, RUN_FILE, Run, RunSpec, load_run, write_patients
+from medsynth.runs import METRICS_FILE, RUN_FILE, DivergedError, Run, RunSpec, load_run, write_patients
 from medsynth.scans import Intensity
 from medsynth.training.batches import Options, TrainingData
 from medsynth.training.callbacks import Previews, Progress, Throughput
@@ -79,6 +79,8 @@ _FREE = (
     "accelerator", "devices", "num_nodes", "num_workers", "accumulate_grad_batches", "activation_checkpointing", "monitor",
     "max_mib", "nan",
 )  # fmt: skip
+# Options that may also change while a training is not finished, since it may have diverged with them.
+_CURES = ("optimiser.learning_rate", "precision")
 # Warnings of Lightning without consequence here.
 _NOISE = (".*does not have many workers.*", ".*tensorboard.*", ".*Checkpoint directory.*", ".*LeafSpec.*")
 # malloc.h of glibc, and the largest threshold that it accepts.
@@ -167,7 +169,8 @@ class Training:
         out, checkpoint = self.out, self.out / CHECKPOINT
         self.resumed = checkpoint.is_file()
         if self.previous is not None:
-            if changed := changed_options(self.previous.options, self.stored, free=_FREE):
+            free = _FREE if self.finished else (*_FREE, *_CURES)
+            if changed := changed_options(self.previous.options, self.stored, free=free):
                 raise ConfigError(
                     f"{out}: holds a run with other options or data ({'; '.join(changed)}); try the same ones, or another --out"
                 )
@@ -195,8 +198,8 @@ class Training:
     ) -> pl.Trainer:
         """Train `module` to the last step and return the trainer; `callbacks` act before the run is written.
 
-        `lines` are printed before the first step. Raises `ConfigError` for devices that do not exist or when another process
-        died, and `KeyboardInterrupt` when a signal stopped the training, after a checkpoint was written.
+        `lines` are printed before the first step. Raises `ConfigError` for devices that do not exist, when another process
+        died or the training diverged, and `KeyboardInterrupt` when a signal stopped the training, after a checkpoint was written.
         """
         options, out = self.options, self.out
         keeper = RunKeeper(out, spec, self.stored, options.monitor.checkpoint_every)
@@ -224,6 +227,8 @@ class Training:
                 )
             except SystemExit as error:  # Lightning's answer to a second Ctrl-C
                 raise KeyboardInterrupt("at once; the same command continues from the last checkpoint") from error
+            except DivergedError as error:
+                raise ConfigError(f"{out}: {error}; {self._after_divergence(keeper.kept)}") from error
             except RuntimeError as error:
                 if trainer.world_size == 1 or not is_loss(error):
                     raise
@@ -234,6 +239,15 @@ class Training:
         if stop.stopped:
             raise KeyboardInterrupt(f"stopped at step {trainer.global_step}; the same command continues from there")
         return trainer
+
+    def _after_divergence(self, kept: int) -> str:
+        """Return what is left of a training that diverged after the checkpoint of step `kept`, and what to do."""
+        options = self.options
+        cures = f"a smaller --optimiser.learning_rate (this one: {options.optimiser.learning_rate:g})"
+        cures += "" if options.precision == "32-true" else " or --precision 32-true"
+        if not kept:
+            return f"there is no checkpoint yet; try the same command with {cures}"
+        return f"the last good checkpoint is of step {kept}; try the same command with {cures}: it continues from there"
 
     def _begin_folder(self) -> None:
         """Write what a run folder holds before its first weights, and remove what a killed process left."""

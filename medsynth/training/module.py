@@ -10,12 +10,14 @@ from typing import Any, Generic, NamedTuple, TypeVar, cast
 import lightning.pytorch as pl
 import torch
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel
 
 from medsynth.config import AugmentationOptions, ConditionOptions, NoiseOptions, OptimiserOptions
 from medsynth.diffusion import draw_sigma, loss_weight, match_rank
 from medsynth.errors import ConfigError
 from medsynth.networks import Condition, Denoiser, draw_observed, observe_channels
+from medsynth.runs import DivergedError, first_not_finite
 from medsynth.seeds import derive_seed, seed_layers, torch_generator
 from medsynth.training.augmentation import Augmentation
 
@@ -83,7 +85,7 @@ def make_optimiser(parameters: Iterable[nn.Parameter], options: OptimiserOptions
         warm = min(1.0, (step + 1) / max(1, options.warmup_steps))
         return warm * 0.5 * (1 + math.cos(math.pi * min(1.0, step / max(1, total_steps))))
 
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, factor)
+    schedule = LambdaLR(optimiser, factor)
     return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
@@ -128,6 +130,7 @@ class TrainingModule(pl.LightningModule, Generic[Network]):
         self.classes = tuple(classes)
         self._validated, self._optimiser = tuple(validated), optimiser
         self._total_steps, self._accumulate, self._seed = total_steps, accumulate_grad_batches, seed
+        self._gradient: tuple[int, Tensor] | None = None  # the last step and the norm of its gradient
         totals = torch.zeros(2, len(self.classes), len(self._validated), dtype=torch.float64)
         self.register_buffer("_totals", totals, persistent=False)
 
@@ -152,8 +155,16 @@ class TrainingModule(pl.LightningModule, Generic[Network]):
         return Places(total, keys, turns, torch.tensor(list(turns), device=self.device))
 
     def on_train_start(self) -> None:
-        """Drop gradients left by a training that was stopped within a step."""
+        """Drop gradients left by a training that was stopped within a step, and take the learning rate of the options.
+
+        A checkpoint holds the one that it was written with, perhaps one that diverged.
+        """
         self.zero_grad()
+        schedule, rate = self.lr_schedulers(), self._optimiser.learning_rate
+        if isinstance(schedule, LambdaLR) and schedule.base_lrs != [rate]:
+            schedule.base_lrs = [rate]
+            for group in schedule.optimizer.param_groups:
+                group |= {"initial_lr": rate, "lr": rate * schedule.lr_lambdas[0](schedule.last_epoch)}
 
     def optimizer_zero_grad(self, *args: Any, **kwargs: Any) -> None:
         """Keep the gradients: the trainer calls this after the training step has added those of the first parts."""
@@ -165,8 +176,33 @@ class TrainingModule(pl.LightningModule, Generic[Network]):
         self.ema.update_parameters(self.network)
 
     def configure_gradient_clipping(self, *args: Any, **kwargs: Any) -> None:
-        """Clip the norm of the gradient; the trainer itself cannot clip for a fused optimiser."""
-        self.log("gradient_norm", nn.utils.clip_grad_norm_(self.network.parameters(), _LARGEST_GRADIENT))
+        """Clip the norm of the gradient; the trainer itself cannot clip for a fused optimiser.
+
+        Raises `DivergedError` if that of the step before was not finite: a GPU is still computing that of this step. The norm is
+        the same in all processes, so all of them stop.
+        """
+        norm = nn.utils.clip_grad_norm_(self.network.parameters(), _LARGEST_GRADIENT)
+        self.log("gradient_norm", norm)
+        self._check_gradient()
+        self._gradient = self.global_step + 1, norm
+
+    def check_finite(self) -> None:
+        """Raise `DivergedError` if the last gradient, a weight or an average of weights is not finite; the same in all processes.
+
+        Call it before anything is written from the weights.
+        """
+        self._check_gradient()
+        if name := first_not_finite(self.state_dict()):
+            raise DivergedError(f"the training diverged at step {self.global_step}: {name} is no longer finite")
+
+    def on_train_end(self) -> None:
+        """Raise as `check_finite`."""
+        self.check_finite()
+
+    def _check_gradient(self) -> None:
+        if self._gradient is not None and not self._gradient[1].isfinite():
+            step, norm = self._gradient
+            raise DivergedError(f"the training diverged at step {step}: loss or gradient became {float(norm)}")
 
     def configure_optimizers(self) -> Any:
         return make_optimiser(self.network.parameters(), self._optimiser, self._total_steps)

@@ -129,14 +129,15 @@ class Trap:
 
 
 @pytest.mark.parametrize("name", ["inception", "radimagenet"])
-@pytest.mark.parametrize("content", ["pickle", "noise", "list"])
+@pytest.mark.parametrize("content", ["pickle", "noise", "list", "nan"])
 def test_files_that_are_no_weights_are_refused_and_not_executed(tmp_path, monkeypatch, fidelity, name, content):
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "weights.pt"
     if content == "noise":
         path.write_bytes(b"no weights")
     else:
-        torch.save(Trap() if content == "pickle" else [1, 2], path)
+        contents = {"pickle": Trap(), "list": [1, 2], "nan": {"weight": torch.full((2048,), torch.nan)}}
+        torch.save(contents[content], path)
     with pytest.raises(DataError, match=r"^features\.weights: need "):
         open_extractor(FeatureOptions(extractor=name, weights=str(path)))
     assert [file.name for file in tmp_path.iterdir()] == ["weights.pt"]
