@@ -12,6 +12,7 @@ from medsynth.api import VERBS, run_verb
 from medsynth.api.parser import check_names, parse_values, read_yaml
 from medsynth.config import CONFIGS, OPTIONS, PIPELINES, did_you_mean, options_of
 from medsynth.errors import ConfigError
+from medsynth.files import one_writer
 
 _PLACEHOLDER = re.compile(r"\{([A-Za-z_]\w*)\}")
 
@@ -47,9 +48,10 @@ def run_recipe(recipe: str, *, out: Path | str, variables: Mapping[str, str] | N
     """
     prepared = plan_recipe(recipe, out=out, variables=variables)
     results = []
-    for number, (verb, options) in enumerate(prepared, start=1):
-        print(f"\n[{number}/{len(prepared)}] medsynth {verb}", file=sys.stderr, flush=True)
-        results.append((verb, run_verb(verb, options)))
+    with one_writer(out):
+        for number, (verb, options) in enumerate(prepared, start=1):
+            print(f"\n[{number}/{len(prepared)}] medsynth {verb}", file=sys.stderr, flush=True)
+            results.append((verb, run_verb(verb, options)))
     return results
 
 

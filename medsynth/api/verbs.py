@@ -25,6 +25,7 @@ from medsynth.config import (
 )
 from medsynth.config.declared import options_of
 from medsynth.errors import ConfigError
+from medsynth.files import one_writer
 from medsynth.processes import is_first_process
 
 if TYPE_CHECKING:
@@ -43,16 +44,26 @@ _BODIES: dict[str, Callable[..., Any]] = {}
 def _verb(body: Callable[..., Any]) -> Callable[..., Any]:
     """Make a verb of a function of its options: every option becomes a keyword, groups take a dictionary or their dataclass.
 
-    What the function has besides its options stays a keyword of its own, which the command line does not have.
+    What the function has besides its options stays a keyword of its own, which the command line does not have. Two calls never
+    write to the same `out` at once (`ConfigError`); of several processes that share a call, the first one takes the place.
     """
     name = body.__name__
     cls = OPTIONS[name]
     further = [each for each in inspect.signature(body).parameters.values() if each.kind is each.KEYWORD_ONLY]
 
     @wraps(body)
+    def alone(options: Any, **own: Any) -> Any:
+        out = getattr(options, "out", None)
+        reads = name == "doctor" or getattr(options, "preflight", None) == "only"
+        if out is None or reads or not is_first_process():
+            return body(options, **own)
+        with one_writer(out):
+            return body(options, **own)
+
+    @wraps(body)
     def call(**values: Any) -> Any:
         own = {each.name: values.pop(each.name) for each in further if each.name in values}
-        return body(parse_values(name, values), **own)
+        return alone(parse_values(name, values), **own)
 
     required = {option.name for option in options_of(cls).values() if option.required}
     keywords = [
@@ -66,7 +77,7 @@ def _verb(body: Callable[..., Any]) -> Callable[..., Any]:
     ]
     call.__signature__ = inspect.Signature([*keywords, *further])  # type: ignore[attr-defined]
     call.__doc__ = cls.__doc__
-    VERBS[name], _BODIES[name] = call, body
+    VERBS[name], _BODIES[name] = call, alone
     return call
 
 
@@ -143,7 +154,7 @@ def evaluate(options: EvaluateOptions, *, scans: Sequence[Scan] | None = None) -
     check_report_folder(options.out)
     evaluation = evaluate_cohorts(options, synthetic_scans=scans)
     run = open_run(options.run) if options.run is not None else None
-    return write_report(Path(options.out), evaluation, run=run, real_pictures=options.real_pictures)
+    return write_report(Path(options.out), evaluation, run=run, real_pictures=options.real_pictures, options=options)
 
 
 @_verb

@@ -33,11 +33,12 @@ from medsynth.cohorts.grid import centre_of_mask, grid_affine, grid_size, grid_s
 from medsynth.cohorts.manifest import MASK, PATH, SPLITS, Cohort, Row, reason_of
 from medsynth.config import GridOptions, IntensityOptions, Loading
 from medsynth.errors import ConfigError, DataError
-from medsynth.files import atomic_path, check_space, hash_file, stamp_file, write_json, write_text
+from medsynth.files import atomic_path, check_space, hash_file, remove_partial, stamp_file, write_json, write_text
 from medsynth.scans import Intensity, list_files, measure_intensity, split_item
 
 FORMAT = 1  # raise it when the pixels of a cache would come out differently
 _VOXEL_BYTES = 2  # float16
+_ABANDONED_SECONDS = 24 * 3600.0  # nobody writes to it any more
 _FRESH_SECONDS = 2.0  # a file changed this recently may change again within one tick of the file system's clock
 
 
@@ -165,7 +166,7 @@ def hash_cohort(cohort: Cohort, *, loading: Loading = Loading(), anew: bool = Fa
     It does not depend on paths, roots or the patients' names. Hashes of files that have not been touched since an earlier call
     are taken from the cache, unless they are wanted `anew`. `DataError` for a missing file.
     """
-    files, hashes = _hash_scans(cohort, loading, anew)
+    files, hashes = _hash_files_of(cohort, loading, anew)
     digest = hashlib.sha256()
     numbers: dict[str, int] = {}
     for row, each in zip(cohort.rows, files, strict=True):
@@ -175,19 +176,16 @@ def hash_cohort(cohort: Cohort, *, loading: Loading = Loading(), anew: bool = Fa
     return digest.hexdigest()
 
 
-def equal_scans(cohort: Cohort, others: Cohort, *, loading: Loading = Loading(), anew: bool = False) -> np.ndarray:
-    """Return for each scan the first row of `others` whose file has the same bytes, or -1, `(N,)`; parameters as above."""
-    own, known = (
-        [_content_of({PATH: each[PATH]}, hashes) for each in files]
-        for files, hashes in (_hash_scans(side, loading, anew) for side in (cohort, others))
-    )
-    first: dict[str, int] = {}
-    for row, content in enumerate(known):
-        first.setdefault(str(content), row)
-    return np.array([first.get(str(content), -1) for content in own], dtype=np.int64)
+def hash_scans(cohort: Cohort, *, loading: Loading = Loading()) -> list[str]:
+    """Return a hash of the bytes of each scan's file (not of its further sequences), in order; errors as above."""
+    files, hashes = _hash_files_of(cohort, loading)
+    contents = (_content_of({PATH: each[PATH]}, hashes) for each in files)
+    return [hashlib.sha256(json.dumps(content).encode()).hexdigest() for content in contents]
 
 
-def _hash_scans(cohort: Cohort, loading: Loading, anew: bool) -> tuple[list[dict[str, Path]], dict[Path, str]]:
+def _hash_files_of(
+    cohort: Cohort, loading: Loading, anew: bool = False
+) -> tuple[list[dict[str, Path]], dict[Path, str]]:
     """Return the files of each scan by name, its mask among them, and the hash of each file."""
     files = [
         cohort.files_of(row) | ({} if (mask := cohort.mask_of(row)) is None else {MASK: mask}) for row in cohort.rows
@@ -253,6 +251,7 @@ class _Preparation:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):  # an unwritable folder fails now, not after an hour of reading
             pass
+        remove_partial(folder, seconds=_ABANDONED_SECONDS)
         channels, size = self._check_headers()
         shape = (len(self.files), len(channels) + self.mask, *size)
         check_space(folder, math.prod(shape) * _VOXEL_BYTES, purpose="the prepared scans", option="--cache_dir")

@@ -20,7 +20,7 @@ from medsynth.cohorts.manifest import Cohort, Row, reason_of, write_cohort
 from medsynth.cohorts.thorax import Anatomy, Chest, Points, Pose, Waves
 from medsynth.config import DemoOptions, changed_options
 from medsynth.errors import ConfigError
-from medsynth.files import write_json
+from medsynth.files import remove_partial, write_json
 from medsynth.scans import PICTURE_AFFINE, Scan, write_scan
 from medsynth.scans.npz import VOLUME_AFFINE
 from medsynth.seeds import numpy_generator
@@ -325,6 +325,7 @@ def write_phantom(options: DemoOptions) -> Path:
     _claim_folder(out, {name: getattr(options, name) for name in names} | {"size": size, "format": FORMAT})
     if (out / "cohort.csv").exists():  # it is written last
         return out / "cohort.csv"
+    remove_partial(out)
     plan = cohort_plan(scans=options.scans, seed=options.seed, rare_share=options.rare_share)
     bar = tqdm(plan, total=options.scans, desc="phantom", unit="scan", disable=not options.progress)
     for patient, scan, label, split in bar:

@@ -409,3 +409,12 @@ def test_facts_beside_the_cache_are_json(png_cohort, tmp_path):
     facts = json.loads((tmp_path / "cache" / f"{prepared.key[:32]}.json").read_text())
     assert facts["key"] == prepared.key
     assert facts["shape"] == [2, 1, 8, 8]
+
+
+def test_what_was_abandoned_in_the_cache_is_removed(png_cohort, tmp_path):
+    (tmp_path / "cache").mkdir()
+    for name, when in (("old", 1e9), ("new", 4e9)):
+        (tmp_path / "cache" / f".partial-abcdefgh-{name}.npy").touch()
+        os.utime(tmp_path / "cache" / f".partial-abcdefgh-{name}.npy", (when, when))
+    prepare(png_cohort(random_images(2)), cache_dir=tmp_path / "cache")
+    assert [path.name for path in (tmp_path / "cache").glob(".partial-*")] == [".partial-abcdefgh-new.npy"]
