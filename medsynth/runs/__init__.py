@@ -4,7 +4,6 @@ from medsynth.runs.folder import (
     ATTRIBUTES_FILE,
     EARLY_FILE,
     METRICS_FILE,
-    PATIENTS_FILE,
     RUN_FILE,
     TEXT_FILE,
     WEIGHTS_FILE,
@@ -17,7 +16,7 @@ from medsynth.runs.folder import (
     save_early,
     save_run,
     write_attributes,
-    write_patients,
     write_text_encoding,
 )
+from medsynth.runs.patients import PATIENTS_FILE, write_patients
 from medsynth.runs.spec import RunSpec

@@ -5,7 +5,7 @@ run.json            format version, classes, geometry, intensity, options, versi
 model.safetensors   averaged weights (EMA) of the denoiser
 early.safetensors   its weights from early in the training, for autoguidance
 config.yaml         the options of `medsynth train`, without paths
-patients.json       salted fingerprints of the patients it was trained and validated on
+patients.json       fingerprints of the patients it was trained and validated on, under a key that is not in the folder
 attributes.json     which attribute values occur together in training scans, sorted, without a link to the scans
 text.npz            how sentences become numbers: terms of at least three patients and their weights, no sentences
 metrics.csv         step,name,value
@@ -19,11 +19,9 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-import hashlib
 import json
 import math
 import re
-import secrets
 import zipfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -43,12 +41,14 @@ from medsynth.diffusion import Solver
 from medsynth.errors import ConfigError, DataError
 from medsynth.files import atomic_path, hash_file, write_json
 from medsynth.networks import Denoiser
+from medsynth.runs.patients import PATIENTS_FILE, Patients, read_patients
 from medsynth.runs.spec import RunSpec, read_grid, read_values
 from medsynth.versions import installed_versions
 
-FORMAT = "medsynth-run/2"
+FORMAT = "medsynth-run/3"
+_READ = (FORMAT, "medsynth-run/2")  # medsynth 0.2; its patients.json has no key
 RUN_FILE, WEIGHTS_FILE, EARLY_FILE, METRICS_FILE = "run.json", "model.safetensors", "early.safetensors", "metrics.csv"
-PATIENTS_FILE, ATTRIBUTES_FILE, TEXT_FILE = "patients.json", "attributes.json", "text.npz"
+ATTRIBUTES_FILE, TEXT_FILE = "attributes.json", "text.npz"
 # Path("https://host") is "https:/host".
 _URL = re.compile(r"[a-z][a-z0-9+.\-]+:/", re.IGNORECASE)
 
@@ -182,22 +182,11 @@ class Run:
 
     def shared_patients(self, patients: Iterable[str]) -> list[str]:
         """Return, sorted, which of these patient IDs the run was trained or validated on; `DataError` if it cannot be known."""
-        salt, splits = self.patient_fingerprints()
-        seen = set().union(*splits.values())
-        return sorted(name for name in set(patients) if _patient_fingerprint(name, salt) in seen)
+        return self.patients().among(patients)
 
-    def patient_fingerprints(self) -> tuple[str, dict[str, set[str]]]:
-        """Return the salt and the fingerprints of each split's patients; `DataError` for a missing or changed file."""
-        path, known = self.folder / PATIENTS_FILE, self.checksums.get(PATIENTS_FILE)
-        try:
-            if known is not None and hash_file(path) != known:
-                raise DataError(f"{path}: need the patients that run.json names, got other bytes; try training again")
-            content = json.loads(path.read_text(encoding="utf-8"))
-            return str(content["salt"]), {split: set(content[split]) for split in ("train", "val")}
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise DataError(
-                f"{path}: need the fingerprints of the run's patients, got none; try training again"
-            ) from error
+    def patients(self) -> Patients:
+        """Return the fingerprints of each split's patients; `DataError` for a missing or changed file."""
+        return read_patients(self.folder, self.checksums.get(PATIENTS_FILE))
 
     def attribute_table(self) -> AttributeTable:
         """Return the attributes of its training scans; `DataError` for a run without, or for a changed file."""
@@ -295,22 +284,6 @@ def _write_weights(network: nn.Module, path: Path) -> None:
     save_file(tensors, path, metadata={"format": FORMAT})
 
 
-def write_patients(folder: Path, splits: Mapping[str, Iterable[str]], *, start: Run | None = None) -> None:
-    """Write `patients.json`: salted fingerprints of the patient IDs of each split (`train` and `val`), sorted.
-
-    The patients of `start`, the run whose weights the training begins with, are added to them.
-
-    The fingerprints are no protection against an attacker: with the salt, every short number can be tried. Keep `patients.json`
-    with the run, and do not publish it.
-    """
-    salt, seen = (secrets.token_hex(16), {}) if start is None else start.patient_fingerprints()
-    digests = {
-        split: sorted({_patient_fingerprint(name, salt) for name in set(patients)} | seen.get(split, set()))
-        for split, patients in splits.items()
-    }
-    write_json(folder / PATIENTS_FILE, {"salt": salt} | digests)
-
-
 def write_attributes(folder: Path, table: AttributeTable) -> None:
     """Write `attributes.json`, sorted by content; `table` holds training scans only."""
     write_json(folder / ATTRIBUTES_FILE, table.select(range(len(table.labels))).as_dict())
@@ -339,7 +312,7 @@ def load_run(folder: Run | Path | str) -> Run:
                 f"{folder}: this run was trained with medsynth 0.1, which this version cannot read; train it again, or install "
                 "medsynth-diffusion==0.1.0 to use it"
             )
-        if content["format"] != FORMAT:
+        if content["format"] not in _READ:
             raise DataError(f"{path}: need format {FORMAT}, got {content['format']}; try the medsynth that trained it")
         fingerprint, steps = _weights_there(Path(folder), content)
         spec = RunSpec.from_dict(content["spec"])
@@ -380,10 +353,6 @@ def _weights_there(folder: Path, content: Mapping[str, Any]) -> tuple[str, int]:
         ((each["fingerprint"], each["steps"]) for each in named if each["fingerprint"] == found),
         (content["fingerprint"], content["steps"]),
     )
-
-
-def _patient_fingerprint(name: str, salt: str) -> str:
-    return hashlib.scrypt(name.encode(), salt=salt.encode(), n=2**10, r=8, p=1, dklen=16).hex()
 
 
 def _read_arrays(path: Path) -> dict[str, np.ndarray]:

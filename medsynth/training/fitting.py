@@ -155,6 +155,8 @@ class Training:
 
         Raises `ConfigError` for one with other files, options or data (it names them), and as `check_checkpoint` does.
         """
+        if self.before is not None and is_first_process() and not (self.out / CHECKPOINT).is_file():
+            self.before.patients().open_key()  # else the patients of both could not be told together
         prepared = prepare_cohort(
             self.cohort,
             grid=self.grid,
@@ -257,7 +259,11 @@ class Training:
         if not self.resumed:
             rows = {split: self.cohort.select(split=split).rows for split in ("train", "val")}
             patients = {split: [row.patient_id for row in found] for split, found in rows.items()}
-            write_patients(self.out, patients, start=self.before)
+            before = None if self.before is None else self.before.patients()
+            key = write_patients(self.out, patients, before=before)
+            self._lines.append(
+                f"patients: whom this run was trained on can be told with the key {key.path} only; keep it, and never publish it"
+            )
             self.conditions.write(self.out, self.prepared.indices(split="train"))
 
 

@@ -79,7 +79,7 @@ def test_the_patients_of_the_teacher_are_known_and_nothing_names_them(student, t
         "secret-patient-0",
         "secret-patient-45",
     ]
-    assert student.patient_fingerprints() == tiny_run.patient_fingerprints()
+    assert student.patients().splits == tiny_run.patients().splits
     for path in student.folder.rglob("*"):
         content = path.read_bytes() if path.is_file() else b""
         assert b"secret" not in content, path

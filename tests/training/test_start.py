@@ -7,7 +7,7 @@ from safetensors.torch import load_file
 
 import medsynth
 from medsynth.cohorts import read_cohort, write_cohort
-from medsynth.errors import ConfigError
+from medsynth.errors import ConfigError, DataError
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +50,24 @@ def test_training_begins_from_another_run(common_run, tiny_cohort, tiny_config, 
     assert common_run.fingerprint[:16] in text
     again = medsynth.train(**options, cohort=tiny_cohort, out=tmp_path / "run", progress=False)
     assert again.fingerprint == run.fingerprint
+
+
+def test_the_patients_of_a_start_need_its_key(common_run, tiny_cohort, tiny_config, tmp_path, monkeypatch, capfd):
+    """With another key their fingerprints could not be told together; that is said before any scan is prepared."""
+    monkeypatch.setenv("MEDSYNTH_PATIENTS_KEY", str(tmp_path / "mine.key"))
+    options = medsynth.load_config(str(tiny_config)) | {"max_steps": 1, "cohort": tiny_cohort}
+    with pytest.raises(DataError, match=r"patients\.json: need the patients' key"):
+        medsynth.train(**options, start=common_run.folder, out=tmp_path / "run", progress=False)
+    assert not (tmp_path / "run").exists()
+    assert not (tmp_path / "mine.key").exists()
+    run = medsynth.train(**options, out=tmp_path / "alone")
+    told = [line for line in capfd.readouterr().err.splitlines() if "never publish" in line]
+    assert len(told) == 1
+    assert str(tmp_path / "mine.key") in told[0]
+    assert (tmp_path / "mine.key").read_text().strip() not in "".join(
+        path.read_bytes().decode(errors="replace") for path in run.folder.rglob("*") if path.is_file()
+    )
+    assert run.shared_patients(["secret-patient-0", "nobody"]) == ["secret-patient-0"]
 
 
 def test_classes_can_be_left_out(tiny_cohort, tiny_config, tmp_path):
