@@ -226,7 +226,7 @@ def _describe(verb: str, result: Any) -> str:
         )
     if verb == "demo":
         cohort = result.folder / "cohort.csv"
-        return f"{result.summary()}\nnext: medsynth train --config phantom_2d --cohort {cohort} --out run"
+        return f"{result.table()}\nnext: medsynth train --config phantom_2d --cohort {cohort} --out run"
     return str(result.summary())
 
 

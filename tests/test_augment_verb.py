@@ -9,15 +9,15 @@ import medsynth
 from medsynth.cli import run_command
 from medsynth.cohorts import read_cohort, write_cohort
 from medsynth.errors import DataError, GateError
+from medsynth.evaluation import build_report
+from medsynth.evaluation.privacy import Copy, GateSettings
+from medsynth.evaluation.privacy.result import Share
+from medsynth.evaluation.reports import check_report
+from tests.made_report import passed_report, write_sealed
 
 
-def write_verdict(report, target, verdict, **changes):
-    content = json.loads((report / "report.json").read_text())
-    content["verdict"]["privacy"]["verdict"] = verdict
-    content["privacy"] |= changes
-    target.mkdir()
-    (target / "report.json").write_text(json.dumps(content))
-    return target
+def read(report):
+    return json.loads((report / "report.json").read_text())
 
 
 def arguments(real, judged, report, out):
@@ -25,9 +25,10 @@ def arguments(real, judged, report, out):
     return ["augment", *(word for name, value in options.items() for word in (f"--{name}", str(value)))]
 
 
-@pytest.mark.parametrize("verdict", ["fail", "cannot tell"])
-def test_a_set_that_did_not_pass_is_refused(tiny_cohort, judged, tmp_path, verdict, capsys):
-    report = write_verdict(judged / "report", tmp_path / "report", verdict)
+@pytest.mark.parametrize(("verdict", "change"), [("fail", {"flagged": 3}), ("cannot tell", {"power": Share(9, 96)})])
+def test_a_set_that_did_not_pass_is_refused(tiny_cohort, judged, tmp_path, verdict, change, capsys):
+    rows = check_report(read(judged / "report"), judged).rows
+    report = passed_report(judged / "report", tmp_path / "report", rows=tuple(replace(row, **change) for row in rows))
     out = tmp_path / "augmented" / "cohort.csv"
     assert run_command(arguments(tiny_cohort, judged, report, out)) == 4
     assert verdict in capsys.readouterr().err
@@ -38,26 +39,101 @@ def test_a_missing_gate_or_report_is_refused(tiny_cohort, judged, tmp_path):
     out = tmp_path / "augmented" / "cohort.csv"
     with pytest.raises(GateError, match="need the report of an evaluation"):
         medsynth.augment(real=tiny_cohort, synthetic=judged / "set", report=tmp_path, out=out, progress=False)
-    content = json.loads((judged / "report" / "report.json").read_text())
+    content = read(judged / "report")
     content["verdict"]["privacy"] = content["privacy"] = None
-    (tmp_path / "report.json").write_text(json.dumps(content))
+    write_sealed(content, tmp_path)
     with pytest.raises(GateError, match="need a privacy gate that passed, got none"):
         medsynth.augment(real=tiny_cohort, synthetic=judged / "set", report=tmp_path, out=out, progress=False)
     assert not out.parent.exists()
 
 
-def test_a_report_of_an_earlier_version_is_refused_in_one_line(tiny_cohort, judged, tmp_path, capsys):
-    report = write_verdict(judged / "report", tmp_path / "report", "pass")
-    content = json.loads((report / "report.json").read_text()) | {"schema": "medsynth-report/1"}
-    (report / "report.json").write_text(json.dumps(content))
+@pytest.mark.parametrize(("schema", "version"), [("medsynth-report/1", "0.1"), ("medsynth-report/2", "0.2")])
+def test_a_report_of_an_earlier_version_is_refused_in_one_line(tiny_cohort, judged, tmp_path, capsys, schema, version):
+    report = write_sealed(read(judged / "report") | {"schema": schema}, tmp_path / "report")
     assert run_command(arguments(tiny_cohort, judged, report, tmp_path / "augmented.csv")) == 4
     said = capsys.readouterr().err.strip()
-    assert said.endswith("report.json: written by medsynth 0.1; run medsynth evaluate again")
+    assert said.endswith(f"report.json: written by medsynth {version}; run medsynth evaluate again")
     assert "\n" not in said
 
 
+def test_words_and_digits_that_were_changed_are_refused(tiny_cohort, judged, tmp_path, capsys):
+    """The verdict is judged anew from the figures; what no figure decides is under the seal."""
+    sealed = read(passed_report(judged / "report", tmp_path / "report"))
+
+    def changed(path, value, *, sealed_again=True):
+        content = json.loads(json.dumps(sealed))
+        *way, last = path
+        place = content
+        for key in way:
+            place = place[key]
+        assert place[last] != value
+        place[last] = value
+        target = tmp_path / "changed"
+        if sealed_again:
+            write_sealed(content, target)
+        else:
+            target.mkdir(exist_ok=True)
+            (target / "report.json").write_text(json.dumps(content))
+        assert run_command(arguments(tiny_cohort, judged, target, tmp_path / "out.csv")) == 4, path
+        return capsys.readouterr().err
+
+    # A forger who computes the hash anew: words that do not follow from the figures, and figures that are none.
+    assert "privacy.rows[0].verdict: need 'pass'" in changed(("privacy", "rows", 0, "verdict"), "fail")
+    assert "privacy.rows[1].sentence: need" in changed(("privacy", "rows", 1, "sentence"), "All is well.")
+    assert "verdict.privacy.verdict: need 'pass'" in changed(("verdict", "privacy", "verdict"), "fine")
+    assert "privacy.verdict: need 'fail'" in changed(("privacy", "rows", 0, "flagged"), 4)
+    assert "privacy.rows[0].power.low: need" in changed(("privacy", "rows", 0, "power", "low"), 0.5)
+    assert "privacy.rows[0].flagged is 0.5" in changed(("privacy", "rows", 0, "flagged"), 0.5)
+    assert "privacy.rows[0].flagged is True" in changed(("privacy", "rows", 0, "flagged"), True)
+    assert "damaged content ('privacy')" in changed(("verdict",), {"downstream": None})
+    # Whoever edits the file and does not know of the hash.
+    for path, value in (
+        (("settings", "run"), "0" * 16),
+        (("privacy", "rows", 0, "calibration_patients"), 1_000_000),
+        (("fidelity", "rows", 0, "counts", "identical"), 3),
+        (("notes",), ["Nothing to see."]),
+        (("sets", "real"), "0" * 64),
+    ):
+        assert "its hash differs" in changed(path, value, sealed_again=False), path
+    assert not (tmp_path / "out.csv").exists()
+
+
+def test_a_report_sealed_without_the_key_is_refused(tiny_cohort, judged, tmp_path, capsys, monkeypatch):
+    report = passed_report(judged / "report", tmp_path / "report")
+    assert run_command(arguments(tiny_cohort, judged, report, tmp_path / "out.csv")) == 0
+    content = read(report)
+    content["seal"]["hmac"] = "0" * 64
+    (report / "report.json").write_text(json.dumps(content))
+    assert run_command(arguments(tiny_cohort, judged, report, tmp_path / "forged.csv")) == 4
+    assert "got one made without the key" in capsys.readouterr().err
+    # On another machine, where another key is.
+    monkeypatch.setenv("MEDSYNTH_PATIENTS_KEY", str(tmp_path / "other.key"))
+    assert run_command(arguments(tiny_cohort, judged, judged / "report", tmp_path / "forged.csv")) == 4
+    said = capsys.readouterr().err
+    assert "which cannot be checked here; try medsynth evaluate here, or bring the key" in said
+    with pytest.raises(GateError, match="cannot be checked here"):
+        medsynth.card(synthetic=judged / "set", report=judged / "report", out=tmp_path / "card", progress=False)
+    assert not (tmp_path / "forged.csv").exists()
+
+
+def test_other_thresholds_than_those_that_ship_are_named_and_never_pass(tiny_cohort, judged, tmp_path, capsys):
+    """Figures that pass at `min_patients` 5, in a report that was sealed with it, are no pass."""
+    loose = GateSettings(min_patients=5, max_false_alarms=0.5)
+    report = passed_report(judged / "report", tmp_path / "report", settings=loose)
+    assert run_command(arguments(tiny_cohort, judged, report, tmp_path / "out.csv")) == 4
+    changed = "max_false_alarms 0.5 instead of 0.02, min_patients 5 instead of 50"
+    assert changed in capsys.readouterr().err
+    assert read(report)["verdict"]["privacy"]["verdict"] == "cannot tell"
+    gate = check_report(read(report), report)
+    first = build_report(privacy=gate)["verdict"]["headline"]
+    assert first["tone"] == "bad"
+    assert changed in first["sentence"]
+    written = medsynth.card(synthetic=judged / "set", report=report, out=tmp_path / "card", progress=False)
+    assert changed in written.card.read_text()
+
+
 def test_what_passed_is_handed_over(tiny_cohort, judged, tmp_path):
-    report = write_verdict(judged / "report", tmp_path / "report", "pass")
+    report = passed_report(judged / "report", tmp_path / "report")
     out = tmp_path / "augmented" / "cohort.csv"
     handover = medsynth.augment(real=tiny_cohort, synthetic=judged / "set", report=report, out=out, progress=False)
     real, written = read_cohort(tiny_cohort), read_cohort(out)
@@ -75,8 +151,8 @@ def test_what_passed_is_handed_over(tiny_cohort, judged, tmp_path):
 
 
 def test_dropped_copies_stay_out(tiny_cohort, judged, tmp_path):
-    copies = [{"synthetic_row": 2}, {"synthetic_row": 5}]
-    report = write_verdict(judged / "report", tmp_path / "report", "pass", copies=copies, drop_copies=True)
+    copies = tuple(Copy(row, 0, "dark", "dark", "train", "stands out", False, 0.1, 0.3, True) for row in (2, 5))
+    report = passed_report(judged / "report", tmp_path / "report", copies=copies, drop_copies=True)
     out = tmp_path / "augmented" / "cohort.csv"
     handover = medsynth.augment(real=tiny_cohort, synthetic=judged / "set", report=report, out=out, progress=False)
     made = read_cohort(judged / "set" / "cohort.csv").rows
@@ -86,7 +162,7 @@ def test_dropped_copies_stay_out(tiny_cohort, judged, tmp_path):
 
 
 def test_a_report_about_other_scans_is_refused(tiny_cohort, judged, tmp_path):
-    report = write_verdict(judged / "report", tmp_path / "report", "pass")
+    report = passed_report(judged / "report", tmp_path / "report")
     real = read_cohort(tiny_cohort)
     fewer = tiny_cohort.parent / "fewer.csv"
     write_cohort(replace(real, rows=real.rows[1:]), fewer)

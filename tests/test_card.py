@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from dataclasses import replace
 
 import mlcroissant
 import pytest
@@ -11,8 +12,11 @@ import yaml
 import medsynth
 from medsynth.cli import run_command
 from medsynth.cohorts import read_cohort, write_cohort
-from medsynth.errors import ConfigError, DataError
+from medsynth.errors import ConfigError, DataError, GateError
+from medsynth.evaluation.privacy.result import Share
+from medsynth.evaluation.reports import check_report
 from medsynth.reporting import check_card
+from tests.made_report import passed_report, write_sealed
 
 STATEMENTS = {
     "title": "Bright blobs",
@@ -79,9 +83,7 @@ def written(files):
 def changed_report(report, target, change):
     content = json.loads((report / "report.json").read_text())
     change(content)
-    target.mkdir()
-    (target / "report.json").write_text(json.dumps(content))
-    return target
+    return write_sealed(content, target)
 
 
 def test_without_a_report_the_card_says_that_nothing_was_evaluated(judged, tiny_run, tmp_path):
@@ -257,7 +259,7 @@ def test_a_report_about_other_scans_is_refused(tiny_run, tiny_cohort, judged, tm
 
 def test_damaged_or_missing_reports_are_refused(judged, tmp_path):
     report = changed_report(judged / "report", tmp_path / "report", lambda content: content.pop("privacy"))
-    with pytest.raises(DataError, match=r"this report is damaged \('privacy'\)"):
+    with pytest.raises(GateError, match=r"need a whole report, got damaged content \('privacy'\)"):
         medsynth.card(synthetic=judged / "set", report=report, out=tmp_path / "out", progress=False)
     with pytest.raises(DataError, match="need the report of an evaluation, got none"):
         medsynth.card(synthetic=judged / "set", report=tmp_path / "nothing", out=tmp_path / "out")
@@ -265,17 +267,20 @@ def test_damaged_or_missing_reports_are_refused(judged, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("verdict", "banner", "prohibited"),
+    ("change", "banner", "prohibited"),
     [
-        ("fail", "**The privacy gate failed.**", "the privacy gate failed"),
-        ("cannot tell", "**The privacy gate cannot tell, which is not a pass.**", "unless the privacy gate has passed"),
+        ({"flagged": 3}, "**The privacy gate failed.**", "the privacy gate failed"),
+        (
+            {"power": Share(9, 96)},
+            "**The privacy gate cannot tell, which is not a pass.**",
+            "unless the privacy gate has passed",
+        ),
     ],
 )
-def test_a_set_that_did_not_pass_says_so_on_top(judged, tmp_path, verdict, banner, prohibited):
-    def change(content):
-        content["privacy"]["verdict"] = content["verdict"]["privacy"]["verdict"] = verdict
-
-    report = changed_report(judged / "report", tmp_path / "report", change)
+def test_a_set_that_did_not_pass_says_so_on_top(judged, tmp_path, change, banner, prohibited):
+    rows = check_report(json.loads((judged / "report" / "report.json").read_text()), judged).rows
+    rows = tuple(replace(row, **change) for row in rows)
+    report = passed_report(judged / "report", tmp_path / "report", rows=rows)
     files = medsynth.card(synthetic=judged / "set", report=report, out=tmp_path, progress=False)
     assert banner in files.card.read_text().split("## At a glance")[0]
     assert banner.strip("*") in json.loads(files.croissant.read_text())["description"]
@@ -284,16 +289,13 @@ def test_a_set_that_did_not_pass_says_so_on_top(judged, tmp_path, verdict, banne
 
 
 def test_flagged_and_dropped_scans_are_named(judged, tmp_path):
-    def change(content):
-        content["privacy"]["dropped"] = 2
-        content["privacy"]["rows"][0]["flagged"] = 1
-        content["privacy"]["repeated"] = [[0, 1, 2]]
-
-    report = changed_report(judged / "report", tmp_path / "report", change)
+    rows = check_report(json.loads((judged / "report" / "report.json").read_text()), judged).rows
+    rows = (replace(rows[0], flagged=1), replace(rows[1], dropped=2))
+    report = passed_report(judged / "report", tmp_path / "report", rows=rows, repeated=((0, 1, 2),))
     text = medsynth.card(synthetic=judged / "set", report=report, out=tmp_path, progress=False).card.read_text()
     top = text.split("## At a glance")[0]
     assert "2 scans of the set were flagged as copies of real ones and set aside" in top
-    assert "**Possible copies of real scans: 1 of 7 scans are flagged** and still in the set." in top
+    assert "**Possible copies of real scans: 1 of 5 scans are flagged** and still in the set." in top
     assert "Identical to another scan of the set: 2 scans." in text
 
 
@@ -427,3 +429,26 @@ def test_croissant_says_what_the_card_says(judged, tmp_path):
     assert metadata.data_use_cases == [f"Prohibited: {use}" for use in files.front["use"]["prohibited"]]
     assert files.front["evaluation"]["privacy"]["sentence"] in metadata.personal_sensitive_information[0]
     assert metadata.data_biases[0].startswith("bright: 57.1 % of this set, 20.0 %")
+
+
+def test_what_a_provenance_says_is_text_in_the_card(judged, tmp_path):
+    shutil.copytree(judged / "set", tmp_path / "set")
+    file = tmp_path / "set" / "provenance.json"
+    hostile = "<script>alert(1)</script>"
+    content = json.loads(file.read_text())
+    session = {"device": hostile, "threads": hostile, "versions": {hostile: hostile}}
+    content |= {"solver": {hostile: hostile}, "guidance": {hostile: hostile}, "sessions": [session]}
+    file.write_text(json.dumps(content))
+    card = medsynth.card(synthetic=tmp_path / "set", progress=False).card.read_text()
+    assert "<script" not in card.split("\n---\n", 1)[1]
+    assert card.count("&lt;script>") >= 8
+
+
+def test_a_set_that_says_it_holds_no_real_pixels_is_not_taken_at_its_word(judged, tmp_path):
+    shutil.copytree(judged / "set", tmp_path / "set")
+    text = medsynth.card(synthetic=tmp_path / "set", progress=False).card.read_text()
+    assert "none were copied in, as the set itself says" in text
+    # Inpainting always keeps pixels, whatever else the provenance says.
+    file = tmp_path / "set" / "provenance.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"edit": "inpaint", "contains_real_pixels": False}))
+    assert medsynth.card(synthetic=tmp_path / "set", progress=False).front["contains_real_pixels"] is True

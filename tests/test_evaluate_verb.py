@@ -132,3 +132,47 @@ def test_swapped_arguments_are_noticed(tiny_cohort, synthetic, tmp_path):
 def test_a_missing_set_is_named(tiny_cohort, tmp_path):
     with pytest.raises(DataError, match=r"nothing.*need"):
         medsynth.evaluate(real=tiny_cohort, synthetic=tmp_path / "nothing", out=tmp_path / "report", progress=False)
+
+
+@pytest.mark.parametrize("parts", ["fidelity", "downstream,fidelity"])
+def test_copies_fail_whatever_is_evaluated(tiny_cohort, synthetic, tmp_path, capsys, parts):
+    """Real scans offered as synthetic: one by its bytes, one by its pixels."""
+    real = medsynth.read_cohort(tiny_cohort)
+    shutil.copytree(synthetic, tmp_path / "set")
+    made = medsynth.read_cohort(tmp_path / "set" / "cohort.csv")
+    train = [real.file_of(row) for row in real.rows if row.split == "train"]
+    shutil.copyfile(train[0], made.file_of(made.rows[0]))
+    pixels = replace(medsynth.read_scan(train[1]), provenance={"synthetic": "YES"})
+    medsynth.write_scan(pixels, made.file_of(made.rows[1]))
+    assert made.file_of(made.rows[1]).read_bytes() != train[1].read_bytes()
+    options = {"real": tiny_cohort, "synthetic": tmp_path / "set", "out": tmp_path / "report", "parts": parts}
+    words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
+    assert run_command(["evaluate", *words, "--progress", "false"]) == 4
+    sentence = "Do not use this set: 2 synthetic scans are identical to scans of real patients."
+    assert capsys.readouterr().out.startswith(sentence)
+    report = json.loads((tmp_path / "report" / "report.json").read_text())
+    assert (report["identical"], report["privacy"]) == (2, None)
+    assert f'<p class="card headline bad">{sentence}' in (tmp_path / "report" / "report.html").read_text()
+
+
+def test_the_next_command_names_the_cohorts(tiny_cohort, synthetic, tmp_path):
+    """Nothing in it is a placeholder, and blanks in names are quoted."""
+    offered = tmp_path / "my set"
+    shutil.copytree(synthetic, offered)
+    files = medsynth.evaluate(
+        real=tiny_cohort, synthetic=offered, out=tmp_path / "report", parts=["fidelity"], progress=False
+    )
+    assert files.summary().splitlines()[-1] == f"next: medsynth card --synthetic '{offered}' --report {tmp_path}/report"
+
+
+def test_a_set_with_real_pixels_stays_in_the_institution(tiny_cohort, synthetic, tmp_path):
+    """Which is another thing than revealing a patient; the rows cannot deny what the provenance says."""
+    shutil.copytree(synthetic, tmp_path / "set")
+    file = tmp_path / "set" / "provenance.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"contains_real_pixels": True}))
+    files = medsynth.evaluate(
+        real=tiny_cohort, synthetic=tmp_path / "set", out=tmp_path / "report", parts=["privacy"], progress=False
+    )
+    assert files.gate_failed
+    sentence = "This set holds pixels of real scans: it must stay within your institution."
+    assert files.report["verdict"]["headline"] == {"tone": "bad", "sentence": sentence}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from medsynth.cohorts.cache import PreparedCohort, ScanDataset, hash_cohort, prepare_cohort
+from medsynth.cohorts.cache import PreparedCohort, ScanDataset, hash_cohort, hash_scans, prepare_cohort
 from medsynth.cohorts.index import IndexResult, index_folder, index_scans
 from medsynth.cohorts.manifest import SPLITS, Cohort, Row, read_cohort, write_cohort
 from medsynth.cohorts.phantom import write_phantom
@@ -18,6 +18,7 @@ __all__ = [
     "TextEncoding",
     "fit_text",
     "hash_cohort",
+    "hash_scans",
     "index_folder",
     "index_scans",
     "prepare_cohort",

@@ -373,7 +373,7 @@ def _as_cohort(
     patients = [one.patient or one.name for one in found]
     if any(one.split for one in found):
         splits = [one.split or "" for one in found]
-        notes.append("splits are those stated")
+        notes.append("splits are taken from the folders" if options.labels is None else "splits are taken from the labels CSV")
     else:
         splits = split_patients(classes, patients, options.split, seed=options.seed)
     folder, scans = Path(options.out).absolute().parent, Path(options.scans).absolute()

@@ -13,16 +13,20 @@ from typing import Any
 import numpy as np
 import torch
 
+from medsynth.cohorts import hash_scans
 from medsynth.config import EvaluateOptions
 from medsynth.errors import ConfigError, DataError
 from medsynth.evaluation.downstream import DownstreamResult, check_downstream, make_task, score_downstream
 from medsynth.evaluation.fidelity import TOO_FEW, FidelityResult, FidelitySettings, Sheet, score_fidelity
 from medsynth.evaluation.inputs import Inputs, clipping_notes, open_inputs
 from medsynth.evaluation.privacy import Copy, MembershipResult, PrivacyResult, score_membership, score_privacy
+from medsynth.evaluation.privacy.nearness import equal_rows
 from medsynth.evaluation.reader import ReaderStudy, check_reader_study, find_key, plan_study, score_files
+from medsynth.evaluation.reports import seal_report
 from medsynth.evaluation.verdict import build_report
 from medsynth.processes import check_alone
 from medsynth.runs import Run
+from medsynth.runs.patients import own_key
 from medsynth.scans import Scan
 
 
@@ -61,6 +65,7 @@ def evaluate_cohorts(options: EvaluateOptions, *, synthetic_scans: Sequence[Scan
     """
     clock = _Clock()
     _check(options)
+    own_key()  # the report is sealed with it at the end, hours later perhaps
     out = Path(options.out)
     known = find_key(out) if options.reader_study else None
     answers = [Path(file) for file in options.reader_answers]
@@ -68,13 +73,15 @@ def evaluate_cohorts(options: EvaluateOptions, *, synthetic_scans: Sequence[Scan
     inputs = open_inputs(options, synthetic_scans=synthetic_scans)
     if readers is not None:
         readers.check_sets(inputs.hashes)
+    identical = find_identical(inputs)
     clock.lap("prepare")
     gate: PrivacyResult | None = None
     pairs: tuple[Pair, ...] = ()
     if "privacy" in options.parts:
         gate, pairs = _judge_privacy(inputs)
         if options.drop_copies and gate.copies:
-            inputs = inputs.without([copy.synthetic_row for copy in gate.copies])
+            dropped = [copy.synthetic_row for copy in gate.copies]
+            inputs, identical = inputs.without(dropped), np.setdiff1d(identical, dropped)
         clock.lap("privacy")
     study = None
     if options.reader_study:
@@ -87,9 +94,9 @@ def evaluate_cohorts(options: EvaluateOptions, *, synthetic_scans: Sequence[Scan
     if "fidelity" in options.parts:
         table, sheets = _score_fidelity(inputs)
         clock.lap("fidelity")
-    notes = []
+    notes = list(inputs.notes)
     if inputs.run is not None and options.intensity is None:
-        notes = clipping_notes(inputs.real.cohort, inputs.real.prepared.intensity, loading=options)
+        notes += clipping_notes(inputs.real.cohort, inputs.real.prepared.intensity, loading=options)
     gain = None
     if "downstream" in options.parts:
         gain = _score_downstream(inputs, notes)
@@ -105,8 +112,9 @@ def evaluate_cohorts(options: EvaluateOptions, *, synthetic_scans: Sequence[Scan
         settings=_settings(inputs),
         notes=notes,
         cost=clock.cost(inputs.run),
+        identical=len(identical),
     )
-    return Evaluation(report=report, sheets=sheets, pairs=pairs, study=study)
+    return Evaluation(report=seal_report(report), sheets=sheets, pairs=pairs, study=study)
 
 
 def _check(options: EvaluateOptions) -> None:
@@ -119,6 +127,13 @@ def _check(options: EvaluateOptions) -> None:
         raise ConfigError(f"fidelity_scans: need {2 * TOO_FEW} or more, got {options.fidelity_scans}; try the default")
     check_downstream(options.downstream)
     check_reader_study(options.reader_study)
+
+
+def find_identical(inputs: Inputs) -> np.ndarray:
+    """Return the synthetic rows that are real scans, ascending: equal files, or equal pixels on the grid."""
+    quiet, real, synthetic = replace(inputs.options, progress=False), inputs.real, inputs.synthetic
+    files = np.isin(hash_scans(synthetic.cohort, loading=quiet), hash_scans(real.cohort, loading=quiet))
+    return np.flatnonzero(files | (equal_rows(synthetic.scans, real.scans) >= 0))
 
 
 def _judge_privacy(inputs: Inputs) -> tuple[PrivacyResult, tuple[Pair, ...]]:
@@ -195,7 +210,7 @@ def _score_downstream(inputs: Inputs, notes: list[str]) -> DownstreamResult | No
         inputs.synthetic,
         further=inputs.further,
         options=options.downstream,
-        folder=Path(options.out) / "trainings",
+        folder=options.cache_folder() / "trainings",
         seed=options.seed,
         progress=options.progress,
         extractor=inputs.extractor,

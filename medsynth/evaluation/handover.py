@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from medsynth.cohorts import Cohort
 from medsynth.config import AugmentOptions
 from medsynth.errors import ConfigError, DataError, GateError
 from medsynth.evaluation.inputs import check_patients, check_run
-from medsynth.evaluation.reports import check_sets, read_report
+from medsynth.evaluation.privacy import PrivacyResult
+from medsynth.evaluation.reports import check_report, check_sets, read_report
+from medsynth.evaluation.verdict import edits_sentence, other_thresholds
 from medsynth.runs import load_run
 from medsynth.sets import generator_of, open_real, open_synthetic, write_augmented
 
@@ -41,28 +45,26 @@ class Handover:
 def augment_cohort(options: AugmentOptions) -> Handover:
     """Write the cohort that a classifier is trained on: real scans of `splits`, and the synthetic scans that passed.
 
-    The report must be about exactly these scans: its hashes are compared. Every row says in the column `synthetic` what it is
-    (`1` or `0`); files stay where they are, as roots of the new cohort. Copies that the evaluation set aside are left out.
+    Nothing that came with the set or the report is believed. The report's verdict is judged anew from its figures, at the
+    thresholds that ship; it must be about exactly these scans, whose files are read and hashed again. Every row says in the
+    column `synthetic` what it is (`1` or `0`); files stay where they are, as roots of the new cohort. Copies that the evaluation
+    set aside are left out.
 
-    Raises `GateError` if the privacy gate did not pass, or was not run; `DataError` if the report is about other scans, or
-    if the generator saw patients of the test split; `ConfigError` if that cannot be checked without `run`.
+    Raises `GateError` if the privacy gate did not pass, was not run, or was judged at other thresholds, and for a report that was
+    changed; `DataError` if the report is about other scans, or if the generator saw patients of the test split; `ConfigError` if
+    that cannot be checked without `run`.
     """
     report = Path(options.report)
     try:
         content = read_report(report)
     except DataError as error:
         raise GateError(str(error)) from error  # without a report there is no gate that passed
+    gate = check_report(content, report)
     real = open_real(options.real, loading=options)
     made = open_synthetic(options.synthetic, real, loading=options)
     check_sets(content, report, {"real": real, "synthetic": made}, loading=options)
-    gate, gain = content["verdict"]["privacy"], content["verdict"]["downstream"]
-    if gate is None:
-        raise GateError(f"{report}: need a privacy gate that passed, got none; try medsynth evaluate --parts privacy")
-    if gate["verdict"] != "pass":
-        raise GateError(
-            f"{report}: need a privacy gate that passed, got {gate['verdict']!r}: {gate['sentence']} "
-            "Try medsynth evaluate --drop_copies, a generator trained for fewer steps, or more held-out patients"
-        )
+    check_passed(gate, content, report)
+    assert gate is not None
     if options.run is not None:
         run = load_run(options.run)
         check_run(made, run)
@@ -71,17 +73,37 @@ def augment_cohort(options: AugmentOptions) -> Handover:
         raise ConfigError(
             f"run: need the run that made {options.synthetic}, to compare its patients with the test split; try --run"
         )
-    privacy = content["privacy"]
-    dropped = {copy["synthetic_row"] for copy in privacy["copies"]} if privacy["drop_copies"] else set()
-    notes: tuple[str, ...] = ()
+    dropped = {copy.synthetic_row for copy in gate.copies} if gate.drop_copies else set()
+    gain, notes = content["verdict"]["downstream"], []
+    if gate.edits:
+        notes.append(edits_sentence(gate.edits))
+    if options.run is None and generator_of(made) is None:
+        notes.append("the generator is unknown, so nothing shows that it saw no patient of the test split")
     if gain is None:
-        notes = ("whether a classifier gains from the synthetic scans was not measured",)
+        notes.append("whether a classifier gains from the synthetic scans was not measured")
     elif gain["verdict"] != "gain":
-        notes = (f"downstream: {gain['sentence']}",)
+        notes.append(f"downstream: {gain['sentence']}")
     return Handover(
         cohort=write_augmented(real, made, Path(options.out), splits=options.splits, dropped=dropped),
         file=Path(options.out),
         dropped=len(dropped),
-        notes=notes,
+        notes=tuple(notes),
         following=f"medsynth card --synthetic {options.synthetic} --report {options.report}",
     )
+
+
+def check_passed(gate: PrivacyResult | None, content: Mapping[str, Any], report: Path) -> None:
+    """Raise `GateError` unless the gate of a report passed at the thresholds that ship, and no scan is a real one."""
+    if gate is None:
+        raise GateError(f"{report}: need a privacy gate that passed, got none; try medsynth evaluate --parts privacy")
+    if changed := other_thresholds(gate.settings):
+        raise GateError(
+            f"{report}: need a privacy gate judged at the thresholds that ship, got {changed}; try medsynth evaluate again"
+        )
+    found = gate.verdict()
+    if found["verdict"] != "pass" or content["identical"]:
+        sentence = found["sentence"] if found["verdict"] != "pass" else content["verdict"]["headline"]["sentence"]
+        raise GateError(
+            f"{report}: need a privacy gate that passed, got {found['verdict']!r}: {sentence} "
+            "Try medsynth evaluate --drop_copies, a generator trained for fewer steps, or more held-out patients"
+        )

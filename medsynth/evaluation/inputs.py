@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from medsynth.cohorts import Cohort, PreparedCohort, hash_cohort, prepare_cohort
+from medsynth.cohorts import Cohort, PreparedCohort, hash_cohort, hash_scans, prepare_cohort
 from medsynth.cohorts.channels import read_channels
 from medsynth.config import EvaluateOptions, GridOptions, IntensityOptions, Loading
 from medsynth.errors import DataError
@@ -22,7 +22,17 @@ from medsynth.measures.extractors import open_extractor
 from medsynth.measures.features import Extractor
 from medsynth.runs import Run, load_run
 from medsynth.scans import Intensity, Scan
-from medsynth.sets import COHORT_FILE, grid_of, open_real, open_synthetic, read_provenance, write_scans
+from medsynth.sets import (
+    COHORT_FILE,
+    generator_of,
+    grid_of,
+    names_donor,
+    open_real,
+    open_synthetic,
+    read_provenance,
+    real_pixel_rows,
+    write_scans,
+)
 
 _CLIPPED = 0.2  # share of pixels beyond an end of the range above which figures may overlook what matters
 _LOOKED_AT = 12  # scans are enough to check a range, and volumes take long to read
@@ -37,12 +47,12 @@ class Side(ScanArrays):
 
     @classmethod
     def of(cls, cohort: Cohort, prepared: PreparedCohort, features: np.ndarray) -> Side:
-        """Return a side without donors."""
+        """Return a side without donors and real pixels."""
         return cls(
             cohort=cohort,
             prepared=prepared,
             features=features,
-            real_pixels=np.array([row.attributes.get("contains_real_pixels") == "1" for row in cohort.rows]),
+            real_pixels=np.zeros(len(cohort.rows), dtype=bool),
             **{name: getattr(prepared, name) for name in ("scans", "labels", "classes", "splits", "patients")},
         )
 
@@ -57,7 +67,7 @@ class Inputs:
     """Everything that the parts of an evaluation look at.
 
     `further` are real training scans beyond the real cohort, where `ceiling` was given. `hashes` are those of the whole `real`
-    and `synthetic` cohorts. `grid` is that of the real scans.
+    and `synthetic` cohorts. `grid` is that of the real scans. `notes` are sentences for the report.
     """
 
     options: EvaluateOptions
@@ -68,6 +78,7 @@ class Inputs:
     synthetic: Side
     further: Side | None
     hashes: dict[str, str]
+    notes: tuple[str, ...] = ()
 
     def without(self, dropped: Sequence[int]) -> Inputs:
         """Return the inputs without some rows of the synthetic set; `DataError` if none is left."""
@@ -111,7 +122,6 @@ def open_inputs(options: EvaluateOptions, *, synthetic_scans: Sequence[Scan] | N
     if run is not None:
         check_run(made, run)
         check_patients(real, run)
-    donors = _donor_rows(made, len(real.rows)) if "privacy" in options.parts else None
     extractor = open_extractor(options.features)
     range_: IntensityOptions | Intensity = options.intensity or (
         run.spec.image_intensity if run is not None else IntensityOptions()
@@ -121,6 +131,7 @@ def open_inputs(options: EvaluateOptions, *, synthetic_scans: Sequence[Scan] | N
     intensity = one.prepared.intensity
     quiet = replace(options, progress=False)
     hashes = {name: hash_cohort(each, loading=quiet) for name, each in (("real", real), ("synthetic", made))}
+    donors, notes = find_donors(made, real, hashes["real"], loading=quiet)
     other = _prepare(made, "synthetic", options, extractor, _of_synthetic(grid), intensity)
     return Inputs(
         options=options,
@@ -128,17 +139,17 @@ def open_inputs(options: EvaluateOptions, *, synthetic_scans: Sequence[Scan] | N
         extractor=extractor,
         grid=grid,
         real=one,
-        synthetic=replace(other, donors=donors),
+        synthetic=replace(other, donors=donors, real_pixels=real_pixel_rows(made)),
         further=None if more is None else _prepare(more, "ceiling", options, extractor, grid, intensity),
         hashes=hashes,
+        notes=notes,
     )
 
 
 def check_run(synthetic: Cohort, run: Run) -> None:
-    """Refuse (`DataError`) a synthetic set whose `provenance.json` names another run; sets without one pass."""
-    provenance = read_provenance(synthetic)
-    made_by = provenance.get("run")
-    if not isinstance(made_by, str) or made_by == run.fingerprint:
+    """Refuse (`DataError`) a synthetic set whose provenance or rows name another run; sets that name none pass."""
+    provenance, made_by = read_provenance(synthetic), generator_of(synthetic)
+    if made_by is None or run.fingerprint.startswith(made_by):
         return
     steps = provenance.get("steps_trained")
     trained = f" after {steps} steps" if isinstance(steps, int) else ""
@@ -234,16 +245,30 @@ def _beyond(source: PathLike, real: Cohort, loading: Loading) -> Cohort:
     return replace(more, rows=rows)
 
 
-def _donor_rows(synthetic: Cohort, count: int) -> np.ndarray:
-    """Return the row of each synthetic scan's donor in the real cohort, -1 without; `DataError` for what is no row."""
+def find_donors(
+    synthetic: Cohort, real: Cohort, real_hash: str, *, loading: Loading = Loading()
+) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Return the row of each synthetic scan's donor in the real cohort, `(N,)`, -1 without, and a note on what is not believed.
+
+    A column `donor` counts only where medsynth's provenance of an edit names this very cohort (its hash, `real_hash`) and the
+    file of the scan names the file of its donor by a hash: a scan does not become an edit by saying so.
+    """
     donors = np.full(len(synthetic.rows), -1)
-    for place, row in enumerate(synthetic.rows):
-        if (named := row.attributes.get("donor")) is None:
-            continue
-        if not named.isdecimal() or int(named) >= count:
-            raise DataError(
-                f"donor of synthetic row {place}: need a row number of the real cohort, from 0 to {count - 1}, "
-                f"got {named!r}; try the cohort that the set was edited from"
-            )
-        donors[place] = int(named)
-    return donors
+    named = {place: row.attributes["donor"] for place, row in enumerate(synthetic.rows) if "donor" in row.attributes}
+    if not named:
+        return donors, ()
+    provenance = read_provenance(synthetic)
+    about, label = provenance.get("donors"), provenance.get("donor_class")
+    if provenance.get("method") == "edit" and isinstance(about, dict) and about.get("cohort") == real_hash:
+        hashes = hash_scans(real, loading=loading)
+        for place, text in named.items():
+            row = int(text) if text.isdecimal() and len(text) < 10 else len(hashes)
+            fits = row < len(hashes) and (real.rows[row].label, real.rows[row].split) == (label, "train")
+            if fits and names_donor(synthetic.file_of(synthetic.rows[place]), hashes[row], loading=loading):
+                donors[place] = row
+    if doubtful := int((donors[list(named)] < 0).sum()):
+        return donors, (
+            f"{doubtful} of {len(named)} scans that name a donor are judged as if they had none: the set's provenance does not "
+            "name this real cohort and these donors. Evaluate edits against the cohort that they were made from.",
+        )
+    return donors, ()

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from medsynth.evaluation.downstream import DownstreamResult
 from medsynth.evaluation.fidelity.comparison import TOO_FEW, Comparison, Verdict
 from medsynth.evaluation.fidelity.table import FidelityResult, FidelityRow
-from medsynth.evaluation.privacy import PrivacyResult
+from medsynth.evaluation.privacy import GateSettings, PrivacyResult
 from medsynth.versions import installed_versions
 
-SCHEMA = "medsynth-report/2"
+SCHEMA = "medsynth-report/3"
 
 
 def build_report(
@@ -26,19 +26,20 @@ def build_report(
     notes: Sequence[str] = (),
     cost: Mapping[str, Any] | None = None,
     reader_study: Mapping[str, Any] | None = None,
+    identical: int = 0,
 ) -> dict[str, Any]:
     """Return the content of `report.json`: figures, verdicts, versions and settings, without any path, file name or ID.
 
     Parts that were not evaluated are None, and so are figures that are not known. `sets` are the hashes of the real and the
     synthetic scans; `settings` are further facts about them (a run's fingerprint, its steps) and `notes` sentences on all
     figures, in which the caller names no file and no patient. `cost` says how long what took, and on which machine;
-    `reader_study` what readers answered.
+    `reader_study` what readers answered. `identical` synthetic scans are real ones, whatever parts were evaluated.
     """
     # Privacy and downstream keep their options with their figures.
     options = {} if fidelity is None else {"fidelity": asdict(fidelity.settings)}
     verdict: dict[str, Any] = {
         "fidelity": None if fidelity is None else [fidelity_verdict(row, fidelity) for row in fidelity.rows],
-        "privacy": None if privacy is None else privacy.verdict(),
+        "privacy": None if privacy is None else privacy_verdict(privacy),
         "downstream": None if downstream is None else downstream.verdict(),
     }
     absent = () if fidelity is None else fidelity.absent
@@ -48,13 +49,26 @@ def build_report(
         classes = ", ".join(absent)
         notes = [f"The real classes {classes} have no synthetic scans, so they were not evaluated.", *notes]
     rare = None if downstream is None else downstream.as_dict()["task"]["rare_class"]
+    only_pixels = (
+        privacy is not None
+        and privacy.real_pixels > 0
+        and replace(privacy, real_pixels=0).verdict()["verdict"] != "fail"
+    )
+    first = headline(verdict, rare, identical, only_pixels=only_pixels)
+    if privacy is not None and (changed := other_thresholds(privacy.settings)):
+        sentence = f"Not judged at the thresholds that ship ({changed}): do not hand this set over. {first['sentence']}"
+        first = {"tone": "bad", "sentence": sentence}
+    if privacy is not None and privacy.edits:
+        near = edits_sentence(privacy.edits)
+        first["sentence"] += f" {near[0].upper()}{near[1:]}."
     report: dict[str, Any] = without_nan(
         {
             "schema": SCHEMA,
             "fidelity": None if fidelity is None else fidelity.as_dict(),
-            "privacy": None if privacy is None else privacy.as_dict(),
+            "privacy": None if privacy is None else privacy_part(privacy),
             "downstream": None if downstream is None else downstream.as_dict(),
-            "verdict": {"headline": headline(verdict, rare), **verdict},
+            "identical": identical,
+            "verdict": {"headline": first, **verdict},
             "notes": list(notes),
             "versions": installed_versions(),
             "cost": dict(cost or {}),
@@ -75,12 +89,54 @@ def without_nan(content: Any) -> Any:
     return None if isinstance(content, float) and not math.isfinite(content) else content
 
 
-def headline(verdict: Mapping[str, Any], rare: str | None) -> dict[str, str]:
+def other_thresholds(settings: GateSettings) -> str:
+    """Return the settings of the gate that differ from those that ship, as `min_patients 30 instead of 50`; empty if none."""
+    shipped = asdict(GateSettings())
+    changed = [(name, value) for name, value in asdict(settings).items() if value != shipped[name]]
+    return ", ".join(f"{name} {value} instead of {shipped[name]}" for name, value in changed)
+
+
+def privacy_verdict(privacy: PrivacyResult) -> dict[str, str]:
+    """Return the gate's verdict on the set; at other thresholds than those that ship, which it names, nothing passes."""
+    found = privacy.verdict()
+    if not (changed := other_thresholds(privacy.settings)):
+        return found
+    verdict = "cannot tell" if found["verdict"] == "pass" else found["verdict"]
+    return {
+        "verdict": verdict,
+        "sentence": f"Judged at other thresholds than those that ship ({changed}). {found['sentence']}",
+    }
+
+
+def privacy_part(privacy: PrivacyResult) -> dict[str, Any]:
+    """Return the part `privacy` of a report."""
+    return privacy.as_dict() | privacy_verdict(privacy)
+
+
+def edits_sentence(edits: Mapping[str, float | int]) -> str:
+    """Return how near edits are to the real scans that they were made from."""
+    near = f"half of the {edits['scans']} edits lie nearer than {edits['median']:.2f} to their donors, 1 in 20 nearer than "
+    sentence = f"{near}{edits['low']:.2f} (0 is a copy; scans without likeness lie at 1.41)"
+    nearer = edits.get("nearer_than_limit")
+    return (
+        sentence if nearer is None else f"{sentence}; {nearer} lie nearer than the limit below which a scan is a copy"
+    )
+
+
+def headline(
+    verdict: Mapping[str, Any], rare: str | None, identical: int = 0, *, only_pixels: bool = False
+) -> dict[str, str]:
     """Return the result in one sentence, and its `tone`: `good`, `bad` or `plain`.
 
     `verdict` has the verdicts of the parts, None where one was not judged; `rare` names the class of the downstream gain.
+    `only_pixels`: the gate fails only because the set says that it holds pixels of real scans.
     """
     copying, gain = (None if verdict[part] is None else verdict[part]["verdict"] for part in ("privacy", "downstream"))
+    if identical:
+        these = "1 synthetic scan is" if identical == 1 else f"{identical} synthetic scans are"
+        return {"tone": "bad", "sentence": f"Do not use this set: {these} identical to scans of real patients."}
+    if copying == "fail" and only_pixels:
+        return {"tone": "bad", "sentence": "This set holds pixels of real scans: it must stay within your institution."}
     if copying == "fail":
         return {"tone": "bad", "sentence": "Do not use this set: it reveals scans of real patients."}
     if gain == "harm":

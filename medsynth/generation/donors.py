@@ -10,16 +10,17 @@ from typing import Any
 
 import numpy as np
 
-from medsynth.cohorts import Cohort, Row, prepare_cohort
+from medsynth.cohorts import Cohort, Row, hash_cohort, hash_scans, prepare_cohort
 from medsynth.cohorts.channels import count_channels, mask_channel, read_channels, read_mask
 from medsynth.cohorts.grid import centre_of_mask, resize_scan
 from medsynth.config import EditOptions, Loading
 from medsynth.errors import DataError
-from medsynth.generation.generator import Generator, check_class, check_count, plan_job, to_stored
+from medsynth.generation.generator import Generator, SyntheticScan, check_class, check_count, plan_job, to_stored
 from medsynth.generation.where import AttributeDraw, plan_attributes
 from medsynth.runs import Run
 from medsynth.scans import Intensity, read_header
 from medsynth.seeds import derive_seed, numpy_generator
+from medsynth.sets import DONOR_DIGITS
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -47,6 +48,8 @@ class Edit(Generator):
     seed_key: str  # separates the seeds of the two
     donors: RealScans
     chosen: np.ndarray
+    cohort_hash: str  # of all its rows, by which an evaluation recognises it
+    hashes: list[str]  # of the file of each row
 
     def __init__(self, run: Run, cohort: Cohort, options: EditOptions) -> None:
         """Check the options; `ConfigError` for what does not fit the run, before a scan is read."""
@@ -63,12 +66,23 @@ class Edit(Generator):
         options, label = self.options, self.options.donor_class
         with_mask = options.method == "inpaint" and options.inpaint.region == "donor"
         self.donors = find_donors(self.job.run, self.cohort, label, with_mask=with_mask, loading=options)
+        quiet = replace(options, progress=False)
+        self.cohort_hash, self.hashes = hash_cohort(self.cohort, loading=quiet), hash_scans(self.cohort, loading=quiet)
         available = len(self.donors.rows)
         self.chosen = choose_evenly(options.seed, "donors", label, available=available, count=options.count)
 
     def facts(self) -> dict[str, Any]:
         classes = {"donor_class": self.options.donor_class, "target_class": self.options.target_class}
-        return {**classes, "donors": self.donors.facts(), **self.attributes.facts()}
+        return {**classes, "donors": self.donors.facts() | {"cohort": self.cohort_hash}, **self.attributes.facts()}
+
+    def with_donors(self, made: Sequence[SyntheticScan]) -> list[SyntheticScan]:
+        """Return scans whose files name the file of their donor by a hash, without which nobody believes the row's `donor`."""
+        named = []
+        for each in made:
+            donor = self.hashes[self.donors.rows[self.chosen[each.number]]][:DONOR_DIGITS]
+            scan = replace(each.scan, provenance={**each.scan.provenance, "donor": donor})
+            named.append(replace(each, scan=scan))
+        return named
 
     def seed_of(self, label: str, number: int) -> int:
         # Not of strength or region: with another one, the noise is the same.

@@ -49,7 +49,8 @@ class Counterfactuals(Edit):
         steering = self.job.steering(denoiser, labels)
         edits = edit_scans(denoiser, torch.from_numpy(scans), wanted, seeds, strength=strength, **steering)
         facts = self.job.describe("edit", donor_class=self.options.donor_class, strength=f"{strength:g}")
-        return wrap_scans(self.job, edits, chunk, seeds, facts, [self.attributes.columns(values) for values in drawn])
+        attributes = [self.attributes.columns(values) for values in drawn]
+        return self.with_donors(wrap_scans(self.job, edits, chunk, seeds, facts, attributes))
 
 
 def edit_set(run: Run, cohort: Cohort, options: EditOptions) -> Cohort:

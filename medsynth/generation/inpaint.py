@@ -109,7 +109,7 @@ class Painting(Edit):
             images = {name: replace(each.scan, array=array) for name, array in arrays.items()}
             mask = each.mask or replace(each.scan, array=region[None].astype(np.uint8))
             restored.append(replace(each, scan=images.pop(PATH), sequences=images, mask=mask))
-        return restored
+        return self.with_donors(restored)
 
 
 def blend(known: np.ndarray, painted: np.ndarray, region: np.ndarray) -> np.ndarray:

@@ -20,7 +20,8 @@ from medsynth.cohorts import Cohort
 from medsynth.cohorts.manifest import REQUIRED, read_columns
 from medsynth.config import CardOptions
 from medsynth.errors import DataError
-from medsynth.evaluation.reports import check_sets, read_report
+from medsynth.evaluation.reports import check_report, check_sets, read_report
+from medsynth.evaluation.verdict import edits_sentence
 from medsynth.files import write_json, write_text
 from medsynth.reporting.card_facts import (
     class_shares,
@@ -72,8 +73,8 @@ def write_card(options: CardOptions) -> CardFiles:
 
     What neither the set, its provenance, the report of its evaluation nor the statements of its source say is null in the front
     matter, listed there as a gap, and marked as a gap in the text. Of the real cohort only counts are written. Raises
-    `DataError` for a set or report that cannot be read, a report about other scans, and a set with real scans; `ConfigError`
-    as `read_statements` does.
+    `DataError` for a set or report that cannot be read, a report about other scans, and a set with real scans; `GateError` for a
+    report that was changed; `ConfigError` as `read_statements` does.
     """
     assert options.synthetic is not None  # the verb checks this
     stated = read_statements(options.source)
@@ -88,6 +89,7 @@ def write_card(options: CardOptions) -> CardFiles:
     if options.report is not None:
         file = Path(options.report)
         report = read_report(file)
+        check_report(report, file)
         check_sets(report, file, {"synthetic": made} | ({} if real is None else {"real": real}), loading=options)
         evaluation, notes = describe_evaluation(report, file), [str(note) for note in report.get("notes") or ()]
     front = _front_matter(made, describe_data(made, manifest, loading=options), real, stated, evaluation, notes)
@@ -148,7 +150,7 @@ def _front_matter(
         **{key: stated[key] for key in STATED if stated[key] is not None or key not in ("version", "published")},
         "synthetic": True,
         # A scan that is identical to a real one counts, wherever it came from.
-        "contains_real_pixels": True if identical else holds_real_pixels(made, provenance),
+        "contains_real_pixels": True if identical else holds_real_pixels(made),
         "source": dict(stated["source"]),
         "use": {"intended": stated["use"]["intended"] or None},
         "limits": {"stated": stated["limits"] or None},
@@ -231,7 +233,9 @@ def warnings_of(front: Mapping[str, Any]) -> list[str]:
     if privacy is None:
         warnings.append(f"**Privacy was not evaluated.** {careful}")
     elif privacy["verdict"] in bad:
-        warnings.append(f"**The privacy gate {bad[privacy['verdict']]}.** {privacy['sentence']} {careful}")
+        warnings.append(
+            f"**The privacy gate {bad[privacy['verdict']]}.** {escape_markdown(privacy['sentence'])} {careful}"
+        )
     if privacy is not None and (dropped := privacy["set_aside"]):
         warnings.append(
             f"**{dropped} scans of the set were flagged as copies of real ones and set aside** before the rest was evaluated. "
@@ -244,12 +248,19 @@ def warnings_of(front: Mapping[str, Any]) -> list[str]:
     if front["contains_real_pixels"]:
         warnings.append("**The set contains pixels of real scans** and must stay within your institution.")
     if front["generator"] is not None and front["generator"]["method"] == "edit":
+        near = (
+            ""
+            if privacy is None or "edits" not in privacy
+            else f" Of those judged, {edits_sentence(privacy['edits'])}."
+        )
         warnings.append(
-            "**Every scan was made from a real one, its donor, and resembles it.** Each row of the manifest has the row number "
-            "of its donor, so anyone with the real cohort can find the donor."
+            f"**Every scan was made from a real one, its donor, and resembles it.**{near} Each row of the manifest has the row "
+            "number of its donor, so anyone with the real cohort can find the donor."
         )
     if _verdict(front, "downstream") == "harm":
-        warnings.append(f"**Training with the set did harm.** {front['evaluation']['downstream']['sentence']}")
+        warnings.append(
+            f"**Training with the set did harm.** {escape_markdown(front['evaluation']['downstream']['sentence'])}"
+        )
     return warnings
 
 

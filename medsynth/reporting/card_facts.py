@@ -174,13 +174,11 @@ def _rounded(figures: Mapping[str, Any]) -> dict[str, Any]:
     return {key: float(f"{value:.4g}") if isinstance(value, float) else value for key, value in figures.items()}
 
 
-def _identical(report: Mapping[str, Any]) -> int | None:
+def _identical(report: Mapping[str, Any]) -> int:
     """Count synthetic scans that are identical to real ones, also those set aside: their files are still there."""
-    if report["privacy"] is not None:
-        return sum("identical" in copy["reason"] for copy in report["privacy"]["copies"])
-    if report["fidelity"] is not None:
-        return sum(row["counts"]["identical"] for row in report["fidelity"]["rows"] if row["label"] is not None)
-    return None
+    privacy = report["privacy"]
+    aside = [] if privacy is None else [copy for copy in privacy["copies"] if copy["dropped"]]
+    return int(report["identical"]) + sum("identical" in copy["reason"] for copy in aside)
 
 
 def cover_attributes(synthetic: Cohort, real: Cohort | None) -> dict[str, Any] | None:

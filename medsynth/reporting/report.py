@@ -8,11 +8,13 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import numpy as np
 from jinja2 import Environment
 
+from medsynth.config import EvaluateOptions
 from medsynth.errors import ConfigError
 from medsynth.evaluation import Evaluation, Pair
 from medsynth.evaluation.fidelity import Sheet
@@ -31,21 +33,25 @@ class ReportFiles:
     json: Path
     html: Path
     report: Mapping[str, Any]
+    options: EvaluateOptions | None = None
 
     @property
     def gate_failed(self) -> bool:
-        """Whether the privacy gate was run, and failed."""
-        return self._verdict("privacy") == "fail"
+        """Whether the privacy gate was run, and failed, or a synthetic scan is a real one, whatever was evaluated."""
+        return self._verdict("privacy") == "fail" or bool(self.report["identical"])
 
     def summary(self) -> str:
         """Return the result in plain sentences, the notes, where the page is, and the next command."""
-        folder = self.html.parent
+        folder, options = self.html.parent, self.options
+        real, made = ("COHORT", "SET") if options is None else map(quote, (str(options.real), str(options.synthetic)))
         if self.gate_failed:
             following = "medsynth evaluate ... --drop_copies true, or a new model trained for fewer steps"
         elif self._verdict("privacy") == "pass" and self._verdict("downstream") in ("gain", None):
-            following = f"medsynth augment --real COHORT --synthetic SET --report {folder} --out augmented/cohort.csv"
+            following = (
+                f"medsynth augment --real {real} --synthetic {made} --report {folder} --out augmented/cohort.csv"
+            )
         else:
-            following = f"medsynth card --synthetic SET --report {folder}"
+            following = f"medsynth card --synthetic {made} --report {folder}"
         notes = [f"note: {note}" for note in self.report["notes"]]
         headline = self.report["verdict"]["headline"]["sentence"]
         return "\n".join([headline, *notes, f"report: {self.html}", f"next: {following}"])
@@ -67,7 +73,12 @@ def check_report_folder(out: PathLike) -> None:
 
 
 def write_report(
-    out: PathLike, evaluation: Evaluation, *, run: Run | None = None, real_pictures: bool = True
+    out: PathLike,
+    evaluation: Evaluation,
+    *,
+    run: Run | None = None,
+    real_pictures: bool = True,
+    options: EvaluateOptions | None = None,
 ) -> ReportFiles:
     """Write `report.json`, `report.html` and the reader study, if there is one, into the folder `out`, each whole or not at all.
 
@@ -77,7 +88,7 @@ def write_report(
     `ConfigError` if they cannot be written.
     """
     out = Path(out)
-    files = ReportFiles(json=out / "report.json", html=out / "report.html", report=evaluation.report)
+    files = ReportFiles(json=out / "report.json", html=out / "report.html", report=evaluation.report, options=options)
     figures = [] if run is None else training_figures(run)
     page = render_page(evaluation, figures=figures, real_pictures=real_pictures)
     try:

@@ -8,6 +8,7 @@ attributes the scan was conditioned on. The hash of a set's content is `medsynth
 
 from medsynth.sets.opening import (
     COHORT_FILE,
+    DONOR_DIGITS,
     PROVENANCE_FILE,
     SET_FORMAT,
     find_cohort_file,
@@ -15,9 +16,11 @@ from medsynth.sets.opening import (
     grid_of,
     holds_real_pixels,
     made_by_medsynth,
+    names_donor,
     open_real,
     open_synthetic,
     read_provenance,
+    real_pixel_rows,
     resume_set,
 )
 from medsynth.sets.writing import scan_stem, set_row, write_augmented, write_scans

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from medsynth.cohorts import Cohort, Row, index_folder, read_cohort
-from medsynth.cohorts.manifest import REQUIRED, check_cohort, declared_roots, read_table, require_columns
+from medsynth.cohorts.manifest import REQUIRED, check_cohort, declared_roots, read_table, require_columns, resolve_below
 from medsynth.config import GridOptions, Loading, changed_options
 from medsynth.errors import ConfigError, DataError
 from medsynth.files import PathLike
-from medsynth.scans import read_header
+from medsynth.scans import list_files, read_header, read_scan, scan_suffix
 
 SET_FORMAT = "medsynth-set/2"
 COHORT_FILE, PROVENANCE_FILE = "cohort.csv", "provenance.json"
+DONOR_DIGITS = 32  # of the hash of its donor's file that an edited scan carries
 _FORMATS = ("medsynth-set/1", SET_FORMAT)
 
 
@@ -45,6 +49,8 @@ def open_synthetic(path: PathLike, real: Cohort | None = None, *, loading: Loadi
         rows = [replace(row, patient_id=f"SYNTH-{number}", split="train") for number, row in enumerate(cohort.rows)]
         cohort = replace(cohort, rows=tuple(rows))
     else:
+        for name in {COHORT_FILE, PROVENANCE_FILE, "cohort.yaml"} - ({COHORT_FILE} if file == Path(path) else set()):
+            resolve_below(file.absolute().parent, name, hint="the file itself in place of the link")
         cohort = _from_table(file)
     if loading.cache_dir is not None and Path(loading.cache_dir).resolve().is_relative_to(cohort.folder.resolve()):
         need = "a folder outside the set that is judged, since what it holds is believed"
@@ -54,7 +60,20 @@ def open_synthetic(path: PathLike, real: Cohort | None = None, *, loading: Loadi
             f"{file or path}: need classes of the real cohort ({', '.join(real.classes)}), got {', '.join(unknown)}; "
             "try renaming labels"
         )
+    _check_roots(cohort)
     return cohort
+
+
+def _check_roots(cohort: Cohort) -> None:
+    """Refuse (`DataError`) a set that leads out of its own folder: what it says of itself opens no other file of its reader."""
+    folder = os.path.realpath(cohort.folder)
+    for name in {row.root for row in cohort.rows} - {None}:
+        root = cohort.roots.get(name or "", cohort.folder)
+        if os.path.commonpath([folder, os.path.realpath(root)]) != folder:
+            raise DataError(
+                f"{cohort.folder / 'cohort.yaml'}: need the scans of a synthetic set in its own folder, got the root {name!r} in "
+                f"{root}; try a CSV in the folder of the scans"
+            )
 
 
 def find_cohort_file(path: PathLike) -> Path | None:
@@ -97,9 +116,19 @@ def read_provenance(synthetic: Cohort) -> dict[str, Any]:
 
 
 def generator_of(synthetic: Cohort) -> str | None:
-    """Return the fingerprint of the run that made the set, None for sets of other generators; `DataError` as above."""
-    made_by = read_provenance(synthetic).get("run")
-    return made_by if isinstance(made_by, str) else None
+    """Return the fingerprint of the run that made the set, from its provenance or (16 digits) its rows; None if neither says.
+
+    `DataError` as above, and for rows of another run than the provenance's, or of several.
+    """
+    said = read_provenance(synthetic).get("run")
+    provenance = said if isinstance(said, str) and said else None
+    rows = {row.attributes["run"] for row in synthetic.rows if "run" in row.attributes}
+    if len(rows) > 1 or (rows and provenance is not None and not provenance.startswith(next(iter(rows)))):
+        raise DataError(
+            f"{synthetic.folder}: need the scans of one run, got {', '.join(sorted(rows | {provenance or ''} - {''}))[:200]}; "
+            "try one set for each run"
+        )
+    return provenance or next(iter(rows), None)
 
 
 def made_by_medsynth(provenance: Mapping[str, Any]) -> bool:
@@ -107,12 +136,30 @@ def made_by_medsynth(provenance: Mapping[str, Any]) -> bool:
     return provenance.get("format") in _FORMATS and isinstance(provenance.get("run"), str)
 
 
-def holds_real_pixels(synthetic: Cohort, provenance: Mapping[str, Any]) -> bool | None:
+def real_pixel_rows(synthetic: Cohort) -> np.ndarray:
+    """Return which scans have pixels of real ones, `(N,)`, as their rows or the provenance of the set say; `DataError` as above.
+
+    Either is believed when it says so, and inpainting always keeps pixels; that there are none is not proved by saying it.
+    """
+    provenance = read_provenance(synthetic)
+    every = provenance.get("contains_real_pixels") is True or provenance.get("edit") == "inpaint"
+    return np.array([every or row.attributes.get("contains_real_pixels") == "1" for row in synthetic.rows])
+
+
+def holds_real_pixels(synthetic: Cohort) -> bool | None:
     """Return whether the set has pixels of real scans, according to its rows and its provenance; None if neither says."""
-    said = {row.attributes.get("contains_real_pixels") for row in synthetic.rows}
-    if "1" in said or provenance.get("contains_real_pixels") is True:
+    if real_pixel_rows(synthetic).any():
         return True
-    return False if said == {"0"} or made_by_medsynth(provenance) else None
+    said = {row.attributes.get("contains_real_pixels") for row in synthetic.rows}
+    return False if said == {"0"} or made_by_medsynth(read_provenance(synthetic)) else None
+
+
+def names_donor(file: Path, donor: str, *, loading: Loading = Loading()) -> bool:
+    """Return whether the file of an edited scan names the scan whose `medsynth.cohorts.hash_scans` is `donor`."""
+    if scan_suffix(file) is not None:
+        return read_scan(file, loading=loading).provenance.get("donor") == donor[:DONOR_DIGITS]
+    with list_files(file)[0].open("rb") as stream:  # DICOM, whose reader leaves out how a scan was made
+        return f"donor={donor[:DONOR_DIGITS]}".encode() in stream.read(1 << 16)
 
 
 def resume_set(out: Path, settings: Mapping[str, Any]) -> list[Any]:

@@ -77,6 +77,8 @@ def test_what_cannot_be_learnt_is_refused(cohort):
     with pytest.raises(ConfigError, match="each column once"):
         parse_names("side,side")
     with pytest.raises(ConfigError, match="none of medsynth's own"):
+        parse_names("text")
+    with pytest.raises(ConfigError, match="none of medsynth's own"):
         parse_names("seed")
     same = replace(cohort, rows=tuple(replace(row, attributes={"stage": "1"}) for row in cohort.rows))
     with pytest.raises(ConfigError, match="differs between training scans, got stage = 1 everywhere"):

@@ -1,6 +1,7 @@
 import csv
 import dataclasses
 import json
+import re
 from collections import Counter
 
 import numpy as np
@@ -8,12 +9,14 @@ import pytest
 
 import medsynth
 from medsynth.cli import run_command
-from medsynth.cohorts import Cohort, write_cohort
+from medsynth.cohorts import Cohort, hash_cohort, write_cohort
 from medsynth.config import GridOptions, GuidanceOptions, Loading, SolverOptions
 from medsynth.errors import ConfigError, DataError
+from medsynth.evaluation.inputs import find_donors
 from medsynth.generation import write
 from medsynth.generation.donors import choose_evenly
 from medsynth.scans import Scan, write_scan
+from medsynth.sets import open_synthetic
 
 CHOICE = {"donor_class": "bright", "target_class": "dark", "count": 5, "batch_size": 2, "progress": False}
 
@@ -92,7 +95,8 @@ def test_a_file_says_how_it_was_made_and_nothing_of_a_patient(edit, tmp_path):
     assert (scan.provenance["method"], scan.provenance["donor_class"]) == ("edit", "bright")
     assert scan.provenance["strength"] == "0.5"
     assert scan.provenance["seed"] == made.rows[0].attributes["seed"]
-    assert "donor" not in scan.provenance
+    # The donor by a hash of its file, without which the row is not believed.
+    assert re.fullmatch("[0-9a-f]{32}", scan.provenance["donor"])
     assert all("secret" not in name and b"secret" not in data for name, data in content(tmp_path / "set").items())
 
 
@@ -267,3 +271,57 @@ def test_the_command_says_what_an_edit_is(tiny_run, tiny_cohort, tmp_path, capsy
     assert run_command(["edit", *map(str, options), "--out", str(tmp_path / "set")]) == 0
     assert "2 bright; every scan is synthetic and resembles its donor" in capsys.readouterr().out
     assert any((tmp_path / "cache").glob("*.npy"))
+
+
+def test_a_donor_is_believed_only_where_provenance_backs_it(edit, tiny_cohort, tmp_path):
+    """A scan does not become an edit by saying so, and an edit names no other donor than its own."""
+    quiet, real = Loading(progress=False), medsynth.read_cohort(tiny_cohort)
+    edit("set")
+
+    def believed(cohort=real):
+        made = open_synthetic(tmp_path / "set", cohort)
+        donors, notes = find_donors(made, cohort, hash_cohort(cohort, loading=quiet), loading=quiet)
+        assert len(notes) == (donors < 0).any()
+        return donors.tolist(), "".join(notes)
+
+    rows = table(tmp_path / "set")
+    named = [int(row["donor"]) for row in rows]
+    assert believed() == (named, "")
+    # Of another cohort, even if only an attribute or the order differs.
+    other = dataclasses.replace(real, rows=(real.rows[1], real.rows[0], *real.rows[2:]))
+    assert believed(other)[0] == [-1] * 5
+    # Another donor, a number that is none, and a real scan in the place of an edit.
+    cells = (tmp_path / "set/cohort.csv").read_text().split("\n")
+    free = next(number for number, row in enumerate(real.rows) if row.label == "bright" and number not in named[:2])
+    place = cells[0].split(",").index("donor")
+    for line, text in ((1, str(free)), (2, "9" * 30)):
+        parts = cells[line].split(",")
+        parts[place] = text
+        cells[line] = ",".join(parts)
+    (tmp_path / "set/cohort.csv").write_text("\n".join(cells))
+    (tmp_path / "set" / rows[2]["path"]).write_bytes(real.file_of(real.rows[named[2]]).read_bytes())
+    donors, note = believed()
+    assert donors == [-1, -1, -1, *named[3:]]
+    assert note.startswith("3 of 5 scans that name a donor are judged as if they had none")
+    # The provenance of new scans, and none.
+    for change in ({"method": "sample"}, {"donors": {"cohort": "0" * 64}}, {"donors": None}):
+        file = tmp_path / "set/provenance.json"
+        whole = file.read_text()
+        file.write_text(json.dumps(json.loads(whole) | change))
+        assert believed()[0] == [-1] * 5
+        file.write_text(whole)
+    (tmp_path / "set/provenance.json").unlink()
+    assert believed()[0] == [-1] * 5
+
+
+def test_a_report_says_that_donors_were_not_believed_and_how_near_edits_are(edit, tiny_cohort, tmp_path):
+    edit("set", strength=0.5)
+    judge = {"real": tiny_cohort, "synthetic": tmp_path / "set", "parts": ["privacy"], "progress": False}
+    whole = medsynth.evaluate(**judge, out=tmp_path / "report").report
+    near = whole["privacy"]["edits"]
+    assert f"1 in 20 nearer than {near['low']:.2f} (0 is a copy" in whole["verdict"]["headline"]["sentence"]
+    assert not any("name a donor" in note for note in whole["notes"])
+    (tmp_path / "set/provenance.json").unlink()
+    bare = medsynth.evaluate(**judge, out=tmp_path / "bare").report
+    assert any("5 of 5 scans that name a donor" in note for note in bare["notes"])
+    assert bare["privacy"]["edits"] is None

@@ -146,16 +146,23 @@ def test_synthetic_scans_are_no_real_cohort(tmp_path):
 def test_the_run_that_made_a_set_is_known_by_its_provenance(tmp_path):
     path = synthetic_csv(tmp_path / "made", "path,label\na.png,ill\n")
     made = open_synthetic(path)
-    assert (generator_of(made), read_provenance(made), holds_real_pixels(made, {})) == (None, {}, None)
+    assert (generator_of(made), read_provenance(made), holds_real_pixels(made)) == (None, {}, None)
     for content, generator, pixels in (
         ({"another": "program"}, None, None),
         ([], None, None),
         ({"format": "medsynth-set/1", "run": "b" * 64}, "b" * 64, False),
         ({"format": "medsynth-set/2", "run": "b" * 64, "contains_real_pixels": True}, "b" * 64, True),
+        (
+            {"format": "medsynth-set/2", "run": "b" * 64, "contains_real_pixels": False, "edit": "inpaint"},
+            "b" * 64,
+            True,
+        ),
+        ({"run": ""}, None, None),
+        ({"run": 7}, None, None),
     ):
         (path.parent / "provenance.json").write_text(json.dumps(content))
         assert generator_of(made) == generator
-        assert holds_real_pixels(made, read_provenance(made)) is pixels
+        assert holds_real_pixels(made) is pixels
     (path.parent / "provenance.json").write_text("{")
     with pytest.raises(DataError, match=r"made/provenance.json: need the provenance of the set, got no JSON"):
         generator_of(made)
@@ -206,7 +213,7 @@ def test_scans_of_any_generator_become_a_set(tmp_path, real):
     provenance = read_provenance(made)
     assert (provenance["synthetic"], provenance["generator"]) == (True, "unknown")
     assert provenance["counts"] == {"ill": 2, "well": 1}
-    assert (generator_of(made), holds_real_pixels(made, provenance)) == (None, None)
+    assert (generator_of(made), holds_real_pixels(made)) == (None, None)
     assert grid_of(made).size == (10, 10)
     with pytest.raises(ConfigError, match="need a new folder for a synthetic set, got one with files"):
         write_scans(scans, tmp_path / "made")
@@ -247,3 +254,52 @@ def test_no_cache_is_taken_from_a_set_that_is_judged(tmp_path, real):
     with pytest.raises(ConfigError, match=r"cache_dir: need a folder outside the set that is judged"):
         open_synthetic(folder, real, loading=Loading(cache_dir=folder / "deep" / "cache"))
     assert len(open_synthetic(folder, real, loading=Loading(cache_dir=tmp_path / "cache")).rows) == 1
+
+
+def test_rows_say_which_run_made_a_set_where_the_provenance_is_gone(tmp_path):
+    path = synthetic_csv(tmp_path / "made", "path,label,run\na.png,ill,bbbbbbbbbbbbbbbb\n")
+    path.write_text("path,label,patient_id,split,run\na.png,ill,S1,train,bbbbbbbbbbbbbbbb\n")
+    made = open_synthetic(path)
+    assert generator_of(made) == "b" * 16
+    (path.parent / "provenance.json").write_text(json.dumps({"run": "b" * 64}))
+    assert generator_of(made) == "b" * 64
+    (path.parent / "provenance.json").write_text(json.dumps({"run": "a" * 64}))
+    with pytest.raises(DataError, match="need the scans of one run, got"):
+        generator_of(made)
+
+
+def test_a_set_leads_nowhere_outside_its_folder(tmp_path):
+    """Neither a root, nor a link in place of one of its files, nor one in place of a scan."""
+    outside = tmp_path / "outside"
+    write_scan(picture(1), outside / "a.png")
+    text = "path,label,patient_id,split,root\na.png,ill,S1,train,there\n"
+    path = synthetic_csv(tmp_path / "made", text)
+    for target in ("../outside", str(outside)):
+        (path.parent / "cohort.yaml").write_text(f"roots: {{there: {target}}}")
+        with pytest.raises(
+            DataError, match=r"need the scans of a synthetic set in its own folder, got the root 'there'"
+        ):
+            open_synthetic(path.parent)
+    write_scan(picture(1), path.parent / "below" / "a.png")
+    (path.parent / "cohort.yaml").write_text("roots: {there: below}")
+    assert len(open_synthetic(path.parent).rows) == 1
+    (path.parent / "cohort.yaml").unlink()
+    path.write_text("path,label\na.png,ill\n")
+    (path.parent / "a.png").symlink_to(outside / "a.png")
+    with pytest.raises(DataError, match="a symbolic link that leaves it"):
+        open_synthetic(path.parent)
+    (path.parent / "a.png").unlink()
+    for name, content in (
+        ("provenance.json", "{}"),
+        ("cohort.yaml", "roots: {}"),
+        ("cohort.csv", "path,label\nb.png,ill"),
+    ):
+        (outside / name).write_text(content)
+        (path.parent / name).unlink(missing_ok=True)
+        (path.parent / name).symlink_to(outside / name)
+        with pytest.raises(
+            DataError, match=f"'{name}': need a file below its root, got a symbolic link that leaves it"
+        ):
+            open_synthetic(path.parent)
+        (path.parent / name).unlink()
+        path.write_text("path,label\na.png,ill\n")

@@ -16,7 +16,7 @@ from medsynth.measures.statistics import Estimate, holm
 _FEWEST, _MOST = 2, 6  # different values of a column that `auto` takes
 # Columns that say how a scan was made, not whose it is.
 _OWN = frozenset(
-    {"synthetic", "seed", "run", "method", "donor", "observed_from", "region_from", "contains_real_pixels"}
+    {"synthetic", "seed", "run", "method", "donor", "observed_from", "region_from", "contains_real_pixels", "text"}
 )
 
 

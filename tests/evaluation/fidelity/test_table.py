@@ -268,7 +268,7 @@ def test_refuses_sets_that_do_not_fit(real):
 def test_report_holds_the_agreed_keys(real):
     report = build_report(score(real, made_cohort({"common": {"train": 5}}, seed=1)), settings={"solver": "heun"})
     assert set(report) >= {"schema", "fidelity", "privacy", "downstream", "verdict", "notes", "versions", "settings"}
-    assert report["schema"] == "medsynth-report/2"
+    assert report["schema"] == "medsynth-report/3"
     assert report["privacy"] is None
     assert report["fidelity"]["extractor"]["name"] == "Pixels"
     assert report["settings"]["solver"] == "heun"
