@@ -49,7 +49,7 @@ def test_a_group_without_a_default_stays_absent_until_one_of_its_options_is_give
     [
         ("max_stepz: 3", "max_stepz: no such option; did you mean max_steps?"),
         ("network: {chanels: [32]}", r"network.chanels: no such option; did you mean network.channels\?"),
-        ("max_steps: many", "max_steps: need a whole number, got 'many'"),
+        ("max_steps: many", "max_steps: need a whole number from 1 to 100,000,000, got 'many'"),
         ("precision: 16-mixed", "precision: need one of 32-true, bf16-mixed, got '16-mixed'; did you mean bf16-mixed"),
         ("network: 3", "network: need options as `name: value`, got '3'"),
         ("network: {class_path: os.system}", "network.class_path: no such option"),
@@ -163,3 +163,116 @@ def test_recipe_runs_its_steps_in_order(tmp_path, tiny_cohort, tiny_config):
     assert run.steps == 12
     assert len(synthetic.rows) == 2
     assert medsynth.load_run(tmp_path / "out" / "run").fingerprint == run.fingerprint
+
+
+CODE = {"features": {"extractor": "mine:features"}}
+
+
+@pytest.fixture
+def trap(tmp_path, monkeypatch):
+    """A module in the working directory that leaves a file when it is imported."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.py").write_text("from pathlib import Path\nPath('sprung').touch()\nfeatures = encode = None\n")
+    yield
+    assert not (tmp_path / "sprung").exists(), "code ran"
+
+
+@pytest.mark.parametrize(
+    ("verb", "content", "name"),
+    [
+        ("evaluate", CODE, "features.extractor"),
+        ("evaluate", {"features.extractor": "mine:features"}, "features.extractor"),
+        ("train", {"condition": {"text": "note", "text_encoder": "mine:encode"}}, "condition.text_encoder"),
+    ],
+)
+def test_a_configuration_names_no_code(verb, content, name, trap, tmp_path, capsys):
+    from medsynth.cli import run_command
+
+    (tmp_path / "theirs.yaml").write_text(yaml.safe_dump(content))
+    words = {"evaluate": ["--real", "a", "--synthetic", "b"], "train": ["--cohort", "a"]}[verb]
+    assert run_command([verb, *words, "--out", "out", "--config", "./theirs.yaml"]) == 2
+    said = capsys.readouterr().err
+    assert len(said.splitlines()) == 1
+    assert "theirs.yaml: " in said
+    if "." not in next(iter(content)):
+        assert f"{name}: need a built-in name, got 'mine:" in said
+        assert f"give --{name} on the command line" in said
+        with pytest.raises(ConfigError, match="no file may choose code"):
+            load_config("./theirs.yaml", verb)
+
+
+def test_the_user_may_name_code(trap):
+    arguments = ["--real", "a", "--synthetic", "b", "--out", "c"]
+    assert parse_arguments("evaluate", [*arguments, "--features.extractor", "m:f"]).features.extractor == "m:f"
+    assert parse_values("evaluate", {"real": "a", "synthetic": "b", "out": "c", "features": {"extractor": "m:f"}})
+
+
+@pytest.mark.parametrize("name", ["lite0", "inception", "radimagenet"])
+def test_a_file_may_name_what_is_built_in(name, tmp_path):
+    (tmp_path / "mine.yaml").write_text(f"features:\n  extractor: {name}\n")
+    assert load_config(str(tmp_path / "mine.yaml"), "evaluate") == {"features": {"extractor": name}}
+
+
+EVALUATE = {"real": "a", "synthetic": "{out}/b", "out": "{out}/c"}
+
+
+@pytest.mark.parametrize(
+    ("content", "variables"),
+    [
+        ({"steps": [{"evaluate": EVALUATE | CODE}]}, {}),
+        (
+            {
+                "variables": {"x": "mine:features"},
+                "steps": [{"evaluate": EVALUATE | {"features": {"extractor": "{x}"}}}],
+            },
+            {},
+        ),
+        (
+            {"variables": {"x": None}, "steps": [{"evaluate": EVALUATE | {"features": {"extractor": "mine:{x}"}}}]},
+            {"x": "features"},
+        ),
+        ({"steps": [{"evaluate": EVALUATE | {"config": "./theirs.yaml"}}]}, {}),
+        ({"variables": {"x": None}, "steps": [{"evaluate": EVALUATE | {"config": "{x}"}}]}, {"x": "./theirs.yaml"}),
+    ],
+)
+def test_a_recipe_names_no_code(content, variables, trap, tmp_path):
+    (tmp_path / "theirs.yaml").write_text(yaml.safe_dump(CODE))
+    with pytest.raises(ConfigError, match=r"features\.extractor: need a built-in name"):
+        run_recipe(recipe(tmp_path, content), out=tmp_path / "out", variables=variables)
+
+
+def test_what_the_user_sets_is_the_users(trap, tmp_path):
+    content = {"variables": {"x": None}, "steps": [{"evaluate": EVALUATE | {"features": {"extractor": "{x}"}}}]}
+    ((_, options),) = pipeline.plan_recipe(recipe(tmp_path, content), out=tmp_path / "out", variables={"x": "m:f"})
+    assert options.features.extractor == "m:f"
+
+
+@pytest.mark.parametrize(
+    ("step", "named"),
+    [
+        ({"demo": {"out": "/tmp/elsewhere"}}, "demo: out: need a place below"),
+        ({"demo": {"out": "~/elsewhere"}}, "demo: out: need a place below"),
+        ({"demo": {"out": "elsewhere"}}, "demo: out: need a place below"),
+        ({"demo": {"out": "{out}/../elsewhere"}}, "demo: out: need a place below"),
+        ({"demo": {"out": "{out}-2"}}, "demo: out: need a place below"),
+        ({"demo": {"out": "{out}/link/phantom"}}, "demo: out: need a place below"),
+        ({"demo": {"out": "{theirs}"}}, "demo: out: need a place below"),
+        (
+            {"index": {"scans": "a", "out": "{out}/c.csv", "cache_dir": "/var/tmp"}},
+            "index: cache_dir: need a place below",
+        ),
+        ({"card": {"synthetic": "elsewhere"}}, "card: synthetic: need a place below"),
+        ({"card": {"synthetic": "{out}/set", "out": "elsewhere"}}, "card: out: need a place below"),
+        ({"index": {"scans": "https://example.org/a", "out": "{out}/c.csv"}}, "got the URL 'https://example.org/a'"),
+        ({"evaluate": EVALUATE | {"features": {"weights": "s3://x/w"}}}, "got the URL 's3://x/w'"),
+    ],
+)
+def test_a_recipe_writes_below_its_folder_and_fetches_nothing(step, named, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "link").symlink_to(tmp_path, target_is_directory=True)
+    path = recipe(tmp_path, {"variables": {"theirs": None}, "steps": [step]})
+    with pytest.raises(ConfigError, match=named):
+        run_recipe(path, out=out, variables={"theirs": str(tmp_path / "theirs")})
+    assert {each.name for each in tmp_path.iterdir()} == {"out", "recipe.yaml"}

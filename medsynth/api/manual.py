@@ -8,7 +8,7 @@ import textwrap
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from medsynth.config import CONFIGS, OPTIONS, options_of
-from medsynth.config.declared import Option, group_of, manual_of, split_default
+from medsynth.config.declared import Option, group_of, manual_of, split_default, typed
 
 _WIDEST = 110
 
@@ -40,7 +40,7 @@ def format_help(verb: str, *, everything: bool = False) -> str:
     plain = parser.add_argument_group("options")
     for option in shown:
         (groups[titles[option.group]] if everything and option.group else plain).add_argument(
-            f"--{option.name}", metavar=metavar(option), help=_text(option)
+            f"--{option.name}", metavar=metavar(option), help=_text(option, everything)
         )
     shipped = f", or a shipped one: {', '.join(CONFIGS.names())}" if verb == "train" else ""
     config_help = f"YAML file with options of this verb{shipped}. Options on the command line win."
@@ -84,21 +84,13 @@ def _titles(cls: type) -> dict[str, str]:
     return {field: f"{field}: {manual_of(group_of(kind) or cls)[0].rstrip('.')}" for field, kind in hints.items()}
 
 
-def _text(option: Option) -> str:
-    """Return the help of an option with its default."""
+def _text(option: Option, everything: bool) -> str:
+    """Return the help of an option with its default, and with its range where everything is shown."""
     text, stated = split_default(option.help)
     default = "required" if option.required else f"default: {stated or typed(option.default)}"
+    default += f"; {option.bounds}" if everything and option.bounds else ""
     shown = option.required or stated or typed(option.default)
     return f"{text} ({default})".replace("%", "%%") if shown else text.replace("%", "%%")
-
-
-def typed(value: Any) -> str:
-    """Return a value as one types it on the command line; empty for what stands for nothing."""
-    if value is None or value in ("", ()):
-        return ""
-    if isinstance(value, bool):
-        return str(value).lower()
-    return ",".join(map(typed, value)) if isinstance(value, tuple) else f"{value}"
 
 
 def _epilog(verb: str, hidden: int, everything: bool, width: int) -> str:

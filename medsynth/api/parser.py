@@ -17,6 +17,7 @@ from medsynth.config.declared import Option, choices_of, describe_kind
 from medsynth.errors import ConfigError
 
 _MOST_VALUES = 100_000  # of a file of options; a few references to references make more than memory holds
+_MOST_BITS, _DIGITS = 1000, re.compile(r"\d{300}")
 _WRONG_VALUE = re.compile(r'Parser key "(?P<name>[^"]+)":.*?(?:Got value|Given value): (?P<value>.*)', re.DOTALL)
 
 
@@ -47,9 +48,15 @@ def parse_arguments(verb: str, arguments: Sequence[str]) -> Any:
         else:
             others.append(argument)
     for path in files:
-        check_names(read_yaml(path), known, f"{path}: ")
+        content = read_yaml(path)
+        check_names(content, known, f"{path}: ")
+        refuse_code(content, known, f"{path}: ")
+    before = ""
     for argument in others:
         name = argument.partition("=")[0].removeprefix("--")
+        before = name if argument.startswith("--") else before
+        if _DIGITS.search(argument) and before in known:
+            raise ConfigError(f"{before}: need {_need(known[before])}, got hundreds of digits; try fewer")
         if argument.startswith("--") and name not in known and name != "print_config":
             raise ConfigError(
                 f"{argument.partition('=')[0]}: medsynth {verb} has no such option"
@@ -105,13 +112,24 @@ def _explain(message: str, verb: str) -> str:
     found = _WRONG_VALUE.search(message)
     option = known.get(found["name"]) if found else None
     if found and option is not None:
-        value = found["value"].strip()
+        value = found["value"].strip().partition("\n")[0]
         hint = did_you_mean(value, choices_of(option.kind)) or f"; see medsynth {verb} --help all"
-        return f"{option.name}: need {describe_kind(option.kind)}, got {value[:100]!r}{hint}"
+        return f"{option.name}: need {_need(option)}, got {value[:100]!r}{hint}"
     missing = message.rpartition("are required: ")[2] if "are required: " in message else ""
     if missing:
         return f"{missing}: need a value; see medsynth {verb} --help"
     return f"{' '.join(message.split())}; see medsynth {verb} --help"
+
+
+def _need(option: Option) -> str:
+    return describe_kind(option.kind, option.bounds)
+
+
+def _has_huge(value: Any) -> bool:
+    """Return whether a value holds a whole number that no float can: Python refuses to convert it, or to show it."""
+    if isinstance(value, list | tuple | Mapping):
+        return any(map(_has_huge, value.values() if isinstance(value, Mapping) else value))
+    return isinstance(value, int) and value.bit_length() > _MOST_BITS
 
 
 def check_names(values: Mapping[Any, Any], known: Mapping[str, Option], source: str, prefix: str = "") -> None:
@@ -126,6 +144,21 @@ def check_names(values: Mapping[Any, Any], known: Mapping[str, Option], source: 
             check_names(value, known, source, f"{name}.")
         elif name in groups and value is not None:
             raise ConfigError(f"{source}{name}: need options as `name: value`, got {str(value)[:100]!r}")
+        elif name in known and _has_huge(value):
+            raise ConfigError(f"{source}{name}: need {_need(known[name])}, got a number of hundreds of digits")
+
+
+def refuse_code(values: Mapping[Any, Any], known: Mapping[str, Option], source: str, prefix: str = "") -> None:
+    """Raise `ConfigError` for a value in a file that names code, which would run: only the user may choose it."""
+    for key, value in values.items():
+        option = known.get(f"{prefix}{key}")
+        if option is not None and option.names_code(value):
+            raise ConfigError(
+                f"{source}{option.name}: need a built-in name, got {str(value)[:100]!r}, which is code, and no file may choose "
+                f"code; if you trust it, give --{option.name} on the command line"
+            )
+        if option is None and isinstance(value, Mapping):
+            refuse_code(value, known, source, f"{prefix}{key}.")
 
 
 def _with_lists(values: Mapping[str, Any], known: Mapping[str, Option], prefix: str = "") -> dict[str, Any]:

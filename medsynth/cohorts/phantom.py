@@ -314,12 +314,6 @@ def write_phantom(options: DemoOptions) -> Path:
     written again. Raises `ConfigError`, also for a folder with anything else in it.
     """
     size = (32 if options.volumes else 128) if options.size is None else options.size
-    if options.scans < 1:
-        raise ConfigError(f"scans: need at least 1, got {options.scans}; try 400")
-    if size < 16:
-        raise ConfigError(f"size: need at least 16 pixels, got {size}; try 128")
-    if not 0 <= options.rare_share <= 0.5:
-        raise ConfigError(f"rare_share: need a share from 0 to 0.5, got {options.rare_share}; try 0.05")
     out, rows = Path(options.out), []
     names = ("scans", "seed", "rare_share", "volumes", "contrasts")
     _claim_folder(out, {name: getattr(options, name) for name in names} | {"size": size, "format": FORMAT})

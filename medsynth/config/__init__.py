@@ -22,6 +22,7 @@ from medsynth.config.shared import Compute, Devices, Loading, TrainingCompute
 from medsynth.config.shipped import CONFIGS, PIPELINES, Shipped
 from medsynth.config.verbs import (
     OPTIONS,
+    SCANS,
     AugmentOptions,
     CardOptions,
     ColumnOptions,

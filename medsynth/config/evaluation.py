@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
+
+from medsynth.config.bounds import Bounds, Code
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,7 +20,7 @@ class FeatureOptions:
         sha256: Hash that the weights (or your module) must have. The report states the hash in any case.
     """
 
-    extractor: str = "lite0"
+    extractor: Annotated[str, Code(("lite0", "inception", "radimagenet"))] = "lite0"
     weights: str = ""
     sha256: str = ""
 
@@ -43,8 +45,8 @@ class DownstreamOptions:
 
     rare_class: str | None = None
     tier: Literal["probe", "full"] = "probe"
-    seeds: int = 5
-    shares: tuple[float, ...] = (0.25, 0.5, 0.75)
+    seeds: Annotated[int, Bounds(2, 1000)] = 5
+    shares: Annotated[tuple[float, ...], Bounds(0.001, 1)] = (0.25, 0.5, 0.75)
     arms: tuple[Literal["rare", "all", "pretrain"], ...] = ("rare", "all", "pretrain")
     subgroups: str = "auto"
     networks: tuple[Literal["densenet", "lite0"], ...] = ("densenet", "lite0")

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
+
+from medsynth.config.bounds import Bounds
+
+NoiseLevel = Annotated[float | None, Bounds(1e-6, 1e6)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,9 +23,9 @@ class SolverOptions:
     """
 
     name: Literal["auto", "dpmpp_2m", "heun", "euler"] = "auto"
-    steps: int | None = None
-    sigma_min: float | None = None
-    sigma_max: float | None = None
+    steps: Annotated[int | None, Bounds(1, 10_000)] = None
+    sigma_min: NoiseLevel = None
+    sigma_max: NoiseLevel = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,9 +42,9 @@ class GuidanceOptions:
             weights, or the run folder of a smaller or less trained model. Not together with `against`.
     """
 
-    scale: float = 1.0
-    sigma_low: float = 0.2
-    sigma_high: float = 5.0
+    scale: Annotated[float, Bounds(0, 100)] = 1.0
+    sigma_low: Annotated[float, Bounds(0, 1e6)] = 0.2
+    sigma_high: Annotated[float, Bounds(0, 1e6)] = 5.0
     against: str = ""
     weak: str = ""
 
@@ -75,5 +79,5 @@ class InpaintOptions:
     """
 
     region: str = "class"
-    margin_mm: float = 5.0
-    repeats: int = 1
+    margin_mm: Annotated[float, Bounds(0, 1000)] = 5.0
+    repeats: Annotated[int, Bounds(1, 1000)] = 1

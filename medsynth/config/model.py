@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
+
+from medsynth.config.bounds import Bounds, Code, Count, CountOrNone, Share
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,9 +23,9 @@ class GridOptions:
             that are pieces of larger ones.
     """
 
-    size: int | tuple[int, ...] = 64
+    size: Annotated[int | tuple[int, ...], Bounds(1, 8192, items=3)] = 64
     fit: Literal["pad", "crop", "stretch"] = "pad"
-    spacing: float | tuple[float, ...] | None = None
+    spacing: Annotated[float | tuple[float, ...] | None, Bounds(1e-3, 1e3, items=3)] = None
     centre: Literal["scan", "mask"] = "scan"
     padding: Literal["background", "edge"] = "background"
 
@@ -40,8 +42,8 @@ class IntensityOptions:
     """
 
     method: Literal["range", "window", "percentiles", "minmax"] = "percentiles"
-    low: float = 0.1
-    high: float = 99.9
+    low: Annotated[float, Bounds(-1e9, 1e9)] = 0.1
+    high: Annotated[float, Bounds(-1e9, 1e9)] = 99.9
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,12 +66,12 @@ class NetworkOptions:
     """
 
     stem: Literal["haar", "pixel", "latent"] = "haar"
-    levels: int = 1
-    channels: tuple[int, ...] = (64, 96, 128)
-    residual_blocks: int = 1
+    levels: Annotated[int, Bounds(1, 2)] = 1
+    channels: Annotated[tuple[int, ...], Bounds(1, 4096)] = (64, 96, 128)
+    residual_blocks: Annotated[int, Bounds(1, 64)] = 1
     attention: tuple[bool, ...] = (False, False, True)
-    norm_groups: int = 8
-    dropout: float = 0.1
+    norm_groups: Annotated[int, Bounds(1, 4096)] = 8
+    dropout: Share = 0.1
     shrinkage: bool = False
 
 
@@ -82,8 +84,8 @@ class NoiseOptions:
         std: Standard deviation of ln(sigma).
     """
 
-    mean: float = -0.8
-    std: float = 1.3
+    mean: Annotated[float, Bounds(-20, 20)] = -0.8
+    std: Annotated[float, Bounds(1e-3, 20)] = 1.3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,10 +110,10 @@ class ConditionOptions:
 
     attributes: str = ""
     text: str = ""
-    text_encoder: str = ""
-    dropout: float = 0.1
+    text_encoder: Annotated[str, Code()] = ""
+    dropout: Share = 0.1
     mask: bool = False
-    observed: float = 0.0
+    observed: Share = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,12 +130,12 @@ class AugmentationOptions:
         contrast: Standard deviation of ln(contrast).
     """
 
-    probability: float = 0.4
-    flip_axes: tuple[int, ...] = ()
-    rotate_degrees: float = 5.0
-    scale: float = 0.06
-    translate: float = 0.04
-    contrast: float = 0.0
+    probability: Share = 0.4
+    flip_axes: Annotated[tuple[int, ...], Bounds(0, 2, items=3)] = ()
+    rotate_degrees: Annotated[float, Bounds(0, 180)] = 5.0
+    scale: Annotated[float, Bounds(0, 2)] = 0.06
+    translate: Share = 0.04
+    contrast: Annotated[float, Bounds(0, 2)] = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,9 +148,9 @@ class OptimiserOptions:
         ema_decay: Decay of the exponential moving average of the weights.
     """
 
-    learning_rate: float = 1e-3
-    warmup_steps: int = 200
-    ema_decay: float = 0.999
+    learning_rate: Annotated[float, Bounds(0, 1000)] = 1e-3
+    warmup_steps: CountOrNone = 200
+    ema_decay: Share = 0.999
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,11 +167,11 @@ class MonitorOptions:
         tensorboard: Also write TensorBoard logs (needs the extra `tensorboard`).
     """
 
-    log_every: int = 50
-    validate_every: int = 500
-    preview_every: int = 1000
-    checkpoint_every: int = 500
-    early_share: float = 0.125
+    log_every: Count = 50
+    validate_every: CountOrNone = 500
+    preview_every: CountOrNone = 1000
+    checkpoint_every: Count = 500
+    early_share: Share = 0.125
     tensorboard: bool = False
 
 
@@ -186,6 +188,6 @@ class AutoencoderOptions:
     """
 
     run: str = ""
-    channels: tuple[int, ...] = (32, 64, 64)
-    latent_channels: int = 4
-    kl_weight: float = 1e-6
+    channels: Annotated[tuple[int, ...], Bounds(1, 4096, items=8)] = (32, 64, 64)
+    latent_channels: Annotated[int, Bounds(1, 1024)] = 4
+    kl_weight: Annotated[float, Bounds(0, 1000)] = 1e-6

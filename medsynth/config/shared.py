@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
+from medsynth.config.bounds import Bounds, Processes, Written
 from medsynth.errors import ConfigError
 from medsynth.files import PathLike, user_folder
 
@@ -23,9 +24,9 @@ class Loading:
         progress: Show progress bars.
     """
 
-    max_mib: int = 512
+    max_mib: Annotated[int, Bounds(1, 1 << 20)] = 512
     nan: Literal["refuse", "zero"] = "refuse"
-    cache_dir: PathLike | None = None
+    cache_dir: Annotated[PathLike | None, Written()] = None
     progress: bool = True
 
     def cache_folder(self) -> Path:
@@ -52,7 +53,7 @@ class Devices:
         devices: Processes (GPUs) on each node; results do not depend on it, or only by rounding.
     """
 
-    devices: int = 1
+    devices: Processes = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +67,7 @@ class Compute(Devices):
     """
 
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
-    num_nodes: int = 1
+    num_nodes: Processes = 1
     precision: Literal["32-true", "bf16-mixed"] = "32-true"
 
 
@@ -83,7 +84,7 @@ class TrainingCompute(Compute):
         deterministic: Use deterministic algorithms only; slower on a GPU.
     """
 
-    accumulate_grad_batches: int = 1
+    accumulate_grad_batches: Annotated[int, Bounds(1, 1 << 16)] = 1
     activation_checkpointing: bool = False
-    num_workers: int = 0
+    num_workers: Annotated[int, Bounds(0, 1024)] = 0
     deterministic: bool = False

@@ -7,8 +7,9 @@ The class docstring is the manual of the verb: its first line the summary, the r
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
+from medsynth.config.bounds import Bounds, Count, Output, Seed, Share, Words, Written
 from medsynth.config.evaluation import DownstreamOptions, FeatureOptions
 from medsynth.config.generation import GuidanceOptions, InpaintOptions, ObservedOptions, SolverOptions
 from medsynth.config.model import (
@@ -28,6 +29,8 @@ from medsynth.files import PathLike
 Part = Literal["fidelity", "privacy", "downstream"]
 FileFormat = Literal["auto", "nifti", "dicom", "png", "npz"]
 Modality = Literal["auto", "CT", "MR", "CR", "OT"]
+BatchSize = Annotated[int, Bounds(1, 1 << 16)]
+SCANS = Bounds(1, 10_000_000)  # of one class in a set
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,13 +53,13 @@ class DemoOptions:
     basic: ClassVar = ("out", "scans", "size", "volumes", "contrasts", "rare_share", "seed")
     example: ClassVar = "medsynth demo --out phantom --scans 400"
 
-    out: PathLike
-    scans: int = 400
-    size: int | None = None
+    out: Output
+    scans: Annotated[int, Bounds(1, 1_000_000)] = 400
+    size: Annotated[int | None, Bounds(16, 1024)] = None
     volumes: bool = False
     contrasts: bool = False
-    rare_share: float = 0.05
-    seed: int = 0
+    rare_share: Annotated[float, Bounds(0, 0.5)] = 0.05
+    seed: Seed = 0
     progress: bool = True
 
 
@@ -114,16 +117,16 @@ class IndexOptions(Loading):
     example: ClassVar = "medsynth index --scans scans/ --labels labels.csv --columns.label finding --out cohort.csv"
 
     scans: PathLike
-    out: PathLike
+    out: Output
     labels: PathLike | None = None
     columns: ColumnOptions = ColumnOptions()
-    patient_pattern: str | None = None
-    split: tuple[float, float, float] = (0.7, 0.15, 0.15)
+    patient_pattern: Annotated[str | None, Words(500)] = None
+    split: Annotated[tuple[float, float, float], Bounds(0, 1)] = (0.7, 0.15, 0.15)
     keep: tuple[str, ...] = ()
     merge: tuple[str, ...] = ()
     allow_tiny: bool = False
     skip_bad: bool = False
-    seed: int = 0
+    seed: Seed = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,15 +171,15 @@ class TrainOptions(Loading, TrainingCompute):
     example: ClassVar = "medsynth train --config chest_xray_2d --cohort cohort.csv --out run --max_steps 20000"
 
     cohort: PathLike
-    out: PathLike
+    out: Output
     stage: Literal["diffusion", "autoencoder"] = "diffusion"
     start: PathLike | None = None
-    max_steps: int = 6000
-    batch_size: int = 32
-    balance: float = 0.5
-    label_dropout: float = 0.1
+    max_steps: Count = 6000
+    batch_size: BatchSize = 32
+    balance: Share = 0.5
+    label_dropout: Share = 0.1
     leave_out: tuple[str, ...] = ()
-    seed: int = 0
+    seed: Seed = 0
     preflight: Literal["check", "only", "off"] = "check"
     grid: GridOptions = GridOptions()
     intensity: IntensityOptions = IntensityOptions()
@@ -222,14 +225,14 @@ class DistillOptions(Loading, TrainingCompute):
 
     run: PathLike
     cohort: PathLike
-    out: PathLike
-    evaluations: int = 2
-    teacher_steps: int = 12
-    teacher_guidance: float = 1.0
-    trajectories: int = 20000
-    max_steps: int = 4000
-    batch_size: int = 32
-    seed: int = 0
+    out: Output
+    evaluations: Annotated[int, Bounds(1, 4)] = 2
+    teacher_steps: Annotated[int, Bounds(2, 10_000)] = 12
+    teacher_guidance: Annotated[float, Bounds(0, 100)] = 1.0
+    trajectories: Count = 20000
+    max_steps: Count = 4000
+    batch_size: BatchSize = 32
+    seed: Seed = 0
     optimiser: OptimiserOptions = OptimiserOptions(learning_rate=2e-3, ema_decay=0.998)
     monitor: MonitorOptions = MonitorOptions()
 
@@ -256,13 +259,13 @@ class GenerationOptions(Loading, Compute):
     """
 
     run: PathLike
-    out: PathLike
+    out: Output
     where: str = ""
     where_from: Literal["scans", "ranges"] = "scans"
-    seed: int = 0
+    seed: Seed = 0
     format: FileFormat = "auto"
     modality: Modality = "auto"
-    batch_size: int = 16
+    batch_size: BatchSize = 16
     solver: SolverOptions = SolverOptions()
     guidance: GuidanceOptions = GuidanceOptions()
 
@@ -289,7 +292,7 @@ class SampleOptions(GenerationOptions):
         "medsynth sample --run run --count viral_pneumonia=400,normal=100 --out synthetic --format nifti"
     )
 
-    count: str | int | dict[str, int]
+    count: Annotated[str | int | dict[str, int], SCANS]
     text: str = ""
     observed: ObservedOptions = ObservedOptions()
 
@@ -326,9 +329,9 @@ class EditOptions(GenerationOptions):
     cohort: PathLike
     donor_class: str
     target_class: str
-    count: int
+    count: Annotated[int, SCANS]
     method: Literal["counterfactual", "inpaint"] = "counterfactual"
-    strength: float = 1.0
+    strength: Annotated[float, Bounds(1e-6, 1e6)] = 1.0
     inpaint: InpaintOptions = InpaintOptions()
 
 
@@ -371,16 +374,16 @@ class EvaluateOptions(Loading, Devices):
 
     real: PathLike
     synthetic: PathLike
-    out: PathLike
+    out: Output
     parts: tuple[Part, ...] = ("fidelity", "privacy", "downstream")
     run: PathLike | None = None
     drop_copies: bool = False
     ceiling: PathLike | None = None
     real_pictures: bool = True
-    reader_study: int = 0
+    reader_study: Annotated[int, Bounds(0, 10_000)] = 0
     reader_answers: tuple[PathLike, ...] = ()
-    fidelity_scans: int = 2000
-    seed: int = 0
+    fidelity_scans: Annotated[int, Bounds(20, 1_000_000)] = 2000
+    seed: Seed = 0
     grid: GridOptions | None = None
     intensity: IntensityOptions | None = None
     features: FeatureOptions = FeatureOptions()
@@ -411,7 +414,7 @@ class AugmentOptions(Loading):
     real: PathLike
     synthetic: PathLike
     report: PathLike
-    out: PathLike
+    out: Output
     run: PathLike | None = None
     splits: tuple[Literal["train", "val", "test"], ...] = ("train",)
 
@@ -441,7 +444,7 @@ class CardOptions(Loading):
     report: PathLike | None = None
     source: PathLike | None = None
     real: PathLike | None = None
-    out: PathLike | None = None
+    out: Annotated[PathLike | None, Written()] = None
     check: PathLike | None = None
 
 

@@ -17,7 +17,7 @@ from medsynth.cohorts import hash_scans
 from medsynth.config import EvaluateOptions
 from medsynth.errors import ConfigError, DataError
 from medsynth.evaluation.downstream import DownstreamResult, check_downstream, make_task, score_downstream
-from medsynth.evaluation.fidelity import TOO_FEW, FidelityResult, FidelitySettings, Sheet, score_fidelity
+from medsynth.evaluation.fidelity import FidelityResult, FidelitySettings, Sheet, score_fidelity
 from medsynth.evaluation.inputs import Inputs, clipping_notes, open_inputs
 from medsynth.evaluation.privacy import Copy, MembershipResult, PrivacyResult, score_membership, score_privacy
 from medsynth.evaluation.privacy.nearness import equal_rows
@@ -123,8 +123,6 @@ def _check(options: EvaluateOptions) -> None:
         raise ConfigError("parts: need at least one of fidelity, privacy and downstream, got none; try leaving it out")
     if options.drop_copies and "privacy" not in options.parts:
         raise ConfigError("drop_copies: need the part privacy, which finds copies; try --parts privacy,...")
-    if options.fidelity_scans < 2 * TOO_FEW:
-        raise ConfigError(f"fidelity_scans: need {2 * TOO_FEW} or more, got {options.fidelity_scans}; try the default")
     check_downstream(options.downstream)
     check_reader_study(options.reader_study)
 

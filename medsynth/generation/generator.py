@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from medsynth.cohorts.manifest import PATH
-from medsynth.config import GenerationOptions
+from medsynth.config import SCANS, GenerationOptions
 from medsynth.diffusion import Solver, resolve_solver
 from medsynth.errors import ConfigError
 from medsynth.generation.guidance import Weak, check_guidance_of, rival_labels
@@ -21,8 +21,6 @@ from medsynth.processes import is_first_process
 from medsynth.runs import Run
 from medsynth.scans import Scan
 from medsynth.versions import installed_versions
-
-_MOST_SCANS = 10_000_000  # of a class
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,7 +132,6 @@ class Generator(Protocol):
 
 def plan_job(run: Run, options: GenerationOptions, counts: Mapping[str, int]) -> Job:
     """Return the job of a run; raises `ConfigError` for options that do not fit it or this machine."""
-    plan_chunks({}, options.batch_size)
     solver = resolve_solver(options.solver, own=run.solver, voxels=run.spec.voxels, precision=options.precision)
     weak, device = check_guidance_of(run, options.guidance), choose_device(options.accelerator)
     return Job(run=run, options=options, counts=dict(counts), solver=solver, weak=weak, device=device)
@@ -142,8 +139,6 @@ def plan_job(run: Run, options: GenerationOptions, counts: Mapping[str, int]) ->
 
 def plan_chunks(counts: Mapping[str, int], size: int) -> list[Chunk]:
     """Return the chunks of all classes; they depend on the counts and the size only, never on processes."""
-    if size < 1:
-        raise ConfigError(f"batch_size: need at least 1, got {size}")
     return [
         Chunk(label=label, start=start, stop=min(start + size, count))
         for label, count in counts.items()
@@ -178,10 +173,8 @@ def check_count(text: str | int, part: str | int) -> int:
     text, shown = str(text).strip(), part if isinstance(part, int) else part.strip()[:100]
     # Python refuses to read numbers of thousands of digits.
     number = int(text[:20]) if text.isdecimal() else 0
-    if number < 1:
-        raise ConfigError(f"count: need a whole number from 1, got {shown!r}; try 100")
-    if number > _MOST_SCANS:
-        raise ConfigError(f"count: need at most {_MOST_SCANS} scans of a class, got {shown!r}; try several sets")
+    if not SCANS.low <= number <= SCANS.high:
+        raise ConfigError(f"count: need a whole number {SCANS} of each class, got {shown!r}; try 100")
     return number
 
 

@@ -49,10 +49,6 @@ class Painting(Edit):
     def __init__(self, run: Run, cohort: Cohort, options: EditOptions) -> None:
         """Check the options; also `ConfigError` for a latent run."""
         inpaint = options.inpaint
-        if not 0 <= inpaint.margin_mm < math.inf:
-            raise ConfigError(f"inpaint.margin_mm: need a length from 0 mm, got {inpaint.margin_mm}; try 5")
-        if inpaint.repeats < 1:
-            raise ConfigError(f"inpaint.repeats: need a number from 1, got {inpaint.repeats}; try 4")
         if not inpaint.region:
             raise ConfigError("inpaint.region: need class, donor or the path of a mask, got nothing; try class")
         if run.spec.autoencoder is not None:

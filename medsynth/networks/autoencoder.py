@@ -45,10 +45,6 @@ def check_autoencoder(options: AutoencoderOptions, size: Sequence[int]) -> None:
         raise ConfigError(
             f"autoencoder.channels: need multiples of {_NORM_GROUPS}, got {list(options.channels)}; try 32,64,64"
         )
-    if options.latent_channels < 1:
-        raise ConfigError(f"autoencoder.latent_channels: need at least 1, got {options.latent_channels}; try 4")
-    if options.kl_weight < 0:
-        raise ConfigError(f"autoencoder.kl_weight: need 0 or more, got {options.kl_weight}")
     factor = latent_factor(options)
     if any(length % factor for length in size):
         better = [max(factor, round(length / factor) * factor) for length in size]

@@ -41,7 +41,7 @@ from medsynth.diffusion import Solver
 from medsynth.errors import ConfigError, DataError
 from medsynth.files import atomic_path, hash_file, write_json
 from medsynth.networks import Denoiser
-from medsynth.runs.patients import PATIENTS_FILE, Patients, read_patients
+from medsynth.runs.patients import KEY_VARIABLE, PATIENTS_FILE, Patients, own_key, read_patients
 from medsynth.runs.spec import RunSpec, read_grid, read_values
 from medsynth.versions import installed_versions
 
@@ -200,22 +200,29 @@ class Run:
                 f"{path}: need the attributes of the run's training scans, got {error}; try training again"
             ) from error
 
-    def text_encoding(self) -> TextEncoding:
+    def text_encoding(self, named: str = "") -> TextEncoding:
         """Return how sentences become the numbers of its condition; `DataError` for a run without, or for a changed file.
 
-        Runs no code of the run folder, also where a user's function encodes the sentences.
+        A run folder brings no code and chooses none: where a function encodes the sentences, it is the one that this user has
+        `named`, or one that was named when the run was trained with this user's key. Else `DataError`.
         """
         path = self.folder / TEXT_FILE
         try:
             if not self.spec.text or hash_file(path) != self.checksums.get(TEXT_FILE):
                 raise ValueError("a changed file" if self.spec.text else "a run without condition.text")
-            encoding = TextEncoding.from_arrays(_read_arrays(path))
+            arrays = _read_arrays(path)
+            encoding = TextEncoding.from_arrays(arrays)
             if encoding.dimensions != self.spec.text:
                 raise ValueError(f"{encoding.dimensions} dimensions instead of {self.spec.text}")
         except (OSError, ValueError, KeyError, TypeError, MemoryError, zipfile.BadZipFile) as error:
             raise DataError(
                 f"{path}: need the text encoding of this run, got {error}; try a run trained with --condition.text"
             ) from error
+        if encoding.encoder not in ("", named) and str(arrays.get("seal")) != _seal(encoding.encoder):
+            raise DataError(
+                f"{path}: need a run trained with the key in {own_key().path} to import the {encoding.encoder[:100]!r} that it "
+                f"names, got another; try training it here, or {KEY_VARIABLE}=FILE"
+            )
         return encoding
 
     def summary(self) -> str:
@@ -290,8 +297,13 @@ def write_attributes(folder: Path, table: AttributeTable) -> None:
 
 
 def write_text_encoding(folder: Path, encoding: TextEncoding) -> None:
-    """Write `text.npz`, atomically; equal encodings give equal bytes."""
+    """Write `text.npz`, atomically; equal encodings give equal bytes.
+
+    The name of a user's function comes with a seal: with this user's key, it may be imported again.
+    """
     arrays: dict[str, Any] = encoding.as_arrays()
+    if encoding.encoder:
+        arrays["seal"] = np.array(_seal(encoding.encoder))
     with atomic_path(folder / TEXT_FILE) as temporary, temporary.open("wb") as stream:
         np.savez(stream, **arrays)
 
@@ -353,6 +365,10 @@ def _weights_there(folder: Path, content: Mapping[str, Any]) -> tuple[str, int]:
         ((each["fingerprint"], each["steps"]) for each in named if each["fingerprint"] == found),
         (content["fingerprint"], content["steps"]),
     )
+
+
+def _seal(encoder: str) -> str:
+    return own_key().derive(f"encoder {encoder}").hex()
 
 
 def _read_arrays(path: Path) -> dict[str, np.ndarray]:

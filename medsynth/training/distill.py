@@ -140,7 +140,7 @@ def _read_cohort(teacher: Run, cohort: Cohort, options: DistillOptions) -> tuple
     cohort = replace(cohort, rows=tuple(row for row in cohort.rows if row.label in teacher.classes))
     try:
         condition = build_options(ConditionOptions, teacher.options["condition"])
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, ConfigError) as error:
         raise DataError(
             f"{teacher.folder / RUN_FILE}: need the options of its training, got damaged content ({error}); try training again"
         ) from error
@@ -348,7 +348,7 @@ class TrajectoryModule(TrainingModule[Denoiser]):
         """Add the averaged student's differences from held-out trajectories for each class and noise level."""
         losses = self._follow(self.averaged, batch, slice(None))
         for column in range(len(self._levels) - 1):
-            self.count_losses(batch["label"], column, losses[:, column])
+            self.count_losses(batch, column, losses[:, column])
 
     def _follow(self, student: Denoiser, batch: Mapping[str, Any], part: slice) -> Tensor:
         """Return the differences of some rows of a batch after each of the student's steps, `(N, steps)`."""

@@ -42,7 +42,7 @@ def train_run(cohort: Cohort, options: TrainOptions) -> Run:
     before = start or autoencoder
     # Weights and text encoding belong together; fitted again on another machine, it might differ.
     known = [run for run in (start, open_previous(options)) if run is not None and run.spec.text]
-    encoding = known[0].text_encoding() if known else None
+    encoding = known[0].text_encoding(options.condition.text_encoder) if known else None
     conditions = read_conditions(cohort, options.condition, loading=options, encoding=encoding)
     shape = scan_shape(cohort, options.grid, mask=options.condition.mask, loading=options)
     denoiser = build_untrained(options, shape, classes, conditions)

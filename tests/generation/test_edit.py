@@ -207,15 +207,15 @@ def test_other_donors_are_no_continuation(edit, tiny_cohort, tmp_path):
     [
         ({"donor_class": "brigth"}, "donor_class: need one of the run's classes bright, dark; got 'brigth'"),
         ({"target_class": "drak"}, "target_class: need one of the run's classes bright, dark; got 'drak'"),
-        ({"strength": 0.0}, r"strength: need a noise level above 0 and below solver\.sigma_max=80, got 0"),
+        ({"strength": 0.0}, r"strength: need a number from 1e-06 to 1e\+06, got 0"),
         ({"strength": -1.0}, "strength: need"),
         ({"strength": 80.0}, "strength: need"),
         ({"strength": float("nan")}, "strength: need"),
         ({"strength": 3.0, "solver": SolverOptions(sigma_max=2.0)}, r"sigma_max=2, got 3"),
-        ({"count": 0}, "count: need a whole number from 1, got 0"),
-        ({"batch_size": 0}, "batch_size: need at least 1"),
-        ({"solver": SolverOptions(steps=0)}, "solver: need steps >= 1"),
-        ({"guidance": GuidanceOptions(scale=-1)}, "guidance: need scale >= 0"),
+        ({"count": 0}, "count: need a whole number from 1 to 10,000,000, got 0"),
+        ({"batch_size": 0}, "batch_size: need a whole number from 1 to 65,536"),
+        ({"solver": SolverOptions(steps=0)}, "solver.steps: need a whole number from 1"),
+        ({"guidance": GuidanceOptions(scale=-1)}, "guidance.scale: need a number from 0"),
     ],
 )
 def test_a_wrong_option_is_named_and_leaves_no_folder_behind(edit, tmp_path, wrong, message):

@@ -286,7 +286,7 @@ def test_faults_are_named_and_leave_no_folder_behind(paint, ct_slices, tmp_path)
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"inpaint": InpaintOptions(margin_mm=-1.0)}, r"inpaint\.margin_mm: need a length from 0 mm"),
+        ({"inpaint": InpaintOptions(margin_mm=-1.0)}, r"inpaint\.margin_mm: need a number from 0 to 1,000"),
         ({"inpaint": InpaintOptions(repeats=0)}, r"inpaint\.repeats: need"),
         ({"inpaint": InpaintOptions(region="")}, r"inpaint\.region: need class, donor or the path"),
         ({"strength": 2.0}, r"strength: only counterfactuals have a strength"),

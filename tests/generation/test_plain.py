@@ -87,7 +87,7 @@ def test_one_class_is_the_default_and_the_scans_become_a_set(tmp_path):
         ({"text": "nodule"}, "need a run of medsynth train"),
         ({"count": "other=1"}, "count: need one of .* classes low, high; got 'other'"),
         ({"accelerator": "abacus"}, "accelerator: need auto, cpu or gpu"),
-        ({"batch_size": 0}, "batch_size: need at least 1"),
+        ({"batch_size": 0}, "batch_size: need a whole number from 1 to 65,536"),
     ],
 )
 def test_options_that_do_not_fit_are_named(options, message):

@@ -1,5 +1,6 @@
 """Run folders without a training: what they say of themselves comes back, and is checked before it is used."""
 
+import dataclasses
 import io
 import json
 import zipfile
@@ -111,6 +112,31 @@ def test_a_text_encoding_that_is_not_the_runs_is_refused(tmp_path, kind):
         write_text_encoding(folder, TextEncoding.from_arrays(arrays))
     with pytest.raises(DataError, match=r"text\.npz: need the text encoding of this run"):
         load_run(run.folder).text_encoding()
+
+
+def test_a_run_folder_chooses_no_code(tmp_path, monkeypatch):
+    """A user's function is imported again for a run trained with this user's key, or when the user names it."""
+    (tmp_path / "mine.py").write_text(
+        "import numpy as np\ndef encode(texts): return np.array([[len(t), 1] for t in texts])\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    encoding = fit_text(TEXTS, [str(number) for number in range(12)], encoder="mine:encode")
+    run = save(tmp_path / "run", encoding=encoding, text=2)
+    assert load_run(run.folder).text_encoding().encode(TEXTS[:2]).shape == (2, 2)
+    monkeypatch.setenv("MEDSYNTH_PATIENTS_KEY", str(tmp_path / "other.key"))
+    with pytest.raises(
+        DataError, match=r"text\.npz: need a run trained with the key in .*other\.key to import the 'mine:encode'"
+    ):
+        load_run(run.folder).text_encoding()
+    assert load_run(run.folder).text_encoding("mine:encode").encoder == "mine:encode"
+    with pytest.raises(DataError, match="need a run trained with the key"):
+        load_run(run.folder).text_encoding("mine:another")
+    monkeypatch.delenv("MEDSYNTH_PATIENTS_KEY")
+    forged = dataclasses.replace(encoding, encoder="os:system")
+    np.savez(run.folder / TEXT_FILE, **forged.as_arrays(), seal=np.load(run.folder / TEXT_FILE)["seal"])
+    again = save(run.folder, text=2)
+    with pytest.raises(DataError, match="to import the 'os:system'"):
+        again.text_encoding()
 
 
 def test_a_text_encoding_with_a_huge_header_takes_no_memory(tmp_path):

@@ -133,7 +133,7 @@ def test_checkpointing_changes_no_weight(tiny_config, tiny_cohort, tiny_run, tmp
     ("options", "message"),
     [
         ({"accumulate_grad_batches": 3}, r"batches: need a divisor of the 8 scans per step and process, got 3; try 2"),
-        ({"accumulate_grad_batches": 0}, r"accumulate_grad_batches: need a number above 0, got 0"),
+        ({"accumulate_grad_batches": 0}, r"accumulate_grad_batches: need a whole number from 1 to 65,536, got 0"),
         (
             {"accumulate_grad_batches": 8, "devices": 2},
             r"need a divisor of the 4 scans per step and process, got 8; try 4",

@@ -259,8 +259,8 @@ def test_attributes_of_the_teacher_are_those_of_the_student(tiny_cohort, tiny_co
 @pytest.mark.parametrize(
     ("changed", "code", "named"),
     [
-        (["--evaluations", "0"], 2, "evaluations: need 1 to 4"),
-        (["--max_steps", "0"], 2, "max_steps: need a number above 0"),
+        (["--evaluations", "0"], 2, "evaluations: need a whole number from 1 to 4"),
+        (["--max_steps", "0"], 2, "max_steps: need a whole number from 1"),
         (["--run", "{student}"], 2, "need a diffusion run of medsynth train to distill"),
         (["--run", "nowhere"], 3, "nowhere: need a run folder"),
         (["--out", "{run}"], 2, "holds a run with other options or data"),
