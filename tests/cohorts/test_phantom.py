@@ -279,7 +279,7 @@ def test_a_folder_of_other_things_is_refused(tmp_path: Path) -> None:
     ("options", "key"), [({"scans": 0}, "scans"), ({"size": 8}, "size"), ({"rare_share": 0.9}, "rare_share")]
 )
 def test_wrong_options_are_named_and_nothing_is_written(tmp_path: Path, options: dict, key: str) -> None:
-    with pytest.raises(ConfigError, match=f"^{key}: need .* from ):
+    with pytest.raises(ConfigError, match=f"^{key}: need .* from "):
         medsynth.demo(out=tmp_path / "out", progress=False, **options)
     assert not (tmp_path / "out").exists()
 
