@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import os
 import re
+import signal
+import threading
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import FrameType
 
 from tqdm.auto import tqdm
 
@@ -18,6 +22,8 @@ from medsynth.scans import SUFFIXES, DicomScan, is_dicom, list_dicom, list_items
 
 # What may lie beside scans without a note.
 _COMPANIONS = {".csv", ".tsv", ".xlsx", ".json", ".yaml", ".yml", ".txt", ".md", ".pdf", ".html", ".log"}
+
+_SECONDS = 2.0  # for one search of the patient in a scan's path
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,9 +162,35 @@ def compile_pattern(pattern: str | None) -> re.Pattern[str] | None:
     try:
         if (compiled := re.compile(pattern)).groups == 1:
             return compiled
-    except re.error:
+    except (re.error, RecursionError, OverflowError):
         pass
     raise ConfigError(f"patient_pattern: need a regular expression with one group, got {pattern!r}; try '(IM-\\d+)'")
+
+
+@contextmanager
+def _time_limit(pattern: re.Pattern[str]) -> Iterator[None]:
+    """Raise `ConfigError` if a search takes too long, as patterns such as `(a+)+b` can: they try out every way to divide a name.
+
+    Only where signals can end it: in the main thread of a process under Linux or macOS.
+    """
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise ConfigError(
+            f"patient_pattern: need one that finds a patient within {_SECONDS:g} s, got {pattern.pattern[:100]!r}; try one "
+            "without a repetition within a repetition, such as '(IM-\\d+)'"
+        )
+
+    if not hasattr(signal, "setitimer") or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    handler = signal.signal(signal.SIGALRM, stop)
+    timer = signal.setitimer(signal.ITIMER_REAL, _SECONDS)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, handler)
+        signal.setitimer(signal.ITIMER_REAL, *timer)  # the caller may have a limit, too
 
 
 def find_patients(
@@ -173,7 +205,8 @@ def find_patients(
     for one in found:
         patient = one.patient
         if patient is None and pattern is not None:
-            match = pattern.search(one.name)
+            with _time_limit(pattern):
+                match = pattern.search(one.name)
             patient = match[1] if match else None
             if not patient:
                 need = f"a patient that {pattern.pattern!r} finds"

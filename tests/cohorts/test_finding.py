@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections import Counter
 from pathlib import Path
 
@@ -9,8 +10,9 @@ import numpy as np
 import pytest
 
 from medsynth.cohorts import index, index_scans
+from medsynth.cohorts.finding import FoundScan, compile_pattern, find_patients
 from medsynth.config import IndexOptions
-from medsynth.errors import DataError
+from medsynth.errors import ConfigError, DataError
 from tests.cohorts.conftest import noise_image, write_png
 
 
@@ -160,3 +162,16 @@ def test_collections_in_colour_are_not_supported(tmp_path):
     with pytest.raises(DataError, match="colour") as caught:
         run(tmp_path / "scans")
     assert "#train/0" not in str(caught.value)
+
+
+def test_a_pattern_that_would_search_for_ages_is_refused():
+    """It tries out the 2 ** 60 ways to divide the name; whoever started a timer of their own keeps it."""
+    scan = FoundScan(file=Path("x"), name="a" * 60)
+    before = signal.setitimer(signal.ITIMER_REAL, 500)
+    try:
+        with pytest.raises(ConfigError, match="patient_pattern: need one that finds a patient within 2 s, got "):
+            find_patients([scan], compile_pattern("((?:a+)+)!"), [])
+        assert signal.getitimer(signal.ITIMER_REAL)[0] > 400
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, *before)
+    assert find_patients([scan], compile_pattern("(a+)"), [])[0].patient == "a" * 60
