@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -28,14 +29,15 @@ from medsynth.seeds import numpy_generator
 
 
 def offer(cohort: Cohort, rows: Sequence[Row], labels: Sequence[str], folder: Path) -> Path:
-    """Write rows of a cohort as a set to be judged, each with its root, and return the CSV."""
-    roots = {row.root or "scans": cohort.base_of(row) for row in rows}
-    offered = [
-        Row(path=row.path, label=label, patient_id=f"SET-{number}", split="train", root=row.root or "scans")
-        for number, (row, label) in enumerate(zip(rows, labels, strict=True))
-    ]
+    """Write copies of the files of a cohort's rows as a set to be judged, and return its CSV."""
     folder.mkdir(parents=True, exist_ok=True)
-    write_cohort(Cohort(folder=folder, rows=tuple(offered), roots=roots), folder / "cohort.csv")
+    offered = []
+    for number, (row, label) in enumerate(zip(rows, labels, strict=True)):
+        file = cohort.file_of(row)
+        name = f"{number:05d}{''.join(file.suffixes)}"
+        shutil.copyfile(file, folder / name)
+        offered.append(Row(path=name, label=label, patient_id=f"SET-{number}", split="train"))
+    write_cohort(Cohort(folder=folder, rows=tuple(offered)), folder / "cohort.csv")
     return folder / "cohort.csv"
 
 

@@ -8,11 +8,10 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "medsynth"
 FLOORS = [
     {"errors", "seeds", "config", "files", "versions", "processes"},
-    {"scans"},
+    {"scans", "measures"},
     {"cohorts"},
     {"diffusion"},
     {"networks"},
-    {"measures"},
     {"runs", "sets"},
     {"training", "generation", "evaluation"},
     {"reporting"},

@@ -28,6 +28,7 @@ from medsynth.cohorts.manifest import (
     write_cohort,
     write_table,
 )
+from medsynth.cohorts.near import MOST_SCANS, NearPair, find_near_duplicates, link_patients, shrink_scan
 from medsynth.cohorts.splitting import (
     SUBLABEL,
     check_fractions,
@@ -42,12 +43,15 @@ from medsynth.errors import ConfigError, DataError
 from medsynth.files import PathLike
 from medsynth.scans import Scan, read_header, read_scan, scan_suffix, split_item
 
+_SHOWN = 3  # pairs of near-duplicates named in notes
 _FLAG_MEANINGS = {
     "constant": "are constant",
     "near_empty": "are nearly empty",
     "burned_in": "say that text is burned into their pixels: look at them, it may name the patient",
     "duplicate": "repeat another scan of the same patient",
     "duplicate_patients": "have the pixels of another patient of the same split (one person under two IDs?)",
+    "near_duplicate": "nearly repeat another scan of the same patient",
+    "near_duplicate_patients": "nearly repeat a scan of another patient (one person under two IDs?)",
 }
 
 
@@ -59,8 +63,9 @@ class ScanQuality:
     `dtype` that of the file, the four statistics are in physical units. `sha256` is that of shape and pixels; `reason`
     says why a scan was left out. `flags` are `constant`; `near_empty` (99 % of the pixels lie within 1 % of the scan's own
     range around its median); `nan_zeroed`; `burned_in` (BurnedInAnnotation); `duplicate` (pixels equal to
-    an earlier scan of the same patient, `duplicate_of`) and `duplicate_patients` (of another patient); `dropped`,
-    `unreadable` and `aside` (not a scan to learn from, such as a localizer): left out of the cohort.
+    an earlier scan of the same patient, `duplicate_of`) and `duplicate_patients` (of another patient); `near_duplicate`,
+    `near_duplicate_patients` and `near_duplicate_splits` (alike at the `distance` of `measures.alignment`, see `cohorts.near`);
+    `dropped`, `unreadable` and `aside` (not a scan to learn from, such as a localizer): left out of the cohort.
     """
 
     path: str
@@ -75,6 +80,7 @@ class ScanQuality:
     std: float | None = None
     flags: tuple[str, ...] = ()
     duplicate_of: str = ""
+    distance: float | None = None
     sha256: str = ""
     reason: str = ""
 
@@ -130,15 +136,19 @@ def index_scans(options: IndexOptions) -> IndexResult:
     out = Path(options.out).absolute()
     _check_out(out, options)
     notes: list[str] = []
-    readable, left_out = _read_scans(options, keeps, merges, notes)
-    cohort = _as_cohort([one for one, _ in readable], options, merges, notes)
+    small: dict[str, np.ndarray] = {}
+    readable, left_out = _read_scans(options, keeps, merges, notes, small)
+    near = _find_near(readable, small, options, notes)
+    cohort = _as_cohort([one for one, _ in readable], options, merges, notes, near)
     check_cohort(cohort, source=options.labels or options.scans)
     pairs = [(row, replace(facts, path=row.path)) for row, (_, facts) in zip(cohort.rows, readable, strict=True)]
+    paths = [(cohort.rows[pair.first].path, cohort.rows[pair.second].path, pair.distance) for pair in near]
     if keeps:
         stays = kept_scans(cohort.rows, keeps, seed=options.seed)
         pairs = [pair for pair, stay in zip(pairs, stays, strict=True) if stay]
         notes.append(f"--keep {' '.join(options.keep)} left out {stays.count(False)} training and validation scans")
     pairs, dropped = _drop_duplicates(pairs, skip_bad=options.skip_bad, notes=notes)
+    pairs = _flag_near(pairs, paths, notes)
     cohort = replace(cohort, rows=tuple(row for row, _ in pairs))
     _check_classes(cohort, notes, allow_tiny=options.allow_tiny)
     quality = [facts for _, facts in pairs]
@@ -174,9 +184,16 @@ def index_folder(folder: PathLike, *, loading: Loading = Loading(), seed: int = 
 
 
 def _read_scans(
-    options: IndexOptions, keeps: Mapping[str, object], merges: Mapping[str, str], notes: list[str]
+    options: IndexOptions,
+    keeps: Mapping[str, object],
+    merges: Mapping[str, str],
+    notes: list[str],
+    small: dict[str, np.ndarray] | None = None,
 ) -> tuple[list[tuple[FoundScan, ScanQuality]], list[ScanQuality]]:
-    """Return the scans of a folder that can be read, with class, patient and facts, and the facts of all others."""
+    """Return the scans of a folder that can be read, with class, patient and facts, and the facts of all others.
+
+    `small` receives what `shrink_scan` leaves of each.
+    """
     pattern = compile_pattern(options.patient_pattern)
     scans, out = Path(options.scans).absolute(), Path(options.out).absolute()
     listed = list_scans(scans, notes, loading=options)
@@ -196,7 +213,7 @@ def _read_scans(
     if aside:
         reasons = list_counts(Counter(facts.reason for facts in aside))
         notes.append(f"{len(aside)} scans are set aside: {reasons}; a labels CSV can include them")
-    examined = examine_scans(found, options)
+    examined = examine_scans(found, options, small)
     bad = [facts for _, facts in examined if "unreadable" in facts.flags]
     if bad and not options.skip_bad:
         advice = "; `medsynth index --skip_bad true` leaves them out" if len(bad) < len(found) else ""
@@ -233,10 +250,13 @@ def _check_out(out: Path, options: IndexOptions) -> None:
 # Pixels ----------------------------------------------------------------------------------------------------------------
 
 
-def examine_scans(found: Sequence[FoundScan], options: IndexOptions) -> list[tuple[FoundScan, ScanQuality]]:
+def examine_scans(
+    found: Sequence[FoundScan], options: IndexOptions, small: dict[str, np.ndarray] | None = None
+) -> list[tuple[FoundScan, ScanQuality]]:
     """Read every scan once and return it with its facts, in order; one that cannot be read has the flag `unreadable`.
 
-    Without a labels CSV, a label in the file itself (MedMNIST) wins over the name of its folder.
+    Without a labels CSV, a label in the file itself (MedMNIST) wins over the name of its folder. `small` receives, by name, what
+    near-duplicates are looked for in.
     """
 
     def examine(one: FoundScan) -> tuple[FoundScan, ScanQuality]:
@@ -246,6 +266,8 @@ def examine_scans(found: Sequence[FoundScan], options: IndexOptions) -> list[tup
             header, scan = read_header(one.file, loading=options), read_scan(one.file, loading=options)
         except DataError as error:
             return one, _facts(one, "unreadable", str(error))
+        if small is not None and len(found) <= MOST_SCANS[scan.array.ndim - 1]:
+            small[one.name] = shrink_scan(scan.array)
         label = scan.label if options.labels is None and scan.label else one.label
         return replace(one, label=label), _with_header(measure_quality(scan, name=one.name, dtype=header.dtype), one)
 
@@ -357,13 +379,70 @@ def _drop_duplicates(
     return kept, dropped
 
 
+def _find_near(
+    readable: Sequence[tuple[FoundScan, ScanQuality]],
+    small: dict[str, np.ndarray],
+    options: IndexOptions,
+    notes: list[str],
+) -> list[NearPair]:
+    """Return the near-duplicates among scans with content, by their places; what is left of the scans is given back."""
+    places = [place for place, (_, facts) in enumerate(readable) if not {"constant", "near_empty"} & set(facts.flags)]
+    if places and not small:
+        notes.append(f"near-duplicates were not looked for: {len(readable)} scans would take too long")
+    if len(places) < 2 or not small:
+        return []
+    scans = np.stack([small.pop(readable[place][0].name) for place in places])
+    patients = [readable[place][0].patient or readable[place][0].name for place in places]
+    found = find_near_duplicates(scans, patients, progress=options.progress)
+    return [NearPair(places[pair.first], places[pair.second], pair.distance) for pair in found]
+
+
+def _flag_near(
+    pairs: list[tuple[Row, ScanQuality]], near: Sequence[tuple[str, str, float]], notes: list[str]
+) -> list[tuple[Row, ScanQuality]]:
+    """Flag the later scan of each pair of near-duplicates (paths, distance; the nearest first), and note pairs in two splits."""
+    place_of = {row.path: place for place, (row, _) in enumerate(pairs)}
+    pairs, apart, listed = list(pairs), [], []
+    for first, second, distance in near:
+        if not {first, second} <= place_of.keys():
+            continue
+        (earlier, _), (row, facts) = pairs[place_of[first]], pairs[place_of[second]]
+        if facts.duplicate_of == first:
+            continue  # identical, which is flagged
+        flag = "near_duplicate" if earlier.patient_id == row.patient_id else "near_duplicate_patients"
+        flags = [flag] if earlier.split == row.split else [flag, "near_duplicate_splits"]
+        pair = f"{first} and {second} ({distance:.3f})"
+        listed.append(pair)
+        if earlier.split != row.split:
+            apart.append(f"{pair}: {earlier.split} and {row.split}")
+        facts = replace(facts, flags=(*facts.flags, *(each for each in flags if each not in facts.flags)))
+        if not facts.duplicate_of:
+            facts = replace(facts, duplicate_of=first, distance=distance)
+        pairs[place_of[second]] = row, facts
+    if listed:
+        notes.append(f"{len(listed)} pairs of near-duplicates, such as {'; '.join(listed[:_SHOWN])}")
+    if apart:
+        notes.append(
+            f"WARNING: {len(apart)} pairs of near-duplicates lie in two of the stated splits, so figures on test scans will look "
+            f"better than they are: {'; '.join(apart[:_SHOWN])}; give these patients one split"
+        )
+    return pairs
+
+
 # Rows ------------------------------------------------------------------------------------------------------------------
 
 
 def _as_cohort(
-    found: Sequence[FoundScan], options: IndexOptions, merges: Mapping[str, str], notes: list[str]
+    found: Sequence[FoundScan],
+    options: IndexOptions,
+    merges: Mapping[str, str],
+    notes: list[str],
+    near: Sequence[NearPair] = (),
 ) -> Cohort:
-    """Return the scans as rows, with merged labels, splits (drawn unless stated), and a root."""
+    """Return the scans as rows, with merged labels, splits (drawn unless stated), and a root.
+
+    Splits that are drawn keep the patients together whom pairs of near-duplicates link.
+    """
     labels = [one.label or "" for one in found]
     if "" in labels:
         name = found[labels.index("")].name
@@ -373,9 +452,11 @@ def _as_cohort(
     patients = [one.patient or one.name for one in found]
     if any(one.split for one in found):
         splits = [one.split or "" for one in found]
-        notes.append("splits are taken from the folders" if options.labels is None else "splits are taken from the labels CSV")
+        notes.append(
+            "splits are taken from the folders" if options.labels is None else "splits are taken from the labels CSV"
+        )
     else:
-        splits = split_patients(classes, patients, options.split, seed=options.seed)
+        splits = split_patients(classes, link_patients(patients, near), options.split, seed=options.seed)
     folder, scans = Path(options.out).absolute().parent, Path(options.scans).absolute()
     files = [path for one in found for path in (one.file, one.mask, *one.sequences.values()) if path is not None]
     bases = [folder, scans, *([] if options.labels is None else [Path(options.labels).absolute().parent])]
