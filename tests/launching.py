@@ -80,8 +80,9 @@ def by_torchrun(words, *, nodes, devices):
 def by_slurm(words, *, nodes, devices):
     """The processes that `srun` would start, with the variables that it would give them."""
     job = {
-        "SLURM_JOB_ID": 1, "SLURM_JOB_NAME": "medsynth", "SLURM_NNODES": nodes, "SLURM_NTASKS": nodes * devices,
-        "SLURM_NTASKS_PER_NODE": devices, "SLURM_NODELIST": "localhost", "MASTER_PORT": free_port(),
+        "SLURM_JOB_ID": 1, "SLURM_STEP_ID": 0, "SLURM_JOB_NAME": "medsynth", "SLURM_NNODES": nodes,
+        "SLURM_NTASKS": nodes * devices, "SLURM_NTASKS_PER_NODE": devices, "SLURM_NODELIST": "localhost",
+        "MASTER_PORT": free_port(),
     }  # fmt: skip
     return finish(
         [

@@ -26,7 +26,7 @@ from medsynth.config import (
 from medsynth.config.declared import options_of
 from medsynth.errors import ConfigError
 from medsynth.files import one_writer
-from medsynth.processes import is_first_process
+from medsynth.processes import is_first_process, settle_environment
 
 if TYPE_CHECKING:
     from medsynth.api.notebook import NotebookRun
@@ -53,6 +53,7 @@ def _verb(body: Callable[..., Any]) -> Callable[..., Any]:
 
     @wraps(body)
     def alone(options: Any, **own: Any) -> Any:
+        settle_environment()
         out = getattr(options, "out", None)
         reads = name == "doctor" or getattr(options, "preflight", None) == "only"
         if out is None or reads or not is_first_process():

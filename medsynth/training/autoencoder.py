@@ -254,8 +254,8 @@ class AutoencoderModule(TrainingModule[LatentCodec]):
         """Add the errors of the averaged autoencoder for each class."""
         scans, codec = batch["scan"], self.averaged
         rebuilt = codec.decode(codec.encode(scans)).clamp(-1, 1)
-        self.count_losses(batch["label"], 0, (rebuilt - scans).abs().flatten(1).mean(1))
-        self.count_losses(batch["label"], 1, peak_ratio(scans, rebuilt))
+        self.count_losses(batch, 0, (rebuilt - scans).abs().flatten(1).mean(1))
+        self.count_losses(batch, 1, peak_ratio(scans, rebuilt))
 
     def log_validation(self, losses: Tensor, seen: Tensor) -> None:
         """Log the mean absolute error and the peak signal-to-noise ratio over classes, and the ratio of each class."""

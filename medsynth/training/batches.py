@@ -91,6 +91,24 @@ class DrawnScans(Dataset[dict[str, Any]]):
         return {**self._scans[draw.scan], "position": draw.position}
 
 
+class ValidationScans(Dataset[dict[str, Any]]):
+    """A rank's share of the scans `numbers`, as many for each: one without would miss the collective calls of validation.
+
+    Where they do not divide evenly, the last items repeat a scan, with `"counted"` 0 instead of 1.
+    """
+
+    def __init__(self, scans: Dataset[dict[str, Any]], numbers: np.ndarray, *, rank: int, world: int) -> None:
+        places = np.arange(rank, -(-len(numbers) // world) * world, world)
+        self._scans, self._numbers = scans, numbers[places % max(1, len(numbers))]
+        self._counted = places < len(numbers)
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    def __getitem__(self, place: int) -> dict[str, Any]:
+        return {**self._scans[int(self._numbers[place])], "counted": float(self._counted[place])}
+
+
 class ResumableLoader(DataLoader[dict[str, Any]]):
     """A loader whose sampler knows where to begin; the two methods show Lightning that it can resume within an epoch."""
 
@@ -136,9 +154,7 @@ class TrainingData:
             world=trainer.world_size,
         )
         loader = make_loader(Subset(self.scans, self.training.tolist()), sampler, num_workers=options.num_workers)
-        # The same number for every rank: one without scans would miss the collective calls of validation.
-        whole = len(self.validation) // trainer.world_size * trainer.world_size
-        own = Subset(self.scans, self.validation[:whole][trainer.global_rank :: trainer.world_size].tolist())
+        own = ValidationScans(self.scans, self.validation, rank=trainer.global_rank, world=trainer.world_size)
         return loader, DataLoader(own, batch_size=scans_at_a_time(options)) if len(own) else None
 
 

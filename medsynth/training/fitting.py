@@ -6,13 +6,11 @@ import ctypes
 import dataclasses
 import json
 import logging
-import math
 import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from operator import attrgetter
 from pathlib import Path
 from typing import Any, cast
 
@@ -34,6 +32,7 @@ from medsynth.processes import (
     is_loss,
     leave_group_at_exit,
     lost_process,
+    meeting,
 )
 from medsynth.runs import METRICS_FILE, RUN_FILE, DivergedError, Run, RunSpec, load_run, write_patients
 from medsynth.scans import Intensity
@@ -51,21 +50,6 @@ from medsynth.training.module import TrainingModule
 from medsynth.training.preflight import check_disk, check_memory, check_precision
 from medsynth.training.spec import Conditions
 
-_COUNTS = (
-    "max_steps", "batch_size", "accumulate_grad_batches", "monitor.log_every", "monitor.checkpoint_every",
-    "network.residual_blocks",
-)  # fmt: skip
-_NOT_NEGATIVE = ("num_workers", "monitor.validate_every", "monitor.preview_every", "optimiser.learning_rate")
-_SHARES = (
-    "optimiser.ema_decay", "monitor.early_share", "label_dropout", "condition.dropout", "condition.observed", "network.dropout",
-    "augment.probability",
-)  # fmt: skip
-_BOUNDS = (
-    (_COUNTS, "a number above 0", 1, math.inf),
-    (("noise.std",), "a number above 0", sys.float_info.min, math.inf),
-    (_NOT_NEGATIVE, "0 or more", 0, math.inf),
-    (_SHARES, "a number from 0 to 1", 0, 1),
-)
 # Files that a training killed before its first run.json may have left.
 _OWN = {
     "model.safetensors", "early.safetensors", "patients.json", "attributes.json", "text.npz", "metrics.csv", "config.yaml",
@@ -82,18 +66,20 @@ _FREE = (
 # Options that may also change while a training is not finished, since it may have diverged with them.
 _CURES = ("optimiser.learning_rate", "precision")
 # Warnings of Lightning without consequence here.
-_NOISE = (".*does not have many workers.*", ".*tensorboard.*", ".*Checkpoint directory.*", ".*LeafSpec.*")
+_NOISE = (
+    ".*sync_dist=True.*",
+    ".*does not have many workers.*",
+    ".*tensorboard.*",
+    ".*Checkpoint directory.*",
+    ".*LeafSpec.*",
+)
 # malloc.h of glibc, and the largest threshold that it accepts.
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _LARGEST_ON_HEAP = -1, -3, 32 << 20
 
 
 def check_options(options: Options) -> None:
-    """Raise `ConfigError` for a number with which no training works, or a launcher with another number of processes."""
+    """Raise `ConfigError` for batches that cannot be divided, or a launcher with another number of processes."""
     check_world(devices=options.devices, num_nodes=options.num_nodes)
-    for names, words, low, high in _BOUNDS:
-        for name in names:
-            if hasattr(options, name.split(".")[0]) and not low <= (value := attrgetter(name)(options)) <= high:
-                raise ConfigError(f"{name}: need {words}, got {value}")
     scans, rest = divmod(options.batch_size, options.devices * options.num_nodes)
     parts = options.accumulate_grad_batches
     if not rest and scans % parts:
@@ -221,20 +207,26 @@ class Training:
                 warnings.filterwarnings("ignore", text)
             try:
                 # A run's own checkpoint is plain tensors and numbers; nothing else is loaded.
-                trainer.fit(
-                    module,
-                    *data.loaders(trainer, options),
-                    ckpt_path=out / CHECKPOINT if self.resumed else None,
-                    weights_only=True,
-                )
+                with meeting(trainer.world_size):
+                    trainer.fit(
+                        module,
+                        *data.loaders(trainer, options),
+                        ckpt_path=out / CHECKPOINT if self.resumed else None,
+                        weights_only=True,
+                    )
             except SystemExit as error:  # Lightning's answer to a second Ctrl-C
                 raise KeyboardInterrupt("at once; the same command continues from the last checkpoint") from error
             except DivergedError as error:
                 raise ConfigError(f"{out}: {error}; {self._after_divergence(keeper.kept)}") from error
             except RuntimeError as error:
+                if str(error).startswith("DataLoader worker"):
+                    raise ConfigError(
+                        "num_workers: need processes that load scans until the end, but one ended, perhaps for lack of memory; "
+                        "try fewer --num_workers; the same command continues"
+                    ) from error
                 if trainer.world_size == 1 or not is_loss(error):
                     raise
-                raise lost_process(trainer.world_size) from error
+                raise lost_process(trainer.world_size, cause=error) from error
             finally:
                 stop.restore_signals()
         trainer.strategy.barrier()  # the first rank has written the run

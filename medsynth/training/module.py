@@ -213,16 +213,15 @@ class TrainingModule(pl.LightningModule, Generic[Network]):
             (loss / self.trainer.accumulate_grad_batches).backward()
         torch.clear_autocast_cache()  # it holds weights of a graph that is used up
 
-    def count_losses(self, labels: Tensor, column: int, losses: Tensor) -> None:
-        """Add losses `(N,)` of validation scans of the classes `labels` to one column of the validation losses."""
+    def count_losses(self, batch: Mapping[str, Any], column: int, losses: Tensor) -> None:
+        """Add losses `(N,)` of a batch of validation scans, those that count, to one column of the validation losses."""
         losses = losses.double()
-        self._totals[:, :, column].index_add_(1, labels, torch.stack([losses, torch.ones_like(losses)]))
+        counted = batch.get("counted", torch.ones_like(losses)).double()
+        self._totals[:, :, column].index_add_(1, batch["label"], torch.stack([losses * counted, counted]))
 
     def on_validation_epoch_end(self) -> None:
         """Log the validation losses of all ranks."""
-        gathered = self.all_gather(self._totals)  # a single process adds no axis
-        assert isinstance(gathered, Tensor)
-        sums, counts = gathered.reshape(-1, *self._totals.shape).sum(0)
+        sums, counts = cast(Tensor, self.trainer.strategy.reduce(self._totals.clone(), reduce_op="sum"))
         self._totals.zero_()
         self.log_validation(sums / counts.clamp(min=1), torch.nonzero(counts[:, 0] > 0).flatten())
 
@@ -333,7 +332,7 @@ class DiffusionModule(TrainingModule[Denoiser]):
         for column, level in enumerate(VALIDATION_SIGMAS):
             noise = place_noise(scans, numbers, self._seed, "validation", column)
             sigma = torch.full((len(scans),), level, device=scans.device)
-            self.count_losses(labels, column, self._losses(self.averaged, scans, noise, sigma, condition))
+            self.count_losses(batch, column, self._losses(self.averaged, scans, noise, sigma, condition))
 
     def _hide(self, probability: float, places: Places, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
         """Return what is hidden of this rank's scans, bool `(N, *shape)`."""

@@ -136,9 +136,10 @@ def test_processes_leave_their_group_before_the_interpreter_ends(tmp_path):
 
 def test_another_number_of_processes_than_the_launcher_has_is_refused(tiny_run, tmp_path, monkeypatch, capsys):
     arguments = words(tmp_path / "set", run=tiny_run.folder, count="dark=1")[2:]
-    monkeypatch.setenv("WORLD_SIZE", "2")
+    for name, value in {"NTASKS": "2", "PROCID": "0", "STEP_ID": "0"}.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
     assert run_command(list(map(str, arguments))) == 2
-    assert "WORLD_SIZE: need 1 processes (devices=1 x num_nodes=1), got 2" in capsys.readouterr().err
+    assert "SLURM_NTASKS: need 1 processes (devices=1 x num_nodes=1), got 2" in capsys.readouterr().err
     assert not (tmp_path / "set").exists()
 
 
@@ -152,15 +153,16 @@ def test_another_number_of_processes_than_the_launcher_has_is_refused(tiny_run, 
     ],
 )
 def test_jobs_of_slurm_that_do_not_fit(monkeypatch, variables, message):
-    for name, value in variables.items():
+    for name, value in ({"SLURM_STEP_ID": "0", "SLURM_PROCID": "0"} | variables).items():
         monkeypatch.setenv(name, value)
     with pytest.raises(ConfigError, match=message.replace("(", r"\(")):
         check_world(devices=2, num_nodes=1)
 
 
-def test_a_shell_within_a_job_is_no_task_of_it(monkeypatch):
-    monkeypatch.setenv("SLURM_NTASKS", "8")
-    monkeypatch.setenv("SLURM_JOB_NAME", "bash")
+@pytest.mark.parametrize("variables", [{"SLURM_JOB_NAME": "bash", "SLURM_STEP_ID": "0"}, {"SLURM_JOB_NAME": "train"}])
+def test_a_shell_within_a_job_and_its_script_are_no_tasks_of_it(monkeypatch, variables):
+    for name, value in ({"SLURM_NTASKS": "8", "SLURM_PROCID": "0"} | variables).items():
+        monkeypatch.setenv(name, value)
     check_world(devices=2, num_nodes=1)
 
 

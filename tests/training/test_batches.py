@@ -3,6 +3,7 @@ import pytest
 
 from medsynth.errors import ConfigError
 from medsynth.training import StepSampler, class_shares
+from medsynth.training.batches import ValidationScans
 
 LABELS = np.array([0] * 900 + [1] * 90 + [2] * 10)
 
@@ -54,3 +55,15 @@ def test_ranks_share_the_global_batch(world):
 def test_batch_size_must_divide():
     with pytest.raises(ConfigError, match="batch_size: need a multiple of the 3 processes, got 64"):
         sampler(world=3)
+
+
+@pytest.mark.parametrize(("scans", "world"), [(10, 1), (9, 2), (10, 4), (1, 3)])
+def test_the_same_scans_are_validated_on_by_any_number_of_processes(scans, world):
+    numbers = np.arange(100, 100 + scans)
+    shares = [
+        ValidationScans([{"index": n} for n in range(200)], numbers, rank=rank, world=world) for rank in range(world)
+    ]
+    assert len({len(share) for share in shares}) == 1  # else one would miss a collective call
+    items = [share[place] for share in shares for place in range(len(share))]
+    assert sorted(item["index"] for item in items if item["counted"]) == numbers.tolist()
+    assert len(ValidationScans([], np.arange(0), rank=0, world=world)) == 0

@@ -36,7 +36,7 @@ def trained(tiny_cohort, tiny_config, tmp_path_factory):
 
 @pytest.mark.parametrize("number", [0, 1])
 def test_the_death_of_a_process_ends_the_other_and_the_same_command_goes_on(trained, tmp_path, number):
-    """Number 0 started number 1. The other one says so and leaves, and the weights are the same to the last bit."""
+    """Number 0 started number 1. The other one leaves, and the weights are the same to the last bit."""
     call, whole = trained
     out = tmp_path / "run"
     process = call(out)
@@ -50,7 +50,8 @@ def test_the_death_of_a_process_ends_the_other_and_the_same_command_goes_on(trai
     assert process.returncode in (2, -signal.SIGKILL)
     # On a busy machine Lightning, which looks every five seconds, may be the first to notice and end the parent.
     lost = "processes: need all 2 until the end, but another process ended; run the same command again"
-    assert lost in errors or "terminated with code -9" in errors
+    # The system ends the child at once when its parent dies.
+    assert number == 0 or lost in errors or "terminated with code -9" in errors
     assert "Traceback" not in errors
     assert not (out / "run.json").exists() or load_run(out).steps < 16
     ((code, _, errors),) = finish([call(out)])

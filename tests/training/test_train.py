@@ -182,10 +182,10 @@ def test_a_restarted_run_names_its_own_patients(tiny_cohort, tiny_config, tmp_pa
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"max_steps": 0}, "max_steps: need a number above 0, got 0"),
-        ({"batch_size": -1}, "batch_size: need a number above 0"),
+        ({"max_steps": 0}, "max_steps: need a whole number from 1 to 100,000,000, got 0"),
+        ({"batch_size": -1}, "batch_size: need a whole number from 1"),
         ({"label_dropout": 2.0}, "label_dropout: need a number from 0 to 1"),
-        ({"num_workers": -1}, "num_workers: need 0 or more"),
+        ({"num_workers": -1}, "num_workers: need a whole number from 0"),
         ({"accelerator": "gpu"}, "accelerator: need devices that exist"),
         ({"augment": AugmentationOptions(flip_axes=(2,))}, "augment.flip_axes: need axes from 0 to 1"),
     ],
@@ -281,7 +281,7 @@ def test_damaged_run_description(tiny_run, tmp_path):
 
 def test_world_size_mismatch_is_refused(tiny_cohort, tiny_config, tmp_path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(ConfigError, match="WORLD_SIZE: need 1 processes"):
+    with pytest.raises(ConfigError, match="WORLD_SIZE: need a torchrun or srun that runs"):
         train(tiny_config, tiny_cohort, tmp_path / "run")
 
 
