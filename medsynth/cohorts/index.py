@@ -44,14 +44,18 @@ from medsynth.files import PathLike
 from medsynth.scans import Scan, read_header, read_scan, scan_suffix, split_item
 
 _SHOWN = 3  # pairs of near-duplicates named in notes
+_NEAR_MEANINGS = {
+    "near_duplicate_splits": "WARNING: {} of near-duplicates in two of the stated splits, so figures on test scans will look "
+    "better than they are; give these patients one split",
+    "near_duplicate_patients": "{} of near-duplicates of two patients (one person under two IDs?), who share a split",
+    "near_duplicate": "{} of near-duplicates of one patient",
+}
 _FLAG_MEANINGS = {
     "constant": "are constant",
     "near_empty": "are nearly empty",
     "burned_in": "say that text is burned into their pixels: look at them, it may name the patient",
     "duplicate": "repeat another scan of the same patient",
     "duplicate_patients": "have the pixels of another patient of the same split (one person under two IDs?)",
-    "near_duplicate": "nearly repeat another scan of the same patient",
-    "near_duplicate_patients": "nearly repeat a scan of another patient (one person under two IDs?)",
 }
 
 
@@ -402,7 +406,8 @@ def _flag_near(
 ) -> list[tuple[Row, ScanQuality]]:
     """Flag the later scan of each pair of near-duplicates (paths, distance; the nearest first), and note pairs in two splits."""
     place_of = {row.path: place for place, (row, _) in enumerate(pairs)}
-    pairs, apart, listed = list(pairs), [], []
+    pairs = list(pairs)
+    listed: dict[str, list[str]] = {meaning: [] for meaning in _NEAR_MEANINGS.values()}
     for first, second, distance in near:
         if not {first, second} <= place_of.keys():
             continue
@@ -411,21 +416,16 @@ def _flag_near(
             continue  # identical, which is flagged
         flag = "near_duplicate" if earlier.patient_id == row.patient_id else "near_duplicate_patients"
         flags = [flag] if earlier.split == row.split else [flag, "near_duplicate_splits"]
-        pair = f"{first} and {second} ({distance:.3f})"
-        listed.append(pair)
-        if earlier.split != row.split:
-            apart.append(f"{pair}: {earlier.split} and {row.split}")
+        where = "" if earlier.split == row.split else f", {earlier.split} and {row.split}"
+        listed[_NEAR_MEANINGS[flags[-1]]].append(f"{first} and {second} ({distance:.3f}{where})")
         facts = replace(facts, flags=(*facts.flags, *(each for each in flags if each not in facts.flags)))
         if not facts.duplicate_of:
             facts = replace(facts, duplicate_of=first, distance=distance)
         pairs[place_of[second]] = row, facts
-    if listed:
-        notes.append(f"{len(listed)} pairs of near-duplicates, such as {'; '.join(listed[:_SHOWN])}")
-    if apart:
-        notes.append(
-            f"WARNING: {len(apart)} pairs of near-duplicates lie in two of the stated splits, so figures on test scans will look "
-            f"better than they are: {'; '.join(apart[:_SHOWN])}; give these patients one split"
-        )
+    for meaning, found in listed.items():
+        if found:
+            many = "1 pair" if len(found) == 1 else f"{len(found)} pairs"
+            notes.append(f"{meaning.format(many)}: {'; '.join(found[:_SHOWN])}{'; ...' if found[_SHOWN:] else ''}")
     return pairs
 
 

@@ -21,14 +21,10 @@ MOST_SCANS = {2: 20_000, 3: 2_000}  # among which pairs are looked for: time gro
 _SIDE = {2: 64, 3: 32}  # pixels along each axis, by the number of spatial axes
 _SHIFT = 1 / 32  # of each axis
 _NEIGHBOURS = 4  # nearest scans of each
-_LIMIT, _SAME_PATIENT = (
-    0.08,
-    0.05,
-)  # distance of `measures.alignment` below which scans of two patients, or of one, are alike
-_TYPICAL, _SHARE = (
-    0.75,
-    0.25,
-)  # and below this share of that quantile of the distances to another patient, in cohorts all alike
+# Distance of `measures.alignment` below which scans of two patients, or of one, are near-duplicates.
+_LIMIT, _SAME_PATIENT = 0.08, 0.03
+# In cohorts of scans that are all alike: below this share of that quantile of the distances to another patient.
+_TYPICAL, _SHARE = 0.75, 0.25
 
 
 class NearPair(NamedTuple):
