@@ -281,6 +281,8 @@ def small_settings(monkeypatch):
         "FidelitySettings": partial(FidelitySettings, repeats=10, ssim_pairs=2),
     }.items():
         monkeypatch.setattr(f"medsynth.evaluation.evaluate.{name}", replacement)
+    for module in ("verdict", "handover"):  # which let nothing pass at other thresholds than those that ship
+        monkeypatch.setattr(f"medsynth.evaluation.{module}.other_thresholds", lambda settings: "")
     monkeypatch.setitem(PREVIEW_SCANS, 2, 1)
     monkeypatch.setitem(MEMORISATION_SCANS, 2, 2)
 
