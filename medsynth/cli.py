@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import errno
 import os
+import re
 import shutil
 import sys
 import textwrap
@@ -45,6 +46,8 @@ before the first verb runs. The same command continues an interrupted recipe."""
 _RUN_EXAMPLE = """\
 example:
   medsynth run chest_xray_2d --out work --set scans=chest_xray --set labels=chest_xray/labels.csv"""
+# How torch reports it, on a CPU and on a GPU.
+_NO_MEMORY = re.compile(r"can't allocate memory|out of memory", re.IGNORECASE)
 _COMPLETION = """\
 # bash; zsh: put `autoload -U +X bashcompinit && bashcompinit` before it
 complete -o default -C "medsynth --complete" medsynth"""
@@ -61,6 +64,11 @@ def run_command(arguments: list[str]) -> int:
         return 0
     except OSError as error:
         print(f"medsynth: {_explain(error)}", file=sys.stderr)
+        return 2
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and not _NO_MEMORY.search(str(error)):
+            raise
+        print("medsynth: memory: need more than is free; try a smaller grid, batch_size or network", file=sys.stderr)
         return 2
     except KeyboardInterrupt as interrupt:
         print(f"\nmedsynth: interrupted {interrupt}".rstrip(), file=sys.stderr)

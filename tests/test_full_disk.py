@@ -96,7 +96,7 @@ def test_sampling_is_refused_before_it_begins(tiny_run, tmp_path, monkeypatch, c
     assert "need about 2 MiB free for 400 scans, got 1 MiB" in one_line(capsys)
     assert not out.exists()
     assert run_command([*arguments, f"dark={10**30}"]) == 2
-    assert "need at most 10000000 scans of a class" in one_line(capsys)
+    assert "need a whole number from 1 to 1,000,000 of each class" in one_line(capsys)
 
 
 def say_as_safetensors(path):

@@ -12,7 +12,7 @@ from tests.slow.fuzz_targets import Target, make_targets
 
 COUNTS = {
     "nifti": 80, "png": 80, "npz": 80, "dicom": 60, "cohort": 100, "roots": 20, "labels": 15, "configuration": 15,
-    "recipe": 15, "run": 10, "weights": 10, "text": 40, "checkpoint": 20,
+    "recipe": 15, "run": 10, "weights": 20, "patients": 20, "text": 40, "checkpoint": 20,
 }  # fmt: skip
 
 

@@ -1,6 +1,7 @@
 """Every option has its range where it is declared, and the range is kept wherever the option comes from."""
 
 import math
+import time
 
 import pytest
 import yaml
@@ -12,6 +13,7 @@ from medsynth.config import OPTIONS, NetworkOptions, options_of
 from medsynth.config.bounds import Bounds
 from medsynth.config.declared import leaves
 from medsynth.errors import ConfigError
+from tests.slow import options as evil
 
 NUMBERS = {
     (verb, name): option
@@ -116,7 +118,7 @@ def test_files_and_python_are_checked_alike(tmp_path):
         ("index", {"keep": ["x"] * 20_000}, "keep: need at most 10000 values, got 20000"),
         ("index", {"scans": "https://example.org/x"}, "scans: need a path on this machine, got the URL"),
         ("evaluate", {"reader_answers": ["a.csv", "ftp://x/y"]}, "reader_answers: need a path on this machine"),
-        ("sample", {"count": {"a": 0}}, "count: need whole numbers from 1 to 10,000,000, got 0"),
+        ("sample", {"count": {"a": 0}}, "count: need whole numbers from 1 to 1,000,000, got 0"),
     ],
 )
 def test_lists_texts_and_paths_have_limits_too(verb, values, message):
@@ -128,3 +130,52 @@ def test_lists_texts_and_paths_have_limits_too(verb, values, message):
 def test_help_shows_the_range_where_everything_is_shown(capsys):
     assert run_command(["sample", "--help", "all"]) == 0
     assert "(default: 1.0; from 0 to 100)" in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("workplace")
+    evil.prepare(folder)
+    return folder
+
+
+@pytest.mark.parametrize("verb", OPTIONS)
+def test_evil_values_are_refused_or_carried_out(verb, workplace, monkeypatch):
+    """Some of what `python -m tests.slow.options` tries."""
+    monkeypatch.chdir(workplace)
+    cases = evil.choose(4, 5, verb)
+    outcomes = [evil.attempt(case, number) for number, case in enumerate(cases)]
+    faults = [(cases[each.number], each) for each in outcomes if each.kind not in ("refused", "done", "stopped")]
+    assert faults == []
+    assert {each.kind for each in outcomes} >= {"refused"}
+
+
+def test_a_hang_and_a_traceback_are_seen(workplace, monkeypatch):
+    monkeypatch.chdir(workplace)
+    monkeypatch.setattr(evil, "SECONDS", 0.2)
+    case = evil.Case(verb="doctor", name="out", value=".")
+    for effect, kind in (
+        (lambda words: time.sleep(2), "hang"),
+        (lambda words: {}["x"], "traceback"),
+        (lambda words: 2, "unclear"),
+    ):
+        monkeypatch.setattr(evil, "run_command", effect)
+        assert evil.attempt(case, 0).kind == kind
+
+
+def test_too_little_memory_is_said_in_one_line(monkeypatch, capsys):
+    torch_says = "[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"
+    for error in (MemoryError(), RuntimeError(torch_says), RuntimeError("CUDA out of memory. Tried to allocate 2 GiB")):
+        monkeypatch.setattr("medsynth.api.run_verb", lambda verb, options, error=error: raise_(error))
+        assert run_command(["doctor", "--quick"]) == 2
+        assert (
+            capsys.readouterr().err
+            == "medsynth: memory: need more than is free; try a smaller grid, batch_size or network\n"
+        )
+    monkeypatch.setattr("medsynth.api.run_verb", lambda verb, options: raise_(RuntimeError("a mistake of ours")))
+    with pytest.raises(RuntimeError, match="a mistake of ours"):
+        run_command(["doctor", "--quick"])
+
+
+def raise_(error):
+    raise error

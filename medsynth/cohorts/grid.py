@@ -18,6 +18,7 @@ from medsynth.scans import Intensity, Scan
 # towards the back (or the feet), columns towards the patient's left (or back).
 _VOLUME = "SPL"
 _PICTURES = ("IPR", "ILA", "PLS")
+_MOST_VOXELS = 1 << 29  # 2 GiB of float32, before the scan is cut to the grid
 
 
 def orient_scan(scan: Scan) -> Scan:
@@ -96,7 +97,14 @@ def _inner_shape(scan: Scan, grid: GridOptions) -> tuple[int, ...]:
         voxel = np.array(grid_spacing(grid, len(size)))
     elif grid.fit != "stretch":
         voxel = np.full(len(size), voxel.max() if grid.fit == "pad" else voxel.min())
-    return tuple(int(length) for length in np.maximum(1, np.rint(extent / voxel)))
+    inner = np.maximum(1, np.rint(extent / voxel))
+    if inner.prod() > _MOST_VOXELS:
+        said = " x ".join(f"{length:g}" for length in extent / np.array(scan.spatial_shape))
+        raise ConfigError(
+            f"grid: need at most {_MOST_VOXELS:,} voxels for a whole scan after resampling, got {inner.prod():.3g} for one of "
+            f"{said} mm voxels; try a larger grid.spacing or another grid.fit"
+        )
+    return tuple(int(length) for length in inner)
 
 
 def _place(

@@ -45,7 +45,7 @@ class DownstreamOptions:
 
     rare_class: str | None = None
     tier: Literal["probe", "full"] = "probe"
-    seeds: Annotated[int, Bounds(2, 1000)] = 5
+    seeds: Annotated[int, Bounds(2, 100)] = 5
     shares: Annotated[tuple[float, ...], Bounds(0.001, 1)] = (0.25, 0.5, 0.75)
     arms: tuple[Literal["rare", "all", "pretrain"], ...] = ("rare", "all", "pretrain")
     subgroups: str = "auto"

@@ -23,7 +23,7 @@ class SolverOptions:
     """
 
     name: Literal["auto", "dpmpp_2m", "heun", "euler"] = "auto"
-    steps: Annotated[int | None, Bounds(1, 10_000)] = None
+    steps: Annotated[int | None, Bounds(1, 1000)] = None
     sigma_min: NoiseLevel = None
     sigma_max: NoiseLevel = None
 

@@ -30,7 +30,7 @@ Part = Literal["fidelity", "privacy", "downstream"]
 FileFormat = Literal["auto", "nifti", "dicom", "png", "npz"]
 Modality = Literal["auto", "CT", "MR", "CR", "OT"]
 BatchSize = Annotated[int, Bounds(1, 1 << 16)]
-SCANS = Bounds(1, 10_000_000)  # of one class in a set
+SCANS = Bounds(1, 1_000_000)  # of one class in a set
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -227,9 +227,9 @@ class DistillOptions(Loading, TrainingCompute):
     cohort: PathLike
     out: Output
     evaluations: Annotated[int, Bounds(1, 4)] = 2
-    teacher_steps: Annotated[int, Bounds(2, 10_000)] = 12
+    teacher_steps: Annotated[int, Bounds(2, 1000)] = 12
     teacher_guidance: Annotated[float, Bounds(0, 100)] = 1.0
-    trajectories: Count = 20000
+    trajectories: Annotated[int, Bounds(1, 10_000_000)] = 20000
     max_steps: Count = 4000
     batch_size: BatchSize = 32
     seed: Seed = 0

@@ -111,10 +111,9 @@ class SetWriter:
         """Refuse what cannot be done, write the provenance, and return the missing chunks with the denoiser that makes them."""
         job, settings = self.generator.job, self.settings()
         sessions = resume_set(self.out, settings)
-        missing = []
-        for chunk in plan_chunks(job.counts, job.options.batch_size):
-            files = [file for number in chunk.numbers for file in self.files(chunk.label, number).values()]
-            missing += [] if all(file.exists() for file in files) else [chunk]
+        missing = plan_chunks(job.counts, job.options.batch_size)
+        if sessions:
+            missing = [chunk for chunk in missing if not self.has(chunk)]
         still = _count(missing)
         check_space(self.out, still * self.form.scan_bytes(job.run.spec), purpose=f"{still} scans", option="--out")
         denoiser = job.run.load_denoiser(device) if missing else None
@@ -125,6 +124,10 @@ class SetWriter:
             sessions = sessions if session in sessions else [*sessions, session]
             write_json(self.out / PROVENANCE_FILE, settings | {"sessions": sessions})
         return missing, denoiser
+
+    def has(self, chunk: Chunk) -> bool:
+        """Return whether all files of a chunk exist."""
+        return all(file.exists() for number in chunk.numbers for file in self.files(chunk.label, number).values())
 
     def make(self, denoiser: Denoiser, missing: Sequence[Chunk], ranks: Ranks, *, progress: bool) -> None:
         """Write the scans of every `world`th missing chunk; while they are written, the next chunk is computed."""

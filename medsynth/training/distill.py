@@ -91,7 +91,6 @@ def distill_run(teacher: Run, cohort: Cohort, options: DistillOptions) -> Run:
     counts, patients = count_training(prepared)
     spec = replace(teacher.spec, class_counts=counts, class_patients=patients)
     planned = plan_trajectories(prepared, options, solver, student.noise_shape(spec.shape))
-    planned.check_space()
     if options.activation_checkpointing:
         checkpoint_activations(student)
     line = (
@@ -223,14 +222,21 @@ class TrajectorySet:
 def plan_trajectories(
     prepared: PreparedCohort, options: DistillOptions, solver: Solver, shape: tuple[int, ...]
 ) -> TrajectorySet:
-    """Return a set with equal shares of the classes, and attributes and texts of training scans if there are any."""
+    """Return a set with equal shares of the classes, and attributes and texts of training scans if there are any.
+
+    Raises `ConfigError` if the disk has no room for it.
+    """
     total = options.trajectories + VALIDATION_SCANS[len(shape) - 1]
     labels = np.arange(total) % len(prepared.classes)
+    planned = TrajectorySet(options=options, solver=solver, shape=shape, labels=labels)
+    planned.check_space()
+    if prepared.attributes is None and prepared.text is None:
+        return planned
     random = numpy_generator(options.seed, "trajectory attributes")
     groups = [prepared.indices(split="train", label=number) for number in range(len(prepared.classes))]
     rows = [groups[label][random.integers(len(groups[label]))] for label in labels]
     attributes, text = (None if known is None else known[rows] for known in (prepared.attributes, prepared.text))
-    return TrajectorySet(options=options, solver=solver, shape=shape, labels=labels, attributes=attributes, text=text)
+    return replace(planned, attributes=attributes, text=text)
 
 
 class DrawTrajectories(Callback):

@@ -224,3 +224,11 @@ def test_every_orientation_of_a_volume_gives_the_same_input(order, flips, spacin
     reference, _ = resize_scan(orient_scan(Scan(array=world[None], affine=affine)), grid=grid, intensity=RANGE)
     found, _ = resize_scan(orient_scan(Scan(array=stored[None], affine=turned)), grid=grid, intensity=RANGE)
     np.testing.assert_array_equal(found, reference)
+
+
+def test_a_spacing_that_would_take_all_memory_is_refused() -> None:
+    scan = Scan(array=np.zeros((1, 16, 16), np.int16), affine=np.diag([20.0, 20.0, 1.0, 1.0]))
+    with pytest.raises(
+        ConfigError, match=r"grid: need at most 536,870,912 voxels .*, got 1\.02e\+11 for one of 20 x 20 mm"
+    ):
+        resize_scan(scan, grid=GridOptions(size=16, spacing=0.001), intensity=Intensity(low=(0.0,), high=(1.0,)))

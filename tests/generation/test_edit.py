@@ -212,7 +212,7 @@ def test_other_donors_are_no_continuation(edit, tiny_cohort, tmp_path):
         ({"strength": 80.0}, "strength: need"),
         ({"strength": float("nan")}, "strength: need"),
         ({"strength": 3.0, "solver": SolverOptions(sigma_max=2.0)}, r"sigma_max=2, got 3"),
-        ({"count": 0}, "count: need a whole number from 1 to 10,000,000, got 0"),
+        ({"count": 0}, "count: need a whole number from 1 to 1,000,000, got 0"),
         ({"batch_size": 0}, "batch_size: need a whole number from 1 to 65,536"),
         ({"solver": SolverOptions(steps=0)}, "solver.steps: need a whole number from 1"),
         ({"guidance": GuidanceOptions(scale=-1)}, "guidance.scale: need a number from 0"),

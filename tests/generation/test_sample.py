@@ -115,7 +115,7 @@ def test_another_set_in_the_folder_is_refused(tiny_run, tmp_path):
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"solver": SolverOptions(steps=0)}, "solver.steps: need a whole number from 1 to 10,000"),
+        ({"solver": SolverOptions(steps=0)}, "solver.steps: need a whole number from 1 to 1,000"),
         ({"guidance": GuidanceOptions(scale=-1)}, "guidance.scale: need a number from 0 to 100"),
         ({"batch_size": 0}, "batch_size: need a whole number from 1 to 65,536"),
         ({"accelerator": "gpu"}, "accelerator: need a GPU that torch can use"),
@@ -202,7 +202,7 @@ def test_counts(text, expected):
     ("text", "message"),
     [
         ("a", "need label=number, got 'a'"),
-        ("a=0", "whole number from 1 to 10,000,000 of each class, got 'a=0'"),
+        ("a=0", "whole number from 1 to 1,000,000 of each class, got 'a=0'"),
         ("a=-3", "whole number from 1"),
         ("a=1.5", "whole number from 1"),
         ("a=1,a=2", "'a' twice"),

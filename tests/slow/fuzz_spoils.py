@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import math
 import random
 import re
 import struct
@@ -56,6 +57,15 @@ def spoil_bytes(content: bytes, chance: random.Random) -> bytes:
         else:
             number = struct.pack(chance.choice("<>") + "q", chance.choice(_NUMBERS))
             data[place : place + chance.choice((2, 4, 8))] = number[: chance.choice((2, 4, 8))]
+    return bytes(data)
+
+
+def spoil_numbers(content: bytes, chance: random.Random) -> bytes:
+    """Put one to four NaNs, infinities or enormous numbers (float32) into the second half, where safetensors holds numbers."""
+    data = bytearray(content)
+    for _ in range(chance.randint(1, 4)):
+        place = chance.randrange(len(data) // 2, len(data) - 4) & ~3
+        data[place : place + 4] = struct.pack("<f", chance.choice((math.nan, math.inf, -math.inf, 3e38, -3e38)))
     return bytes(data)
 
 

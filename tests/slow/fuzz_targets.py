@@ -23,7 +23,17 @@ from medsynth.config import CONFIGS, PIPELINES, IndexOptions, Loading, NetworkOp
 from medsynth.files import folder_label, hash_file, label_folder
 from medsynth.generation import generate
 from medsynth.pipeline import describe_recipe, load_config, plan_recipe
-from medsynth.runs import TEXT_FILE, RunSpec, load_denoiser, load_run, save_run, write_text_encoding
+from medsynth.runs import (
+    PATIENTS_FILE,
+    TEXT_FILE,
+    RunSpec,
+    load_denoiser,
+    load_run,
+    save_run,
+    write_patients,
+    write_text_encoding,
+)
+from medsynth.runs.patients import read_patients
 from medsynth.scans import Intensity, Scan, list_items, read_header, read_scan, write_scan
 from medsynth.training.checkpoints import CHECKSUMS, AtomicCheckpointIO
 from tests.slow.fuzz_spoils import (
@@ -32,6 +42,7 @@ from tests.slow.fuzz_spoils import (
     spoil_json,
     spoil_nifti_header,
     spoil_npz_member,
+    spoil_numbers,
     spoil_png_chunk,
     spoil_text,
 )
@@ -76,6 +87,7 @@ def make_targets(folder: Path, *, only: Sequence[str] = ()) -> list[Target]:
         "recipe": _recipe,
         "run": _run,
         "weights": _weights,
+        "patients": _patients,
         "text": _text,
         "checkpoint": _checkpoint,
         "dicom": _dicom,
@@ -276,13 +288,37 @@ def _weights(folder: Path) -> Target:
     def read(path: Path) -> None:
         """The fingerprint is made to match, as an attacker would."""
         (path.parent / "run.json").write_text(json.dumps(content | {"fingerprint": hash_file(path)}))
-        load_denoiser(path.parent)
+        denoiser = load_denoiser(path.parent)
+        assert all(bool(tensor.isfinite().all()) for tensor in denoiser.state_dict().values()), (
+            "weights that are not finite"
+        )
 
     def beside(place: Path) -> None:
         (place / "run.json").touch()
 
     seeds = [("model.safetensors", (run / "model.safetensors").read_bytes())]
-    return Target(name="weights", seeds=seeds, spoils=(spoil_bytes,), read=read, weight=0.3, beside=beside)
+    spoils = (spoil_bytes, spoil_numbers)
+    return Target(name="weights", seeds=seeds, spoils=spoils, read=read, weight=0.3, beside=beside)
+
+
+def _patients(folder: Path) -> Target:
+    run = _made_run(folder)
+    names = [f"{number:06d}" for number in range(20)]
+    write_patients(run, {"train": names[:15], "val": names[15:]})
+    start = read_patients(run, None)
+
+    def read(path: Path) -> None:
+        """As evaluation does, and as a training that begins from the run."""
+        found = read_patients(path.parent, None)
+        found.among(names)
+        write_patients(path.parent, {"train": names, "val": []}, before=found)
+
+    assert start.among(names) == names
+    seeds = [
+        (PATIENTS_FILE, (run / PATIENTS_FILE).read_bytes()),
+        (PATIENTS_FILE, b'{"salt": "a", "train": [], "val": []}'),
+    ]
+    return Target(name="patients", seeds=seeds, spoils=(spoil_json, spoil_bytes), read=read, weight=0.3)
 
 
 def _text(folder: Path) -> Target:

@@ -50,3 +50,10 @@ def test_memory_stays_flat(tmp_path):
     sampling, evaluation = found["sampling"], found["evaluation"]
     assert sampling["mib_late"] - sampling["mib_early"] < 50
     assert evaluation["300"]["mib_highest"] - evaluation["30"]["mib_highest"] < 300
+
+
+def test_options_with_evil_values_are_refused_or_carried_out(tmp_path):
+    found = run("options", tmp_path / "options.json", "--count", 500, "--seed", 1)
+    assert found["faults"] == []
+    assert sum(row["refused"] for row in found["rows"]) > 300
+    assert sum(row["done"] + row["stopped"] for row in found["rows"]) > 20
