@@ -130,7 +130,8 @@ class TrainingModule(pl.LightningModule, Generic[Network]):
         self.classes = tuple(classes)
         self._validated, self._optimiser = tuple(validated), optimiser
         self._total_steps, self._accumulate, self._seed = total_steps, accumulate_grad_batches, seed
-        self._gradient: tuple[int, Tensor] | None = None  # the last step and the norm of its gradient
+        # The last step, the norm of its gradient on the host, and when that has arrived from a GPU.
+        self._gradient: tuple[int, Tensor, torch.cuda.Event | None] | None = None
         totals = torch.zeros(2, len(self.classes), len(self._validated), dtype=torch.float64)
         self.register_buffer("_totals", totals, persistent=False)
 
@@ -178,13 +179,16 @@ class TrainingModule(pl.LightningModule, Generic[Network]):
     def configure_gradient_clipping(self, *args: Any, **kwargs: Any) -> None:
         """Clip the norm of the gradient; the trainer itself cannot clip for a fused optimiser.
 
-        Raises `DivergedError` if that of the step before was not finite: a GPU is still computing that of this step. The norm is
-        the same in all processes, so all of them stop.
+        Raises `DivergedError` if that of the step before was not finite: waiting for that of this step would stall a GPU. The
+        norm is the same in all processes, so all of them stop.
         """
         norm = nn.utils.clip_grad_norm_(self.network.parameters(), _LARGEST_GRADIENT)
         self.log("gradient_norm", norm)
         self._check_gradient()
-        self._gradient = self.global_step + 1, norm
+        arrived = torch.cuda.Event() if norm.is_cuda else None
+        self._gradient = self.global_step + 1, norm.detach().to("cpu", non_blocking=True), arrived
+        if arrived is not None:
+            arrived.record()
 
     def check_finite(self) -> None:
         """Raise `DivergedError` if the last gradient, a weight or an average of weights is not finite; the same in all processes.
@@ -200,8 +204,12 @@ class TrainingModule(pl.LightningModule, Generic[Network]):
         self.check_finite()
 
     def _check_gradient(self) -> None:
-        if self._gradient is not None and not self._gradient[1].isfinite():
-            step, norm = self._gradient
+        if self._gradient is None:
+            return
+        step, norm, arrived = self._gradient
+        if arrived is not None:
+            arrived.synchronize()
+        if not norm.isfinite():
             raise DivergedError(f"the training diverged at step {step}: loss or gradient became {float(norm)}")
 
     def configure_optimizers(self) -> Any:
