@@ -7,6 +7,7 @@ import fcntl
 import glob
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
@@ -14,9 +15,11 @@ import socket
 import stat
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
+from io import BufferedReader
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import quote, unquote
@@ -32,6 +35,9 @@ _PARTIAL = ".partial-"
 _SEGMENT = 100  # characters of one folder name; file systems allow 255 bytes
 # How torch, safetensors and NumPy report a disk that is full while they write.
 _FULL_DISK = re.compile(r"unexpected pos \d+ vs|\(os error (28|122)\)|\d+ requested and \d+ written")
+_NO_FILES = {stat.S_ISDIR: "a folder", stat.S_ISFIFO: "a pipe", stat.S_ISSOCK: "a socket"}
+_DEEPEST, _MOST_VALUES = 50, 100_000  # of a JSON or YAML file
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 _HELD: ContextVar[frozenset[Path]] = ContextVar("held", default=frozenset())
 _DYING_SECONDS = 15.0  # a killed process holds its locks until the system has cleared it and its workers away
 
@@ -205,9 +211,127 @@ def check_space(folder: Path | str, needed: int, *, purpose: str, option: str) -
         )
 
 
+def open_file(path: Path | str) -> BufferedReader:
+    """Open a file for reading; `OSError` for a folder, and before it is opened for a pipe, socket or device, which may block."""
+    mode = os.stat(path).st_mode
+    if not stat.S_ISREG(mode):
+        kind = next((kind for test, kind in _NO_FILES.items() if test(mode)), "a device")
+        error = IsADirectoryError if stat.S_ISDIR(mode) else OSError
+        raise error(errno.EISDIR if stat.S_ISDIR(mode) else errno.EINVAL, kind, str(path))
+    return Path(path).open("rb")
+
+
+def read_bytes(path: Path | str, *, limit: int = 1 << 30) -> bytes:
+    """Return the content of a file; `OSError` as `open_file`, `ValueError` for one of more than `limit` bytes."""
+    with open_file(path) as stream:
+        content = stream.read(limit + 1)
+    if len(content) > limit:
+        raise ValueError(f"more than {limit >> 10} KiB")
+    return content
+
+
+def read_json(path: Path | str) -> Any:
+    """Return the content of a JSON file in UTF-8 of at most 64 MiB; `OSError` as `open_file`, `ValueError` for anything else.
+
+    Refused are nesting deeper than 50, keys that occur twice, NaN, and numbers beyond 64 bits.
+    """
+    text = read_bytes(path, limit=64 << 20).decode("utf-8-sig")
+    try:
+        content = json.loads(
+            text, parse_constant=_finite, parse_float=_finite, parse_int=_whole, object_pairs_hook=_without_twins
+        )
+    except RecursionError as error:
+        raise ValueError("deep nesting") from error
+    return _checked(content, text)
+
+
+def read_yaml(path: Path | str) -> Any:
+    """Return the content of a YAML file of at most 256 KiB; `OSError` as `open_file`, `ValueError` as `parse_yaml`."""
+    return parse_yaml(read_bytes(path, limit=1 << 18).decode("utf-8-sig"))
+
+
+def parse_yaml(text: str) -> Any:
+    """Return the only document of a YAML text; no object but texts, numbers, dates, lists and mappings is made.
+
+    Raises `ValueError` for what cannot be read, nesting deeper than 50, keys that occur twice, and more than 100,000 values with
+    all references written out.
+    """
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+            names = [
+                (key.value, None) for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<"
+            ]
+            _without_twins(names)
+            return super().construct_mapping(node, deep)
+
+    try:
+        documents = list(yaml.load_all(text, Loader))
+        if any(further is not None for further in documents[1:]):
+            raise ValueError("several documents")
+        content = documents[0] if documents else None
+        if _extent(content, {}) > _MOST_VALUES:
+            raise ValueError(f"more than {_MOST_VALUES} values by references")
+    except (yaml.YAMLError, RecursionError, TypeError) as error:
+        reason = "deep nesting" if isinstance(error, RecursionError) else str(error)
+        raise ValueError(" ".join(reason.split())) from error
+    return _checked(content, text)
+
+
+def _finite(text: str) -> float:
+    if not math.isfinite(value := float(text)):
+        raise ValueError(f"the number {text[:20]}")
+    return value
+
+
+def _whole(text: str) -> int:
+    if abs(value := int(text)) >= 1 << 64:
+        raise ValueError(f"the number {text[:20]}...")
+    return value
+
+
+def _without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice = next(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
+        raise ValueError(f"the key {twice[:100]!r} twice")
+    return found
+
+
+def _checked(content: Any, text: str) -> Any:
+    """Return what was read; `ValueError` for deep nesting, and for texts that no file can hold (half of a surrogate pair)."""
+    level = [content]
+    for _ in range(_DEEPEST):
+        level = [
+            each
+            for node in level
+            if isinstance(node, dict | list)
+            for each in (node.values() if isinstance(node, dict) else node)
+        ]
+        if not level:
+            break
+    else:
+        raise ValueError("deep nesting")
+    if _SURROGATE.search(text):
+        json.dumps(content, ensure_ascii=False, default=str, skipkeys=True).encode("utf-8")
+    return content
+
+
+def _extent(value: Any, known: dict[int, float]) -> float:
+    """Return how many values a YAML document has with every reference written out; infinite where one holds itself."""
+    if not isinstance(value, dict | list):
+        return 1
+    if id(value) not in known:
+        known[id(value)] = float("inf")
+        children = [*value.keys(), *value.values()] if isinstance(value, dict) else value
+        known[id(value)] = 1 + sum(_extent(child, known) for child in children)
+    return known[id(value)]
+
+
 def hash_file(path: Path | str) -> str:
-    """Return the sha256 of a file's bytes as hexadecimal digits."""
-    with Path(path).open("rb") as stream:
+    """Return the sha256 of a file's bytes as hexadecimal digits; `OSError` as `open_file`."""
+    with open_file(path) as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 

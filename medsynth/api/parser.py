@@ -12,11 +12,11 @@ from typing import Any, get_args, get_origin
 import yaml
 from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser
 
+from medsynth import files
 from medsynth.config import CONFIGS, OPTIONS, build_options, did_you_mean, options_of
 from medsynth.config.declared import Option, choices_of, describe_kind
 from medsynth.errors import ConfigError
 
-_MOST_VALUES = 100_000  # of a file of options; a few references to references make more than memory holds
 _MOST_BITS, _DIGITS = 1000, re.compile(r"\d{300}")
 _WRONG_VALUE = re.compile(r'Parser key "(?P<name>[^"]+)":.*?(?:Got value|Given value): (?P<value>.*)', re.DOTALL)
 
@@ -87,13 +87,11 @@ def parse_values(verb: str, values: Mapping[str, Any], *, source: str = "") -> A
 def read_yaml(path: Path) -> dict[str, Any]:
     """Return the mapping in a YAML file; `ConfigError` for anything else."""
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ConfigError(f"{path}: need readable YAML, got {' '.join(str(error).split())}") from error
+        content = files.read_yaml(path)
+    except ValueError as error:
+        raise ConfigError(f"{path}: need readable YAML, got {error}") from error
     if not isinstance(content, dict):
         raise ConfigError(f"{path}: need a mapping of options, got {type(content).__name__}")
-    if _extent(content, {}) > _MOST_VALUES:
-        raise ConfigError(f"{path}: need at most {_MOST_VALUES} values, got more by references; try writing them out")
     return content
 
 
@@ -208,14 +206,3 @@ def _bracketed(value: str, option: Option) -> str:
     parts = [part.strip() for part in value.split(",") if part.strip()]
     numbers = get_args(kinds[0])[0] in (int, float, bool)
     return f"[{', '.join(part if numbers else json.dumps(part) for part in parts)}]"
-
-
-def _extent(value: Any, known: dict[int, float]) -> float:
-    """Return how many values a YAML document has with every reference written out; infinite where one holds itself."""
-    if not isinstance(value, dict | list):
-        return 1
-    if id(value) not in known:
-        known[id(value)] = float("inf")
-        children = [*value.keys(), *value.values()] if isinstance(value, dict) else value
-        known[id(value)] = 1 + sum(_extent(child, known) for child in children)
-    return known[id(value)]

@@ -33,7 +33,16 @@ from medsynth.cohorts.grid import centre_of_mask, grid_affine, grid_size, grid_s
 from medsynth.cohorts.manifest import MASK, PATH, SPLITS, Cohort, Row, reason_of
 from medsynth.config import GridOptions, IntensityOptions, Loading
 from medsynth.errors import ConfigError, DataError
-from medsynth.files import atomic_path, check_space, hash_file, remove_partial, stamp_file, write_json, write_text
+from medsynth.files import (
+    atomic_path,
+    check_space,
+    hash_file,
+    read_json,
+    remove_partial,
+    stamp_file,
+    write_json,
+    write_text,
+)
 from medsynth.scans import Intensity, list_files, measure_intensity, split_item
 
 FORMAT = 1  # raise it when the pixels of a cache would come out differently
@@ -330,7 +339,7 @@ def _open_cache(folder: Path, key: str) -> tuple[np.ndarray, dict[str, Any]] | N
     """Map the cached scans; None if there are none, or if they are not what was written."""
     array_file = folder / f"{key[:32]}.npy"
     try:
-        facts = json.loads((folder / f"{key[:32]}.json").read_text(encoding="utf-8"))
+        facts = read_json(folder / f"{key[:32]}.json")
         if facts["key"] != key or facts["format"] != FORMAT:
             return None
         # Content is read again only if the file was touched since it was written (a copy, a damaged disk).
@@ -375,7 +384,7 @@ def _name_of(path: Path) -> str:
 
 def _known_hashes(store: Path | None) -> dict[str, Any]:
     try:
-        return {} if store is None else dict(json.loads(store.read_text(encoding="utf-8")))
+        return {} if store is None else dict(read_json(store))
     except (OSError, ValueError, TypeError):
         return {}
 

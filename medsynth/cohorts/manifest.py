@@ -19,7 +19,7 @@ from typing import Any
 import yaml
 
 from medsynth.errors import ConfigError, DataError
-from medsynth.files import write_text
+from medsynth.files import open_file, read_bytes, read_yaml, write_text
 from medsynth.scans import read_scan, split_item
 
 SPLITS = ("train", "val", "test")
@@ -316,13 +316,13 @@ def read_table(path: Path | str) -> tuple[list[str], list[dict[str, str]]]:
     header.
     """
     try:
-        text = Path(path).read_bytes().decode("utf-8-sig")
+        text = read_bytes(path).decode("utf-8-sig")
         separator = _separator(text)
         reader = csv.reader(io.StringIO(text, newline=""), strict=True, delimiter=separator)
         lines = [(reader.line_num, cells) for cells in reader if any(cell.strip() for cell in cells)]
     except OSError as error:
         raise DataError(f"{path}: need a CSV file, got {reason_of(error)}; try another path") from error
-    except (UnicodeDecodeError, csv.Error) as error:
+    except (ValueError, csv.Error) as error:
         raise DataError(f"{path}: need a CSV in UTF-8, got {error}; try saving it as 'CSV UTF-8'") from error
     if len(lines) < 2:
         got = "a header only" if lines else "an empty file"
@@ -341,10 +341,10 @@ def read_table(path: Path | str) -> tuple[list[str], list[dict[str, str]]]:
 def read_columns(path: Path | str) -> list[str]:
     """Return the columns of a CSV from its first line, none if that is not text."""
     try:
-        with Path(path).open(encoding="utf-8-sig", newline="") as file:
-            line = file.readline(1 << 16)
+        with open_file(path) as file:
+            line = file.readline(1 << 16).decode("utf-8-sig")
         return [name.strip() for name in next(csv.reader([line], delimiter=_separator(line)), [])]
-    except (OSError, UnicodeDecodeError, csv.Error):
+    except (OSError, ValueError, csv.Error):
         return []
 
 
@@ -391,11 +391,11 @@ def declared_roots(folder: Path) -> dict[str, Path]:
 
 def _load_roots(file: Path) -> dict[str, Any]:
     try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+        content = read_yaml(file)
     except (FileNotFoundError, NotADirectoryError):
         return {}
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
-        reason = " ".join(str(error).split())
+    except (OSError, ValueError) as error:
+        reason = reason_of(error) if isinstance(error, OSError) else error
         raise DataError(f"{file}: need a YAML file, got {reason}; try `roots: {{name: folder}}`") from error
     content = {} if content is None else content
     roots = content.get("roots", {}) if isinstance(content, dict) and set(content) <= {"roots"} else None

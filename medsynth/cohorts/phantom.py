@@ -6,7 +6,6 @@ patient and scan under another label is its true counterfactual.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -20,7 +19,7 @@ from medsynth.cohorts.manifest import Cohort, Row, reason_of, write_cohort
 from medsynth.cohorts.thorax import Anatomy, Chest, Points, Pose, Waves
 from medsynth.config import DemoOptions, changed_options
 from medsynth.errors import ConfigError
-from medsynth.files import remove_partial, write_json
+from medsynth.files import read_json, remove_partial, write_json
 from medsynth.scans import PICTURE_AFFINE, Scan, write_scan
 from medsynth.scans.npz import VOLUME_AFFINE
 from medsynth.seeds import numpy_generator
@@ -352,7 +351,7 @@ def _claim_folder(out: Path, settings: dict[str, object]) -> None:
     file = out / "phantom.json"
     try:
         if file.exists():
-            there = json.loads(file.read_text(encoding="utf-8"))
+            there = read_json(file)
             if changes := ", ".join(changed_options(there if isinstance(there, dict) else {}, settings)):
                 raise ConfigError(f"{out}: need the same options, got another one ({changes}); try another --out")
             return

@@ -14,7 +14,7 @@ import numpy as np
 from tqdm import tqdm
 
 from medsynth.errors import ConfigError, DataError
-from medsynth.files import atomic_path, hash_file, stamp_file, write_json
+from medsynth.files import atomic_path, hash_file, read_json, stamp_file, write_json
 from medsynth.measures.features import Extractor, extract_features
 from medsynth.processes import Ranks, run_ranks
 
@@ -148,7 +148,7 @@ def _place(scans: np.ndarray) -> Path | np.ndarray:
 def _open(file: Path, key: str) -> np.ndarray | None:
     """Map the features; None if there are none, or if they are not what was written."""
     try:
-        facts = json.loads(file.with_suffix(".json").read_text(encoding="utf-8"))
+        facts = read_json(file.with_suffix(".json"))
         # Content is read again only where the file has been touched since it was written (a copy, a damaged disk).
         if facts["key"] != key or (facts["stamp"] != stamp_file(file) and facts["sha256"] != hash_file(file)):
             return None

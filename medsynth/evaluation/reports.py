@@ -22,6 +22,7 @@ from medsynth.config import Loading
 from medsynth.errors import DataError, GateError
 from medsynth.evaluation.privacy import PrivacyResult
 from medsynth.evaluation.verdict import SCHEMA, privacy_part, privacy_verdict, without_nan
+from medsynth.files import read_json
 from medsynth.runs.patients import KEY_VARIABLE, PatientsKey, own_key
 
 REPORT_FILE = "report.json"
@@ -38,7 +39,7 @@ def read_report(path: Path) -> Mapping[str, Any]:
     """Return the content of a `report.json`, given as the file or its folder; `DataError` if there is none of our schema."""
     file = path / REPORT_FILE if path.is_dir() else path
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = read_json(file)
     except (OSError, ValueError) as error:
         raise DataError(
             f"{file}: need the report of an evaluation, got none; try medsynth evaluate --real ... --synthetic ... --out ..."

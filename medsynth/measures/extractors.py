@@ -20,7 +20,7 @@ from torch.nn.functional import interpolate
 
 from medsynth.config import FeatureOptions
 from medsynth.errors import ConfigError, DataError
-from medsynth.files import hash_file
+from medsynth.files import hash_file, read_bytes
 from medsynth.measures.features import EfficientNetLite0, Extractor, PictureExtractor
 
 # Only with these weights (torch-fidelity's, converted from the TensorFlow graph of 2015-12-05) is a Fréchet distance FID.
@@ -98,7 +98,7 @@ class Weights:
             raise ConfigError("features.weights: need a file, got a URL; download it first")
         self.path = Path(options.weights)
         try:
-            self.content = self.path.read_bytes()
+            self.content = read_bytes(self.path, limit=8 << 30)
         except OSError as error:
             raise ConfigError(
                 f"features.weights: need a readable file, got {error.strerror or error}; try another path"

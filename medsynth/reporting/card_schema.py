@@ -13,13 +13,12 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import yaml
 from jsonschema import Draft202012Validator, ValidationError
 
 from medsynth.cohorts.manifest import reason_of
 from medsynth.config import Shipped
 from medsynth.errors import ConfigError, DataError
-from medsynth.files import PathLike
+from medsynth.files import PathLike, parse_yaml, read_bytes
 
 CARDS = Shipped(folder="data_cards", suffixes=(".md",))
 SCHEMA = "medsynth-card/2"
@@ -66,9 +65,9 @@ def check_card(path: PathLike) -> CheckedCard:
 def read_card(path: PathLike) -> tuple[Any, str]:
     """Return the front matter and the text of a card, unchecked; `DataError` if there is no front matter in YAML."""
     try:
-        text = Path(path).read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        got = reason_of(error) if isinstance(error, OSError) else error.reason
+        text = read_bytes(path, limit=1 << 22).decode("utf-8-sig")
+    except (OSError, ValueError) as error:
+        got = reason_of(error) if isinstance(error, OSError) else error
         raise DataError(f"{path}: need a data card in UTF-8, got {got}; try another path") from error
     parts = re.match(r"---\n(.*?)\n---\n(.*)", text, flags=re.DOTALL)
     if parts is None:
@@ -124,7 +123,7 @@ def read_statements(source: PathLike | None) -> dict[str, Any]:
     front: Any = None
     if source is not None and Path(source).suffix in (".yaml", ".yml"):
         try:
-            content = _parse(Path(source).read_text(encoding="utf-8"))
+            content = _parse(read_bytes(source, limit=1 << 18).decode("utf-8-sig"))
         except OSError as error:
             raise ConfigError(f"{source}: need a YAML file, got {reason_of(error)}; try another path") from error
         except ValueError as error:
@@ -163,10 +162,10 @@ def _list(value: Any) -> list[str]:
 
 
 def _parse(text: str) -> Any:
-    """Return the first document of YAML as JSON would hold it: dates and keys are texts. `ValueError` if it cannot be read."""
+    """Return YAML as JSON would hold it: dates and keys are texts. `ValueError` if it cannot be read."""
     try:
-        return json.loads(json.dumps(next(yaml.safe_load_all(text), None), default=str))
-    except (yaml.YAMLError, RecursionError, TypeError, ValueError) as error:
+        return json.loads(json.dumps(parse_yaml(text), default=str))
+    except TypeError as error:
         raise ValueError(" ".join(str(error).split())) from error
 
 

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-import json
+import io
 import math
 import re
 import zipfile
@@ -39,7 +39,7 @@ from medsynth.cohorts.text import TextEncoding
 from medsynth.config import GridOptions
 from medsynth.diffusion import Solver
 from medsynth.errors import ConfigError, DataError
-from medsynth.files import atomic_path, hash_file, write_json
+from medsynth.files import atomic_path, hash_file, read_bytes, read_json, write_json
 from medsynth.networks import Denoiser
 from medsynth.runs.patients import KEY_VARIABLE, PATIENTS_FILE, Patients, own_key, read_patients
 from medsynth.runs.spec import RunSpec, read_grid, read_values
@@ -167,12 +167,11 @@ class Run:
             return {}
         series: dict[str, list[tuple[int, float]]] = {}
         try:
-            with path.open(encoding="utf-8", newline="") as stream:
-                for row in csv.reader(stream):
-                    if len(row) != 3 or not row[0].isdecimal() or not row[2]:  # a kill may have cut the last one short
-                        continue
-                    if math.isfinite(value := float(row[2])):
-                        series.setdefault(row[1], []).append((int(row[0]), value))
+            for row in csv.reader(io.StringIO(read_bytes(path).decode("utf-8"), newline="")):
+                if len(row) != 3 or not row[0].isdecimal() or not row[2]:  # a kill may have cut the last one short
+                    continue
+                if math.isfinite(value := float(row[2])):
+                    series.setdefault(row[1], []).append((int(row[0]), value))
         except (OSError, ValueError, csv.Error) as error:
             raise DataError(f"{path}: need rows of step,name,value, got {error}; try moving the file away") from error
         return {
@@ -194,7 +193,7 @@ class Run:
         try:
             if not attributes or hash_file(path) != self.checksums.get(ATTRIBUTES_FILE):
                 raise ValueError("a changed file" if attributes else "a run without attributes")
-            return AttributeTable.from_dict(json.loads(path.read_text(encoding="utf-8")), attributes)
+            return AttributeTable.from_dict(read_json(path), attributes)
         except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
             raise DataError(
                 f"{path}: need the attributes of the run's training scans, got {error}; try training again"
@@ -318,7 +317,7 @@ def load_run(folder: Run | Path | str) -> Run:
     if not path.is_file():
         raise DataError(f"{folder}: need a run folder with {RUN_FILE}, got none; try the --out of `medsynth train`")
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
         if content["format"] == "medsynth-run/1":
             raise DataError(
                 f"{folder}: this run was trained with medsynth 0.1, which this version cannot read; train it again, or install "

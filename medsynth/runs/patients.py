@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import json
 import os
 import re
 import secrets
@@ -18,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from medsynth.errors import ConfigError, DataError
-from medsynth.files import hash_file, user_folder, write_json
+from medsynth.files import hash_file, read_json, user_folder, write_json
 
 PATIENTS_FILE = "patients.json"
 KEY_FILE, KEY_VARIABLE = "patients.key", "MEDSYNTH_PATIENTS_KEY"
@@ -116,11 +115,11 @@ def read_patients(folder: Path, checksum: str | None) -> Patients:
     try:
         if checksum is not None and hash_file(path) != checksum:
             raise DataError(f"{path}: need the patients that run.json names, got other bytes; try training again")
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
         splits = {split: frozenset(content[split]) for split in _SPLITS}
         key = content.get("key")
         return Patients(path=path, key=None if key is None else str(key), salt=str(content["salt"]), splits=splits)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{path}: need the fingerprints of the run's patients, got none; try training again") from error
 
 

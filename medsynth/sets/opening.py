@@ -15,7 +15,7 @@ from medsynth.cohorts import Cohort, Row, index_folder, read_cohort
 from medsynth.cohorts.manifest import REQUIRED, check_cohort, declared_roots, read_table, require_columns, resolve_below
 from medsynth.config import GridOptions, Loading, changed_options
 from medsynth.errors import ConfigError, DataError
-from medsynth.files import PathLike
+from medsynth.files import PathLike, read_json
 from medsynth.scans import list_files, read_header, read_scan, scan_suffix
 
 SET_FORMAT = "medsynth-set/2"
@@ -107,7 +107,7 @@ def read_provenance(synthetic: Cohort) -> dict[str, Any]:
     """Return the `provenance.json` of a synthetic set; empty for sets without. `DataError` if it cannot be read."""
     path = synthetic.folder / PROVENANCE_FILE
     try:
-        provenance = json.loads(path.read_text(encoding="utf-8"))
+        provenance = read_json(path)
     except (FileNotFoundError, NotADirectoryError):
         return {}
     except (OSError, ValueError) as error:
@@ -174,7 +174,7 @@ def resume_set(out: Path, settings: Mapping[str, Any]) -> list[Any]:
             raise ConfigError(f"{out}: need a new folder or a set to continue, got other files; try another --out")
         return []
     try:
-        previous = json.loads(path.read_text(encoding="utf-8"))
+        previous = read_json(path)
         sessions, written = list(previous["sessions"]), previous["format"]
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path}: need the provenance of the set, got damaged JSON; try another --out") from error

@@ -6,7 +6,6 @@ figures of the reconstruction check.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -20,7 +19,7 @@ from torch import Tensor
 from medsynth.cohorts import Cohort, PreparedCohort
 from medsynth.config import AutoencoderOptions, ConditionOptions, NetworkOptions, TrainOptions, changed_options
 from medsynth.errors import ConfigError, DataError, GateError
-from medsynth.files import hash_file, write_json
+from medsynth.files import hash_file, read_json, write_json
 from medsynth.networks import Denoiser, LatentCodec, build_autoencoder
 from medsynth.networks.autoencoder import divergence, least_bytes
 from medsynth.runs import WEIGHTS_FILE, Run, load_run, read_weights
@@ -54,7 +53,7 @@ class AutoencoderRun(Run):
             )
         path = run.folder / RECONSTRUCTION_FILE
         try:
-            content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+            content = read_json(path) if path.is_file() else {}
             # Figures of earlier weights do not count.
             found = Reconstruction.from_dict(content) if content.get("fingerprint") == run.fingerprint else None
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

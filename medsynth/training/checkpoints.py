@@ -12,7 +12,6 @@ from __future__ import annotations
 import csv
 import errno
 import io
-import json
 import math
 import os
 import pickle
@@ -34,7 +33,7 @@ from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
 from medsynth.errors import ConfigError, DataError
-from medsynth.files import atomic_path, hash_file, write_json, write_text
+from medsynth.files import atomic_path, hash_file, read_bytes, read_json, write_json, write_text
 from medsynth.runs import EARLY_FILE, DivergedError, RunSpec, first_not_finite, save_early, save_run
 from medsynth.training.module import TrainingModule
 
@@ -132,7 +131,7 @@ def read_checksums(folder: Path) -> dict[str, int]:
     """Return the steps of the checkpoints in `folder` by their sha256; empty without a file, `DataError` if it is damaged."""
     path = folder / CHECKSUMS
     try:
-        return {str(digest): int(step) for digest, step in json.loads(path.read_text(encoding="utf-8")).items()}
+        return {str(digest): int(step) for digest, step in read_json(path).items()}
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, TypeError, AttributeError) as error:
@@ -203,8 +202,8 @@ class MetricsLog(Logger):
         """Drop the rows of later steps, and whatever a killed process left incomplete."""
         if not self._path.exists():
             return
-        with self._path.open(encoding="utf-8", newline="") as stream:
-            rows = [row for row in csv.reader(stream) if len(row) == 3 and row[0].isdecimal() and int(row[0]) <= step]
+        stored = csv.reader(io.StringIO(read_bytes(self._path).decode("utf-8"), newline=""))
+        rows = [row for row in stored if len(row) == 3 and row[0].isdecimal() and int(row[0]) <= step]
         text = io.StringIO()
         csv.writer(text, lineterminator="\n").writerows([_HEADER, *rows])
         write_text(self._path, text.getvalue())

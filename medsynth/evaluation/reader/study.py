@@ -14,6 +14,7 @@ import numpy as np
 
 from medsynth.cohorts import PreparedCohort
 from medsynth.errors import ConfigError, DataError
+from medsynth.files import read_json
 from medsynth.seeds import numpy_generator
 
 SCHEMA = "medsynth-reader-study/1"
@@ -78,7 +79,7 @@ def find_key(folder: Path) -> StudyKey | None:
     """Return the key of the study in a report folder, None without one; `DataError` for a damaged file."""
     file = folder / KEY_FILE
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = read_json(file)
         key = StudyKey(
             study=content["study"],
             classes=tuple(content["classes"]),
