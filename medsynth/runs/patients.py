@@ -117,8 +117,10 @@ def read_patients(folder: Path, checksum: str | None) -> Patients:
             raise DataError(f"{path}: need the patients that run.json names, got other bytes; try training again")
         content = read_json(path)
         splits = {split: frozenset(content[split]) for split in _SPLITS}
-        key = content.get("key")
-        return Patients(path=path, key=None if key is None else str(key), salt=str(content["salt"]), splits=splits)
+        key, salt = content.get("key"), content["salt"]
+        if not all(isinstance(each, str) for each in (salt, *frozenset().union(*splits.values()))):
+            raise ValueError("fingerprints that are no texts")
+        return Patients(path=path, key=None if key is None else str(key), salt=salt, splits=splits)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{path}: need the fingerprints of the run's patients, got none; try training again") from error
 

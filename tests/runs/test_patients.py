@@ -165,7 +165,15 @@ def test_runs_of_0_2_are_still_read_but_nothing_joins_them(key_at, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "content", ["", "[]", "{}", '{"salt": 1, "train": 3, "val": []}', '{"train": [[]], "val": [], "salt": ""}']
+    "content",
+    [
+        "",
+        "[]",
+        '{"salt": "", "train": [1], "val": ["a"]}',
+        "{}",
+        '{"salt": 1, "train": 3, "val": []}',
+        '{"train": [[]], "val": [], "salt": ""}',
+    ],
 )
 def test_a_damaged_list_is_refused(content, tmp_path):
     (tmp_path / PATIENTS_FILE).write_text(content)
