@@ -65,9 +65,9 @@ def check_card(path: PathLike) -> CheckedCard:
 def read_card(path: PathLike) -> tuple[Any, str]:
     """Return the front matter and the text of a card, unchecked; `DataError` if there is no front matter in YAML."""
     try:
-        text = read_bytes(path, limit=1 << 22).decode("utf-8-sig")
+        text = read_bytes(path, limit=1 << 22).decode("utf-8-sig").replace("\r\n", "\n")
     except (OSError, ValueError) as error:
-        got = reason_of(error) if isinstance(error, OSError) else error
+        got = reason_of(error) if isinstance(error, OSError) else getattr(error, "reason", error)
         raise DataError(f"{path}: need a data card in UTF-8, got {got}; try another path") from error
     parts = re.match(r"---\n(.*?)\n---\n(.*)", text, flags=re.DOTALL)
     if parts is None:
