@@ -116,7 +116,7 @@ def try_kills(
         except Exception as error:
             trial |= {"whole": False, "error": str(error)}
         code, _ = in_child(lambda out=out: work(out))
-        left = [path.name for path in out.rglob(".partial*")]
+        left = [path.name for path in (*out.rglob(".partial*"), *folder.glob(f".{number}.lock"))]
         trial |= {"equal": code == 0 and result_of(out) == expected, "left": left}
         trials.append(trial)
         print(trial, flush=True)
@@ -138,6 +138,7 @@ def main() -> None:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
+        os.environ |= {variable: str(folder / variable) for variable in ("XDG_CACHE_HOME", "XDG_DATA_HOME")}
         cohort = folder / "phantom" / "cohort.csv"
         medsynth.demo(out=folder / "phantom", scans=60, size=32, progress=False)
         in_child(lambda: train(cohort, folder / "first"))  # prepares the scans for all
