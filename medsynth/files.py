@@ -335,6 +335,11 @@ def hash_file(path: Path | str) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
+def name_of(path: Path | str) -> str:
+    """Return a name under which something about a path is kept, 32 hexadecimal digits; it does not show the path."""
+    return hashlib.sha256(os.path.realpath(path).encode("utf-8", "surrogateescape")).hexdigest()[:32]
+
+
 def stamp_file(path: Path | str) -> list[int]:
     """Return size (bytes), time of modification and of change (ns): while all stay the same, so does the content, most likely.
 

@@ -37,7 +37,7 @@ from medsynth.evaluation.downstream.judging import Comparer, estimate_dict
 from medsynth.evaluation.downstream.probe import ProbeData, train_probe
 from medsynth.evaluation.downstream.tiers import ScoreBook
 from medsynth.evaluation.features import cached_features
-from medsynth.files import write_json
+from medsynth.files import user_folder, write_json
 from medsynth.measures.distances import Kernels, Projection, kernel_distance
 from medsynth.measures.features import EfficientNetLite0
 from medsynth.measures.neighbours import nearest_distances
@@ -54,7 +54,7 @@ def prepare(cohort: Path) -> tuple[PreparedCohort, np.ndarray]:
         intensity=IntensityOptions(**OPTIONS["intensity"]),
         loading=Loading(progress=False),
     )
-    return prepared, cached_features(prepared, EfficientNetLite0(), folder=cohort.parent / ".medsynth_cache")
+    return prepared, cached_features(prepared, EfficientNetLite0(), folder=user_folder("cache"))
 
 
 def likeness(setting: Setting, real: PreparedCohort, synthetic: PreparedCohort) -> dict[str, float]:

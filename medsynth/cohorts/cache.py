@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -37,6 +36,7 @@ from medsynth.files import (
     atomic_path,
     check_space,
     hash_file,
+    name_of,
     read_json,
     remove_partial,
     stamp_file,
@@ -375,11 +375,7 @@ def _writing_below(folder: Path) -> Iterator[None]:
 
 def _store_of(cohort: Cohort, folder: Path) -> Path:
     """Return the file below `folder` that keeps the hashes of a cohort's files."""
-    return folder / f"hashes-{_name_of(cohort.folder)}.json"
-
-
-def _name_of(path: Path) -> str:
-    return hashlib.sha256(os.path.realpath(path).encode("utf-8", "surrogateescape")).hexdigest()[:32]
+    return folder / f"hashes-{name_of(cohort.folder)}.json"
 
 
 def _known_hashes(store: Path | None) -> dict[str, Any]:
@@ -401,7 +397,7 @@ def _hash_files(paths: Sequence[Path], store: Path | None, *, progress: bool) ->
     unique = dict.fromkeys(file for files in parts.values() for file in files)
     for file in tqdm(unique, desc="checking files", unit="file", disable=not progress):
         try:
-            stamp, name = stamp_file(file), _name_of(file)
+            stamp, name = stamp_file(file), name_of(file)
             entry = known.get(name)
             if isinstance(entry, list) and entry[:-1] == stamp:
                 hashes[file] = entry[-1]

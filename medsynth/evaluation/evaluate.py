@@ -24,6 +24,7 @@ from medsynth.evaluation.privacy.nearness import equal_rows
 from medsynth.evaluation.reader import ReaderStudy, check_reader_study, find_key, plan_study, score_files
 from medsynth.evaluation.reports import seal_report
 from medsynth.evaluation.verdict import build_report
+from medsynth.files import name_of
 from medsynth.processes import check_alone
 from medsynth.runs import Run
 from medsynth.runs.patients import own_key
@@ -208,7 +209,7 @@ def _score_downstream(inputs: Inputs, notes: list[str]) -> DownstreamResult | No
         inputs.synthetic,
         further=inputs.further,
         options=options.downstream,
-        folder=options.cache_folder() / "trainings",
+        folder=options.cache_folder() / "trainings" / name_of(options.out),
         seed=options.seed,
         progress=options.progress,
         extractor=inputs.extractor,
