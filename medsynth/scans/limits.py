@@ -89,5 +89,5 @@ def check_exists(name: str, path: Path) -> None:
     """Raise `DataError` unless `path` is a regular file."""
     # os.path answers False for impossible names, where the methods of Path raise.
     if not os.path.isfile(path):
-        found = "a folder" if os.path.isdir(path) else "none"
+        found = "a folder" if os.path.isdir(path) else "a pipe or device" if os.path.exists(path) else "none"
         raise DataError(f"{name}: need an existing file, got {found}; try another path")

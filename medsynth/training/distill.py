@@ -208,7 +208,7 @@ class TrajectorySet:
 
     def check_space(self) -> None:
         """Raise `ConfigError` if the disk has no room for what is missing."""
-        missing = sum(len(self.rows(part)) for part in range(self.parts) if not self.file(part).exists())
+        missing = sum(len(self.rows(part)) for part in range(self.parts) if not self.file(part).is_file())
         check_space(self.folder, missing * self.bytes_each, purpose="trajectories", option="--out or --trajectories")
 
     def data(self) -> TrainingData:
@@ -248,7 +248,7 @@ class DrawTrajectories(Callback):
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         planned, options = self._planned, self._planned.options
         mine = range(trainer.global_rank, planned.parts, trainer.world_size)
-        missing = [part for part in mine if not planned.file(part).exists()]
+        missing = [part for part in mine if not planned.file(part).is_file()]
         diverged = False
         if missing:
             planned.folder.mkdir(parents=True, exist_ok=True)
