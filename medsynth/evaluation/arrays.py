@@ -29,4 +29,6 @@ class ScanArrays:
 
     def rows_of(self, label: str, splits: tuple[str, ...] = (*SEEN, *HELD_OUT)) -> np.ndarray:
         """Return the rows of the scans of a class, in some splits or all, ascending."""
-        return np.flatnonzero((np.array(self.classes)[self.labels] == label) & np.isin(self.splits, splits))
+        # With hundreds of classes, only the scans of one are looked at closely.
+        rows = np.flatnonzero(self.labels == (self.classes.index(label) if label in self.classes else -1))
+        return rows[np.isin(self.splits[rows], splits)]

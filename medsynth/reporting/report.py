@@ -25,6 +25,9 @@ from medsynth.reporting.reader_page import write_reader_study
 from medsynth.reporting.templates import open_templates
 from medsynth.runs import Run
 
+_MOST_CLASSES = 25  # whose figures a page shows: each takes 150 KiB
+_WORST_FIRST = ("further", "cannot tell", "as close")
+
 
 @dataclass(frozen=True, kw_only=True)
 class ReportFiles:
@@ -112,7 +115,15 @@ def render_page(evaluation: Evaluation, *, figures: Sequence[Figure] = (), real_
         figures=figures,
         view=view_volumes(evaluation.sheets, real_pictures=real_pictures),
         settings=_flattened(evaluation.report["settings"]),
+        in_full=_in_full(evaluation.report),
     )
+
+
+def _in_full(report: Mapping[str, Any]) -> set[str | None]:
+    """Return the classes (None: all together) whose figures a page shows, where there are many: the furthest first."""
+    verdicts = report["verdict"].get("fidelity") or ()
+    order = sorted(verdicts, key=lambda one: (one["label"] is not None, _WORST_FIRST.index(one["verdict"])))
+    return {one["label"] for one in order[:_MOST_CLASSES]}
 
 
 def report_templates() -> Environment:

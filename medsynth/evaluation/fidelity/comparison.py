@@ -42,6 +42,7 @@ class FidelitySettings:
     neighbours: int = 5  # that span the balls of precision, recall, density and coverage
     ssim_pairs: int = 200  # random pairs of scans behind each SSIM figure
     sheet_scans: int = 8  # synthetic scans of each class on the contact sheet
+    sheet_classes: int = 24  # contact sheets at most, of the classes with the fewest real scans
 
 
 # Verdicts on a figure below, within and above the interval of real against real.

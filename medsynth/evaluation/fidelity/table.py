@@ -91,7 +91,7 @@ class Sheet:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class FidelityResult:
-    """The table, and the scans for one contact sheet per class; `absent` are the real classes without synthetic scans.
+    """The table, and the scans for contact sheets of the rarest classes; `absent` are the real classes without synthetic scans.
 
     `left_out` says why a measure is missing from all rows; `scales` are the exponents of MS-SSIM, from the finest scale.
     """
@@ -174,7 +174,7 @@ def score_fidelity(
             for label in tqdm(subjects, desc="comparing", unit="class", disable=not progress)
         ),
         absent=tuple(label for label in real.classes if len(real.rows_of(label)) and label not in labels),
-        sheets=tuple(_sheet(real, synthetic, label, parts, settings, seed) for label in labels if settings.sheet_scans),
+        sheets=_sheets(real, synthetic, labels, parts, settings, seed),
         extractor=extractor,
         feature_count=width,
         left_out=_left_out(real.scans.shape[2:]),
@@ -277,21 +277,34 @@ def _row(
     )
 
 
-def _sheet(
-    real: ScanArrays, synthetic: ScanArrays, label: str, parts: Parts, settings: FidelitySettings, seed: int
-) -> Sheet:
-    generator = numpy_generator(seed, "fidelity", "sheet", label)
-    shown = synthetic.scans[generator.permutation(parts["made", label])[: settings.sheet_scans]]
+def _sheets(
+    real: ScanArrays, synthetic: ScanArrays, labels: list[str], parts: Parts, settings: FidelitySettings, seed: int
+) -> tuple[Sheet, ...]:
+    """Return the contact sheets of the rarest classes, in the order of `labels`; all real training scans are read once."""
+    pools = {label: np.concatenate([parts[part, label] for part in ("held out", "seen")]) for label in labels}
+    rarest = set(sorted(labels, key=lambda label: len(pools[label]))[: settings.sheet_classes])
     training = np.flatnonzero(real.splits == "train")
-    nearest, distances = np.zeros((0, *shown.shape[1:])), np.zeros(0)
+    shown: dict[str, np.ndarray] = {}
+    others: dict[str, np.ndarray] = {}
+    for label in (label for label in labels if label in rarest and settings.sheet_scans):
+        generator = numpy_generator(seed, "fidelity", "sheet", label)
+        shown[label] = generator.permutation(parts["made", label])[: settings.sheet_scans]
+        others[label] = generator.permutation(pools[label])[: len(shown[label])]
+    if not shown:
+        return ()
+    made = np.asarray(synthetic.scans[np.concatenate(list(shown.values()))], dtype=np.float32)
+    nearest, distances = np.zeros((0, *made.shape[1:]), dtype=np.float32), np.zeros(0)
     if len(training):
-        distances, found = nearest_distances(shown, real.scans, among=training)
-        nearest = real.scans[found]
-    pool = np.concatenate([parts[part, label] for part in ("held out", "seen")])
-    return Sheet(
-        label=label,
-        real=np.asarray(real.scans[generator.permutation(pool)[: len(shown)]], dtype=np.float32),
-        nearest=np.asarray(nearest, dtype=np.float32),
-        synthetic=np.asarray(shown, dtype=np.float32),
-        distances=distances,
+        distances, found = nearest_distances(made, real.scans, among=training)
+        nearest = np.asarray(real.scans[found], dtype=np.float32)
+    ends = np.cumsum([len(rows) for rows in shown.values()])
+    return tuple(
+        Sheet(
+            label=label,
+            real=np.asarray(real.scans[others[label]], dtype=np.float32),
+            nearest=nearest[end - len(rows) : end],
+            synthetic=made[end - len(rows) : end],
+            distances=distances[end - len(rows) : end],
+        )
+        for (label, rows), end in zip(shown.items(), ends, strict=True)
     )

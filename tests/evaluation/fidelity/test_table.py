@@ -8,11 +8,13 @@ import pytest
 from scipy.stats import wasserstein_distance
 
 from medsynth.errors import DataError
+from medsynth.evaluation import Evaluation
 from medsynth.evaluation.fidelity import FidelityResult, FidelitySettings, comparison, score_fidelity
 from medsynth.evaluation.verdict import build_report
 from medsynth.measures.distances import Kernels, Projection, frechet_distance, kernel_distance
 from medsynth.measures.neighbours import Spacings
 from medsynth.measures.texture import standardised_distances, texture_features
+from medsynth.reporting.report import render_page
 from tests.evaluation.made import MadeScans, Pixels, made_cohort
 
 SETTINGS = FidelitySettings(repeats=40, ssim_pairs=60, sheet_scans=3)
@@ -351,3 +353,36 @@ def test_real_classes_without_synthetic_scans_are_noted(real):
 
 def test_no_sheets_on_request(real):
     assert score(real, made_cohort({"common": {"train": 5}}, seed=1), sheet_scans=0).sheets == ()
+
+
+def test_many_classes_have_all_figures_in_json_and_the_rarest_have_pictures():
+    """What a page holds does not grow with the number of classes; each sheet is the one of the class alone."""
+    counts = {f"c{number:02d}": {"train": 4 + number, "test": 2} for number in range(30)}
+    real, made = made_cohort(counts, seed=0), made_cohort({name: {"train": 3} for name in counts}, seed=1)
+    result = score(real, made, repeats=4)
+    assert [sheet.label for sheet in result.sheets] == [f"c{number:02d}" for number in range(24)]
+    rows = real.rows_of("c07")
+    alone = dataclasses.replace(
+        real, **{name: getattr(real, name)[rows] for name in ("scans", "labels", "splits", "patients")}
+    )
+    picked = made.rows_of("c07")
+    offered = dataclasses.replace(
+        made, **{name: getattr(made, name)[picked] for name in ("scans", "labels", "splits", "patients")}
+    )
+    (sheet,) = score(alone, offered, repeats=4).sheets
+    among_all = next(one for one in result.sheets if one.label == "c07")
+    for one, other in ((sheet.synthetic, among_all.synthetic), (sheet.real, among_all.real)):
+        np.testing.assert_array_equal(one, other)
+    report = build_report(result)
+    assert len(report["fidelity"]["rows"]) == 31
+    page = render_page(Evaluation(report=report, sheets=result.sheets))
+    assert page.count("Against the real scans that the generator saw, and those against held-out scans") == 25
+    assert "Of 30 classes, the figures of 24 are shown" in page
+    assert all(f"<b>c{number:02d}:</b>" in page for number in range(30)), "every class has its sentence"
+
+
+def test_rows_of_a_class_are_those_of_its_label_and_splits():
+    real = made_cohort({"a": {"train": 3, "test": 2}, "b": {"train": 1, "val": 2}}, seed=0)
+    assert real.rows_of("a").tolist() == [0, 1, 2, 3, 4]
+    assert real.rows_of("b", ("val", "test")).tolist() == [6, 7]
+    assert real.rows_of("c").tolist() == []
