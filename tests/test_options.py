@@ -116,7 +116,7 @@ def test_files_and_python_are_checked_alike(tmp_path):
             "columns.label: need a text of at most 100000 characters without NUL",
         ),
         ("index", {"keep": ["x"] * 20_000}, "keep: need at most 10000 values, got 20000"),
-        ("index", {"scans": "https://example.org/x"}, "scans: need a path on this machine, got the URL"),
+        ("index", {"scans": "https://example.org/x"}, "scans: need a path on this machine, got a URL"),
         ("evaluate", {"reader_answers": ["a.csv", "ftp://x/y"]}, "reader_answers: need a path on this machine"),
         ("sample", {"count": {"a": 0}}, "count: need whole numbers from 1 to 1,000,000, got 0"),
     ],

@@ -82,7 +82,7 @@ def fault_of(value: Any, rules: tuple[Any, ...], kinds: set[Any]) -> tuple[str, 
             got = "one with NUL" if "\0" in word else f"{len(word)} characters"
             return f"{'a path' if path else 'a text'} of at most {words} characters without NUL", got
         if path and _URL.match(word):
-            return "a path on this machine", f"the URL {word[:100]!r}"
+            return "a path on this machine", f"a URL, {word[:100]!r}"
     return None
 
 

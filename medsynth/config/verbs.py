@@ -229,7 +229,7 @@ class DistillOptions(Loading, TrainingCompute):
     evaluations: Annotated[int, Bounds(1, 4)] = 2
     teacher_steps: Annotated[int, Bounds(2, 1000)] = 12
     teacher_guidance: Annotated[float, Bounds(0, 100)] = 1.0
-    trajectories: Annotated[int, Bounds(1, 10_000_000)] = 20000
+    trajectories: Annotated[int, Bounds(1, 1_000_000)] = 20000
     max_steps: Count = 4000
     batch_size: BatchSize = 32
     seed: Seed = 0
