@@ -1,6 +1,8 @@
 """`medsynth augment`: what may be handed over, and what is refused."""
 
 import json
+import os
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -8,11 +10,12 @@ import pytest
 import medsynth
 from medsynth.cli import run_command
 from medsynth.cohorts import read_cohort, write_cohort
-from medsynth.errors import DataError, GateError
+from medsynth.errors import ConfigError, DataError, GateError
 from medsynth.evaluation import build_report
 from medsynth.evaluation.privacy import Copy, GateSettings
 from medsynth.evaluation.privacy.result import Share
 from medsynth.evaluation.reports import check_report
+from medsynth.sets import write_scans
 from tests.made_report import passed_report, write_sealed
 
 
@@ -221,3 +224,53 @@ def test_a_planted_memorised_scan_fails_the_gate_and_blocks_the_hand_over(tiny_r
     assert (rest["privacy"]["dropped"], rest["privacy"]["drop_copies"]) == (1, True)
     assert rest["settings"]["synthetic_scans"] == 6
     assert sum(row["counts"]["identical"] for row in rest["fidelity"]["rows"]) == 0
+
+
+@pytest.mark.parametrize("what", ["scan", "label", "attribute"])
+def test_what_was_changed_after_the_evaluation_is_refused(tiny_cohort, judged, tmp_path, what):
+    """Also a scan of the same size whose time was put back."""
+    shutil.copytree(judged / "set", tmp_path / "set")
+    report = passed_report(judged / "report", tmp_path / "report")
+    options = {"real": tiny_cohort, "synthetic": tmp_path / "set", "report": report, "progress": False}
+    medsynth.augment(**options, out=tmp_path / "before.csv")
+    made = read_cohort(tmp_path / "set" / "cohort.csv")
+    if what == "scan":
+        file = made.file_of(made.rows[0])
+        facts, content = file.stat(), bytearray(file.read_bytes())
+        content[-20] ^= 1
+        file.write_bytes(content)
+        os.utime(file, ns=(facts.st_atime_ns, facts.st_mtime_ns))
+        assert file.stat().st_size == facts.st_size
+    else:
+        change = {"label": "dark"} if what == "label" else {"attributes": {**made.rows[0].attributes, "method": "edit"}}
+        write_cohort(replace(made, rows=(replace(made.rows[0], **change), *made.rows[1:])), tmp_path / "set/cohort.csv")
+    with pytest.raises(DataError, match="need a report about these synthetic scans, got one about others"):
+        medsynth.augment(**options, out=tmp_path / "after.csv")
+    assert not (tmp_path / "after.csv").exists()
+
+
+def test_the_run_is_asked_for_where_only_the_rows_name_it(tiny_cohort, tiny_run, tmp_path):
+    """Removing the provenance of a set does not spare its patients from being compared."""
+    medsynth.sample(run=tiny_run.folder, count="bright=4,dark=3", out=tmp_path / "set", progress=False)
+    (tmp_path / "set" / "provenance.json").unlink()
+    options = {"real": tiny_cohort, "synthetic": tmp_path / "set", "progress": False}
+    medsynth.evaluate(**options, out=tmp_path / "first", parts=["privacy"])
+    report = passed_report(tmp_path / "first", tmp_path / "report")
+    with pytest.raises(ConfigError, match="run: need the run that made"):
+        medsynth.augment(**options, report=report, out=tmp_path / "out.csv")
+    handover = medsynth.augment(**options, report=report, out=tmp_path / "out.csv", run=tiny_run.folder)
+    assert not any("generator is unknown" in note for note in handover.notes)
+
+
+def test_a_set_of_an_unknown_generator_is_handed_over_with_a_note(tiny_cohort, judged, tmp_path):
+    made = read_cohort(judged / "set" / "cohort.csv")
+    scans = [replace(medsynth.read_scan(made.file_of(row)), label=row.label) for row in made.rows]
+    medsynth.evaluate(
+        real=tiny_cohort, synthetic=write_scans(scans, tmp_path / "set"), out=tmp_path / "first", parts=["privacy"],
+        progress=False,
+    )  # fmt: skip
+    report = passed_report(tmp_path / "first", tmp_path / "report")
+    handover = medsynth.augment(
+        real=tiny_cohort, synthetic=tmp_path / "set", report=report, out=tmp_path / "out.csv", progress=False
+    )
+    assert "the generator is unknown, so nothing shows that it saw no patient of the test split" in handover.notes

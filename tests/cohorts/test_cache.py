@@ -14,6 +14,7 @@ from medsynth.cohorts import Cohort, Row, ScanDataset, cache, channels, hash_coh
 from medsynth.config import GridOptions, IntensityOptions, Loading
 from medsynth.errors import ConfigError, DataError
 from medsynth.scans import Intensity, Scan, read_scan, write_scan
+from tests.cohorts.conftest import write_png
 
 RANGE = IntensityOptions(method="range", low=0, high=255)
 GRID = GridOptions(size=8)
@@ -418,3 +419,30 @@ def test_what_was_abandoned_in_the_cache_is_removed(png_cohort, tmp_path):
         os.utime(tmp_path / "cache" / f".partial-abcdefgh-{name}.npy", (when, when))
     prepare(png_cohort(random_images(2)), cache_dir=tmp_path / "cache")
     assert [path.name for path in (tmp_path / "cache").glob(".partial-*")] == [".partial-abcdefgh-new.npy"]
+
+
+def test_the_hash_of_a_cohort_is_that_of_every_column_but_names_and_places(png_cohort, tmp_path):
+    cohort = png_cohort([np.full((4, 4), 10 * number, dtype=np.uint8) for number in range(5)])
+    mask = tmp_path / "mask.png"
+    write_png(mask, np.eye(4, dtype=np.uint8))
+    first = replace(cohort.rows[0], mask="mask.png", attributes={"synthetic": "1", "donor": "3", "text": "small"})
+    cohort = replace(cohort, rows=(first, *cohort.rows[1:]))
+    loading = Loading(progress=False)
+    before = hash_cohort(cohort, loading=loading)
+
+    def changed(**facts):
+        return hash_cohort(replace(cohort, rows=(replace(first, **facts), *cohort.rows[1:])), loading=loading)
+
+    assert changed(patient_id="another name") == before
+    for facts in (
+        {"label": "b"},
+        {"split": "test"},
+        {"patient_id": cohort.rows[1].patient_id},
+        {"mask": None},
+        {"attributes": {**first.attributes, "donor": "2"}},
+        {"attributes": {**first.attributes, "contains_real_pixels": "1"}},
+        {"attributes": {"synthetic": "1", "donor": "3"}},
+    ):
+        assert changed(**facts) != before, facts
+    write_png(mask, np.zeros((4, 4), dtype=np.uint8))
+    assert hash_cohort(cohort, loading=loading, anew=True) != before

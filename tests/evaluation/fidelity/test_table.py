@@ -378,6 +378,7 @@ def test_many_classes_have_all_figures_in_json_and_the_rarest_have_pictures():
     page = render_page(Evaluation(report=report, sheets=result.sheets))
     assert page.count("Against the real scans that the generator saw, and those against held-out scans") == 25
     assert "Of 30 classes, the figures of 24 are shown" in page
+    assert "Of the 24 classes with the fewest real scans." in page
     assert all(f"<b>c{number:02d}:</b>" in page for number in range(30)), "every class has its sentence"
 
 
