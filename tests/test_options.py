@@ -100,7 +100,7 @@ def test_files_and_python_are_checked_alike(tmp_path):
         (
             "train",
             {"network": {"channels": [32, 0]}},
-            "network.channels: need whole numbers from 1 to 4,096, got 0; try 64",
+            "network.channels: need whole numbers from 1 to 1,024, got 0; try 64",
         ),
         ("index", {"split": [0.7, 0.2, math.nan]}, "split: need numbers from 0 to 1, got nan; try 0.7,0.15,0.15"),
         ("index", {"patient_pattern": "(a)" * 200}, "patient_pattern: need a text of at most 500 characters"),

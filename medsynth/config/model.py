@@ -67,7 +67,7 @@ class NetworkOptions:
 
     stem: Literal["haar", "pixel", "latent"] = "haar"
     levels: Annotated[int, Bounds(1, 2)] = 1
-    channels: Annotated[tuple[int, ...], Bounds(1, 4096)] = (64, 96, 128)
+    channels: Annotated[tuple[int, ...], Bounds(1, 1024)] = (64, 96, 128)
     residual_blocks: Annotated[int, Bounds(1, 64)] = 1
     attention: tuple[bool, ...] = (False, False, True)
     norm_groups: Annotated[int, Bounds(1, 4096)] = 8
@@ -188,6 +188,6 @@ class AutoencoderOptions:
     """
 
     run: str = ""
-    channels: Annotated[tuple[int, ...], Bounds(1, 4096, items=8)] = (32, 64, 64)
+    channels: Annotated[tuple[int, ...], Bounds(1, 1024, items=8)] = (32, 64, 64)
     latent_channels: Annotated[int, Bounds(1, 1024)] = 4
     kl_weight: Annotated[float, Bounds(0, 1000)] = 1e-6
