@@ -14,7 +14,8 @@ from medsynth.errors import ConfigError, DataError, GateError
 from medsynth.evaluation import build_report
 from medsynth.evaluation.privacy import Copy, GateSettings
 from medsynth.evaluation.privacy.result import Share
-from medsynth.evaluation.reports import check_report
+from medsynth.evaluation.reports import check_report, seal_report
+from medsynth.seeds import numpy_generator
 from medsynth.sets import write_scans
 from tests.made_report import passed_report, write_sealed
 
@@ -274,3 +275,30 @@ def test_a_set_of_an_unknown_generator_is_handed_over_with_a_note(tiny_cohort, j
         real=tiny_cohort, synthetic=tmp_path / "set", report=report, out=tmp_path / "out.csv", progress=False
     )
     assert "the generator is unknown, so nothing shows that it saw no patient of the test split" in handover.notes
+
+
+def test_hostile_figures_in_a_report_end_in_one_line(judged, tmp_path):
+    """Sealed anew, so that every one is judged: refused in one line, or a figure that decides nothing."""
+    report = passed_report(judged / "report", tmp_path / "report")
+
+    def places(node, way=()):
+        for key, value in node.items() if isinstance(node, dict) else enumerate(node):
+            yield (*way, key)
+            if isinstance(value, dict | list):
+                yield from places(value, (*way, key))
+
+    hostile = [None, -1, 10**30, 1e300, True, "x", [], {}, [[1]]]
+    ways = [way for way in places(read(report)) if way[0] in ("privacy", "verdict", "seal")]
+    refused = 0
+    for number, place in enumerate(numpy_generator(0, "hostile").permutation(len(ways))[:60]):
+        content = node = read(report)
+        *way, last = ways[place]
+        for key in way:
+            node = node[key]
+        node[last] = hostile[number % len(hostile)]
+        try:
+            check_report(content if ways[place][0] == "seal" else seal_report(content), report)
+        except GateError as error:
+            refused += 1
+            assert "\n" not in str(error)
+    assert refused > 30
