@@ -47,7 +47,7 @@ _SWITCHES = ("7", "maybe", "1e300", ".nan", "")
 _TEXTS = ("", "x" * 5000, "a\0b", "\udcff", "-1", "a=b=c", "https://example.org/x", "[1, {a: b}", "1e300")
 _PATHS = (*_TEXTS, "no/such/file", "/dev/null", "pipe", "folder", "file.csv", "folder/..", "~")
 # Their upper bound is allowed and takes a cluster, or minutes: it is not tried out here.
-_LARGE = ("devices", "num_nodes", "num_workers", "grid.size")
+_LARGE = ("devices", "num_nodes", "num_workers", "grid.size", "network.channels")
 # Each is interrupted when it is called for the second time: the step of a training, a chunk of scans, a scan of the phantom, ...
 _STOPS = (
     "medsynth.training.module.TrainingModule.optimizer_step",
