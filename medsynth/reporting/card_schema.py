@@ -123,7 +123,9 @@ def read_statements(source: PathLike | None) -> dict[str, Any]:
     front: Any = None
     if source is not None and Path(source).suffix in (".yaml", ".yml"):
         try:
-            content = _parse(read_bytes(source, limit=1 << 18).decode("utf-8-sig"))
+            text = read_bytes(source, limit=1 << 18).decode("utf-8-sig")
+            card = re.match(r"---\r?\n(.*?)\r?\n---\r?\n", text, flags=re.DOTALL)  # a card, saved as YAML
+            content = _parse(card[1] if card else text)
         except OSError as error:
             raise ConfigError(f"{source}: need a YAML file, got {reason_of(error)}; try another path") from error
         except ValueError as error:
