@@ -162,7 +162,9 @@ def test_shipped_files_are_found_by_name_and_by_path(tmp_path):
 
 
 def test_the_demo_names_one_next_command(tmp_path, capsys):
-    assert run_command(["demo", "--scans", "9", "--size", "16", "--out", str(tmp_path / "d"), "--progress", "false"]) == 0
+    assert (
+        run_command(["demo", "--scans", "9", "--size", "16", "--out", str(tmp_path / "d"), "--progress", "false"]) == 0
+    )
     said = capsys.readouterr().out
     assert said.count("next: ") == 1
     assert said.splitlines()[-1].startswith("next: medsynth train --config phantom_2d")

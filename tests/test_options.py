@@ -164,7 +164,9 @@ def test_a_hang_and_a_traceback_are_seen(workplace, monkeypatch):
 
 
 def test_too_little_memory_is_said_in_one_line(monkeypatch, capsys):
-    torch_says = "[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"
+    torch_says = (
+        "[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"
+    )
     for error in (MemoryError(), RuntimeError(torch_says), RuntimeError("CUDA out of memory. Tried to allocate 2 GiB")):
         monkeypatch.setattr("medsynth.api.run_verb", lambda verb, options, error=error: raise_(error))
         assert run_command(["doctor", "--quick"]) == 2

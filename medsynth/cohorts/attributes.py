@@ -17,7 +17,17 @@ from medsynth.scans import read_header
 _CATEGORY = ":category"
 _MOST_CATEGORIES = 64
 _FROM_HEADERS = ("spacing_mm", "modality")  # read from the files of cohorts that have no such column
-_RESERVED = ("synthetic", "seed", "run", "method", "donor", "observed_from", "region_from", "contains_real_pixels", "text")
+_RESERVED = (
+    "synthetic",
+    "seed",
+    "run",
+    "method",
+    "donor",
+    "observed_from",
+    "region_from",
+    "contains_real_pixels",
+    "text",
+)
 
 
 @dataclass(frozen=True, kw_only=True)

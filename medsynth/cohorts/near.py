@@ -22,7 +22,7 @@ _SIDE = {2: 64, 3: 32}  # pixels along each axis, by the number of spatial axes
 _SHIFT = 1 / 32  # of each axis
 _NEIGHBOURS = 4  # nearest scans of each
 # Distance of `measures.alignment` below which scans of two patients, or of one, are near-duplicates.
-_LIMIT, _SAME_PATIENT = 0.08, 0.03
+NEAR_DUPLICATE, _SAME_PATIENT = 0.08, 0.03
 # In cohorts of scans that are all alike: below this share of that quantile of the distances to another patient.
 _TYPICAL, _SHARE = 0.75, 0.25
 
@@ -56,14 +56,14 @@ def find_near_duplicates(scans: np.ndarray, patients: Sequence[str], *, progress
         return []
     own, names = np.arange(len(scans)), np.asarray(patients)
     shift = round(scans.shape[-1] * _SHIFT)
-    found = AlignedReferences(scans, groups=own, shift=shift).nearest(
+    found = AlignedReferences(scans, groups=own, shift=shift, parts=False).nearest(
         scans, min(_NEIGHBOURS, len(scans) - 1), barred=own, progress=progress, title="looking for near-duplicates"
     )
     others = names[found.indices] != names[:, None]
     # Where all neighbours are of the same patient, another one lies further away than the last.
     across = np.where(others, found.distances, np.inf).min(1)
     across = np.where(np.isfinite(across), across, found.distances[:, -1])
-    limit = min(_LIMIT, _SHARE * float(np.quantile(across, _TYPICAL)))
+    limit = min(NEAR_DUPLICATE, _SHARE * float(np.quantile(across, _TYPICAL)))
     near = np.where(others, found.distances < limit, found.distances < min(limit, _SAME_PATIENT))
     pairs = {}
     for first, place in zip(*np.nonzero(near), strict=True):

@@ -1,15 +1,17 @@
-"""Nearest neighbours of scans that may have been mirrored, shifted, and changed in contrast and brightness.
+"""Nearest neighbours of scans that may have been copied in whole or in part, and changed after copying.
 
-Two scans are compared by their normalised cross-correlation (Lewis 1995, Vision Interface, 120): the inner part of one,
-mirrored along any axes, against every window of the other that a shift reaches. All pairs are ranked at low resolution by
-matrix products; the few best pairs are measured at full resolution by Fourier transforms. The number of spatial axes comes
-from the arrays.
+Every reference is ranked twice, under every mirroring, quarter turn and zoom: by the whole scan at low resolution, and by
+*patches*. Each patch of a query is compared with those near its place; a reference that holds the same patches in the same places
+collects evidence, however the rest of the scan was changed. Those that come first are measured at full resolution: the whole by
+normalised cross-correlation (Lewis 1995, Vision Interface, 120) over shifts, and blocks of it one by one. The number of spatial
+axes comes from the arrays.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
 
@@ -17,40 +19,66 @@ import numpy as np
 import torch
 from scipy.ndimage import gaussian_filter
 from torch import Tensor
-from torch.nn.functional import adaptive_avg_pool2d, adaptive_avg_pool3d
+from torch.nn import functional
 from tqdm import tqdm
 
 from medsynth.errors import DataError
 from medsynth.measures.neighbours import check_same_shape
 
-_SEARCH_SIDE = {2: 32, 3: 16}  # pixels a side at low resolution, by the number of spatial axes
-_POOLING: dict[int, Any] = {2: adaptive_avg_pool2d, 3: adaptive_avg_pool3d}
-_NUMBERS_AT_ONCE = 2**23  # float32 numbers in the largest block: 32 MiB
 _FLAT = 1e-5  # norm of the contrast below which a scan counts as flat
+_QUERIES_AT_ONCE, _REFERENCES_AT_ONCE = 512, 256
+_SAMPLE = 512  # references that say how alike patches are by chance
+_CLOSELY = 2  # groups of which every scan is measured
+_POOL: dict[int, Any] = {2: functional.avg_pool2d, 3: functional.avg_pool3d}
+_ZOOM: dict[int, Any] = {2: "bilinear", 3: "trilinear"}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Neighbours:
-    """The nearest references of each query, each of another group, nearest first.
+    """The nearest references of each query, each of another group.
 
-    `distances` float64 `(Q, K)` and `indices` int64 `(Q, K)` into the references; infinity and -1 where a query has fewer
-    than K neighbours.
+    `distances` float64 `(Q, K)` and `indices` int64 `(Q, K)` into the references, nearest first; infinity and -1 where a query
+    has fewer than K neighbours. `evidence` `(Q, K)` says how much of a query the references at `evidence_indices` hold, most
+    first: how many patches agree, over the distance of the blocks that agree best; 0 and -1 without.
     """
 
     distances: np.ndarray
     indices: np.ndarray
+    evidence: np.ndarray
+    evidence_indices: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class _Ranking:
+    """Scores, rows and poses `(Q, K)` of the references that rank first, the highest score first; minus infinity: none."""
+
+    scores: Tensor
+    rows: Tensor
+    poses: Tensor
+
+    @classmethod
+    def empty(cls, queries: int, length: int) -> _Ranking:
+        nothing = torch.zeros((queries, length), dtype=torch.int64)
+        return cls(torch.full((queries, length), -torch.inf), nothing, nothing)
+
+    def with_more(self, scores: Tensor, rows: Tensor, poses: Tensor) -> _Ranking:
+        """Return the ranking with references at `rows` `(R,)` and their scores and poses `(Q, R)`."""
+        best, order = torch.cat([self.scores, scores], dim=1).topk(self.scores.shape[1], dim=1)
+        rows = torch.cat([self.rows, rows.expand(len(scores), -1)], dim=1).gather(1, order)
+        return _Ranking(best, rows, torch.cat([self.poses, poses], dim=1).gather(1, order))
 
 
 class AlignedReferences:
-    """Scans among which the nearest to a query are found, also if one was changed after copying.
+    """Scans among which the nearest to a query are found, also if one was copied in part, or changed after copying.
 
-    The distance of two scans is sqrt(2 - 2 c), from 0 to 2, where c is the largest normalised cross-correlation over all flips
-    and shifts of up to `shift` pixels (at most a quarter of each axis), so contrast and brightness do not count. Both scans are
-    smoothed first with a Gaussian of `smoothing` pixels, so noise hardly counts. A scan without contrast is at distance
-    sqrt(2) of all.
+    The distance of two scans is sqrt(2 - 2 c), from 0 to 2, where c is the largest normalised cross-correlation over all
+    mirrorings, quarter turns of the last two axes, and shifts of up to `shift` pixels (at most a quarter of each axis), so
+    contrast and brightness do not count. Both scans are smoothed first with a Gaussian of `smoothing` pixels, so noise hardly
+    counts. A scan without contrast is at distance sqrt(2) of all. It is measured for the references that rank first, in the pose
+    in which they do, so for scans that are not alike it is an upper bound.
 
     `scans` `(R, C, *spatial)`, of which only those at `among` count, may be a memory map; `groups` `(R,)` are their patients, as
-    integers from 0. `DataError` without references.
+    integers from 0. Without `parts`, only copies of whole scans are looked for, mirrored at most. `DataError` without references.
     """
 
     def __init__(
@@ -61,6 +89,7 @@ class AlignedReferences:
         among: np.ndarray | None = None,
         shift: int = 4,
         smoothing: float = 1.0,
+        parts: bool = True,
     ) -> None:
         members = np.arange(len(scans)) if among is None else np.asarray(among)
         if len(members) == 0:
@@ -68,7 +97,11 @@ class AlignedReferences:
         self._scans, self._groups = scans, np.asarray(groups)
         # Scans of a group lie in one block, or two.
         self._members = members[np.argsort(self._groups[members], kind="stable")]
-        self._search = _Search(tuple(scans.shape[2:]), shift, smoothing)
+        self._alignment = _Alignment(tuple(scans.shape[2:]), shift, smoothing)
+        sample = np.sort(np.random.default_rng(0).permutation(self._members)[:_SAMPLE])
+        self._patches = _Patches(scans[sample], True, shift) if parts else None
+        self._whole = _Whole(scans[sample], parts, shift)
+        self._blocks = _Blocks(scans.ndim - 2)
 
     def nearest(
         self,
@@ -83,65 +116,80 @@ class AlignedReferences:
         """Return the `count` nearest references of each query, one of each group at most.
 
         `queries` `(N, C, *spatial)`, of which only those at `rows` `(Q,)` count, may be a memory map. `barred` `(Q,)` is a group
-        that a query may not find (its own), or -1. Memory is bounded by a few blocks and a low-resolution copy of the queries.
-        `DataError` for another shape.
+        that a query may not find (its own), or -1. Memory does not grow with the references. `DataError` for another shape.
         """
         check_same_shape(queries, self._scans)
         rows = np.arange(len(queries)) if rows is None else np.asarray(rows)
         own = np.full(len(rows), -1) if barred is None else np.asarray(barred)
-        distances = np.full((len(rows), count), np.inf)
-        indices = np.full((len(rows), count), -1, dtype=np.int64)
-        if len(rows) == 0:
-            return Neighbours(distances=distances, indices=indices)
-        low = torch.cat([self._search.shrink(queries[rows[part]]) for part in _blocks(len(rows), 256)])
-        with tqdm(total=len(self._members), desc=title, unit="real scan", disable=not progress, leave=False) as bar:
-            found, flips = self._rank(low, torch.from_numpy(own.astype(np.int64))[:, None], 2 * count, bar)
-        members, groups = self._members, self._groups
-        for place in tqdm(range(len(rows)), desc=f"{title}, closely", unit="scan", disable=not progress, leave=False):
-            near = found[place] >= 0
-            if not near.any():
-                continue
-            # All scans of these patients: at low resolution another one may be nearer than the one that was copied.
-            flip_of = dict(zip(groups[found[place][near]], flips[place][near], strict=True))
-            candidates = members[np.isin(groups[members], list(flip_of))]
-            mirrored = np.array([flip_of[group] for group in groups[candidates]])
-            measured = self._search.measure(queries[rows[place]], self._scans[candidates], mirrored)
-            order = np.argsort(measured, kind="stable")
-            _, first = np.unique(groups[candidates[order]], return_index=True)
-            kept = order[np.sort(first)][:count]
-            distances[place, : len(kept)], indices[place, : len(kept)] = measured[kept], candidates[kept]
-        return Neighbours(distances=distances, indices=indices)
+        result = Neighbours(
+            distances=np.full((len(rows), count), np.inf),
+            indices=np.full((len(rows), count), -1, dtype=np.int64),
+            evidence=np.zeros((len(rows), count)),
+            evidence_indices=np.full((len(rows), count), -1, dtype=np.int64),
+        )
+        total = len(rows) * len(self._members)
+        with tqdm(total=total, desc=title, unit="pair", unit_scale=True, disable=not progress, leave=False) as bar:
+            for part in _blocks(len(rows), _QUERIES_AT_ONCE):
+                chunk = queries[rows[part]]
+                ranked = self._rank(chunk, own[part], count, bar)
+                for place, scan in enumerate(chunk, part.start):
+                    _, candidates, poses = self._first(ranked[-1], place - part.start, count)
+                    if len(candidates) == 0:
+                        continue
+                    if self._patches is not None:
+                        evidence, found, lie = self._first(ranked[0], place - part.start, count)
+                        near = self._blocks.measure(
+                            scan, self._scans[found], [self._patches.poses[each] for each in lie]
+                        )
+                        evidence = (1 + evidence) / near
+                        order = np.argsort(-evidence, kind="stable")
+                        result.evidence[place, : len(order)] = evidence[order]
+                        result.evidence_indices[place, : len(order)] = found[order]
+                        candidates = np.concatenate([found[order], candidates])
+                        poses = np.concatenate([lie[order], poses])
+                    candidates, poses = self._with_siblings(candidates, poses)
+                    measured = self._alignment.measure(
+                        scan, self._scans[candidates], [self._whole.poses[each] for each in poses]
+                    )
+                    nearest = np.argsort(measured, kind="stable")
+                    _, first = np.unique(self._groups[candidates[nearest]], return_index=True)
+                    kept = nearest[np.sort(first)][:count]
+                    result.distances[place, : len(kept)] = measured[kept]
+                    result.indices[place, : len(kept)] = candidates[kept]
+        return result
 
-    def _rank(self, low: Tensor, barred: Tensor, count: int, bar: tqdm) -> tuple[np.ndarray, np.ndarray]:
-        """Return the references `(Q, count)` that low resolution finds nearest, one of each group in a block, and their flips.
+    def _rank(self, queries: np.ndarray, barred: np.ndarray, count: int, bar: tqdm) -> list[_Ranking]:
+        """Return the references that rank first by patches, where these are looked for, and by the whole scan."""
+        own = torch.from_numpy(barred.astype(np.int64))[:, None]
+        ways = [self._whole] if self._patches is None else [self._patches, self._whole]
+        asked = [way.ask(queries) for way in ways]
+        rankings = [_Ranking.empty(len(queries), 2 * count) for _ in ways]
+        for part in _blocks(len(self._members), _REFERENCES_AT_ONCE):
+            scans, members = self._scans[self._members[part]], self._members[part].astype(np.int64)
+            groups = torch.from_numpy(self._groups[members].astype(np.int64))
+            for number, way in enumerate(ways):
+                scores, poses = way.evidence(asked[number], scans)
+                scores = _best_of_groups(scores.masked_fill(own == groups, -torch.inf), groups)
+                rankings[number] = rankings[number].with_more(scores, torch.from_numpy(members), poses)
+            bar.update(len(queries) * len(members))
+        return rankings
 
-        -1 where there are fewer.
-        """
-        search, members = self._search, self._members
-        best = torch.full((len(low), count), -torch.inf)
-        chosen = torch.full((len(low), count), -1, dtype=torch.int64)
-        turned = torch.zeros((len(low), count), dtype=torch.int64)
-        probe = search.windows(low[:1])[0]
-        at_once = max(1, _NUMBERS_AT_ONCE // probe.numel())
-        queries_at_once = max(1, _NUMBERS_AT_ONCE // (min(at_once, len(members)) * len(probe)))
-        for part in _blocks(len(members), at_once):
-            numbers = torch.from_numpy(members[part].astype(np.int64))
-            patients = torch.from_numpy(self._groups[members[part]].astype(np.int64))
-            windows = search.windows(search.shrink(self._scans[members[part]]))
-            for some in _blocks(len(low), queries_at_once):
-                # The largest correlation of each query with each reference over shifts, then over flips.
-                flat = windows.flatten(0, 1).T
-                by_flip = [(one @ flat).reshape(len(one), len(windows), -1).amax(2) for one in search.inner(low[some])]
-                likeness, flips = torch.stack(by_flip).max(0)
-                likeness = likeness.masked_fill(barred[some] == patients, -torch.inf)
-                likeness = _best_of_groups(likeness, patients)
-                scores = torch.cat([best[some], likeness], dim=1)
-                best[some], order = scores.topk(count, dim=1)
-                chosen[some] = torch.cat([chosen[some], numbers.expand(len(likeness), -1)], dim=1).gather(1, order)
-                turned[some] = torch.cat([turned[some], flips], dim=1).gather(1, order)
-            bar.update(len(numbers))
-        chosen[best == -torch.inf] = -1
-        return chosen.numpy(), turned.numpy()
+    def _first(self, ranking: _Ranking, query: int, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return the scores, rows and poses of the references of up to `count` groups that rank first for a query."""
+        scores, rows, poses = (each[query].numpy() for each in (ranking.scores, ranking.rows, ranking.poses))
+        _, first = np.unique(self._groups[rows], return_index=True)
+        order = np.sort(first[scores[first] > -np.inf])[:count]
+        return scores[order], rows[order], poses[order]
+
+    def _with_siblings(self, found: np.ndarray, poses: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return candidates and their poses, with all scans of the first groups: another one may be what was copied."""
+        parts = []
+        for row, pose in zip(found[:_CLOSELY], poses, strict=False):
+            start, end = np.searchsorted(self._groups[self._members], [self._groups[row], self._groups[row] + 1])
+            siblings = self._members[start:end]
+            parts.append((siblings[siblings != row], pose))
+        rows = np.concatenate([found, *(siblings for siblings, _ in parts)])
+        return rows, np.concatenate([poses, *(np.full(len(siblings), pose) for siblings, pose in parts)])
 
 
 def aligned_distances(
@@ -149,73 +197,301 @@ def aligned_distances(
 ) -> np.ndarray:
     """Return the distance of each query `(N, C, *spatial)` to the reference in the same place, float64 `(N,)`, as above."""
     check_same_shape(queries, references)
-    search = _Search(tuple(queries.shape[2:]), shift, smoothing)
-    every = np.arange(len(search.flips))
+    alignment = _Alignment(tuple(queries.shape[2:]), shift, smoothing)
+    every = [pose for pose in _poses(queries.ndim - 2) if not pose.zoom]
     pairs = zip(queries, references, strict=True)
-    return np.array([search.measure(query, np.stack([other] * len(every)), every).min() for query, other in pairs])
+    return np.array([alignment.measure(query, np.stack([other] * len(every)), every).min() for query, other in pairs])
 
 
-class _Search:
-    """Scans of one shape at two resolutions: flips of the inner part of one, windows of the other."""
+@dataclass(frozen=True)
+class _Pose:
+    """How a copy may lie: mirrored along `flips`, then turned in the plane of the last two axes.
+
+    `zoom` is how many pixels of the grid were cut off along each axis before the rest was enlarged.
+    """
+
+    flips: tuple[int, ...]
+    turns: int
+    zoom: int = 0
+
+    def apply(self, scans: Tensor) -> Tensor:
+        """Return scans `(..., *spatial)` mirrored and turned."""
+        return scans.flip(self.flips).rot90(self.turns, (-2, -1))
+
+    def apply_to_slopes(self, slopes: Tensor) -> Tensor:
+        """Return the slopes `(N, C, axes, *spatial)` of scans after `apply`."""
+        slopes = self.apply(slopes)
+        parts = list(slopes.unbind(2))
+        for axis in self.flips:
+            parts[axis] = -parts[axis]
+        for _ in range(self.turns):
+            parts[-2:] = [-parts[-1], parts[-2]]
+        return torch.stack(parts, 2)
+
+
+def _poses(axes: int, turned: bool = True) -> list[_Pose]:
+    """Return all mirrorings, and with `turned` also quarter turns and a zoom with and without mirroring."""
+    flips = [*product(*[((), (-axis,)) for axis in ((1,) if axes == 2 else (3, 1))])]
+    plain = [_Pose(sum(each, ()), turns) for turns in range(0, 4, 1 if turned else 2) for each in flips]
+    zooms = ((8, 12) if axes == 2 else (4,)) if turned else ()
+    return plain + [_Pose(each, 0, zoom) for zoom in zooms for each in ((), (-1,))]
+
+
+@dataclass(frozen=True, eq=False)
+class _Asked:
+    """The patches of Q queries in one pose: `vectors` `(B, Q, D)`, the `windows` of references to compare each with, and the mean
+    and deviation `(B, Q)` of its logarithmic likeness to references drawn at random."""
+
+    vectors: Tensor
+    windows: list[tuple[slice, ...]]
+    typical: Tensor
+    deviation: Tensor
+
+
+class _Patches:
+    """Patches of scans as vectors, and how many of a query's are found in their places in references.
+
+    Scans are brought to a grid of 64 a side (32 in 3D). Their gradients are divided by the local contrast, and the size of each
+    component and of each product of two is averaged over cells of 4 pixels: histograms of directions without sign (after Dalal
+    and Triggs 2005, CVPR, 886), so brightness, contrast and inversion do not count. A patch of 4 cells a side (2 in 3D) is the
+    vector of its cells in `_LENGTH` principal components.
+    """
+
+    _CELL, _LENGTH = {2: 4, 3: 4}, 32
+    _SIDE, _WIDTH, _PLACES, _EDGE, _BLUR = {2: 64, 3: 32}, {2: 4, 3: 2}, {2: 4, 3: 3}, {2: 2, 3: 1}, {2: 1.5, 3: 1.0}
+    _NEAR_ONE = 0.1  # likeness that is lost where a copy lies between two windows
+    _COMMON = 1.0  # standard deviations that count for nothing
+    _CENTRED = False
+
+    def __init__(self, sample: np.ndarray, turned: bool, shift: int) -> None:
+        axes = sample.ndim - 2
+        self._axes, self._side, self._width = axes, self._SIDE[axes], self._WIDTH[axes]
+        self.poses = _poses(axes, turned)
+        self._cell = self._CELL[axes]
+        # Cells by which a patch may have moved: 4 to 8 pixels of the grid.
+        moved = max(4, min(8, shift * self._side / min(sample.shape[2:])))
+        self._reach = math.ceil(moved / self._cell)
+        self._mean, self._basis = torch.zeros(()), None
+        windows = self._windows(self._features(self._grid(sample))).flatten(0, axes)
+        self._mean = windows.mean(0)
+        _, vectors = torch.linalg.eigh((windows - self._mean).T @ (windows - self._mean))
+        self._basis = vectors[:, -self._LENGTH :].contiguous()
+        self._known = self._of_references(sample)
+
+    def ask(self, queries: np.ndarray) -> list[_Asked]:
+        """Return the patches of queries `(Q, C, *spatial)` in every pose."""
+        grid = self._grid(queries)
+        zooms = sorted({pose.zoom for pose in self.poses})
+        features = {zoom: self._features(self._shrunk(grid, zoom)) for zoom in zooms}
+        asked = [self._ask(self._posed(features[pose.zoom], pose), pose.zoom) for pose in self.poses]
+        for zoom in zooms:  # the more zoomed, the more windows a patch is compared with
+            members = [place for place, pose in enumerate(self.poses) if pose.zoom == zoom]
+            known = torch.stack([self._likeness(asked[place], self._known) for place in members])
+            deviation, typical = torch.std_mean(known, (0, 3))
+            for place in members:
+                asked[place] = replace(asked[place], typical=typical, deviation=deviation.clamp(min=0.02))
+        return asked
+
+    def evidence(self, asked: list[_Asked], scans: np.ndarray) -> tuple[Tensor, Tensor]:
+        """Return how much of queries is found in references `(R, C, *spatial)`, `(Q, R)`, and in which pose."""
+        windows = self._of_references(scans)
+        best = pose = torch.zeros(0)
+        for number, one in enumerate(asked):
+            total = torch.zeros(one.vectors.shape[1], len(scans))
+            for patch in range(len(one.vectors)):
+                likeness = self._likeness_of(one, patch, windows)
+                surprise = (likeness - one.typical[patch, :, None]) / one.deviation[patch, :, None] - self._COMMON
+                total += surprise.relu_().square_()
+            if number == 0:
+                best, pose = total, torch.zeros(total.shape, dtype=torch.int64)
+            else:
+                pose[total > best] = number
+                best = torch.maximum(best, total)
+        return best, pose
+
+    def _ask(self, features: Tensor, zoom: int) -> _Asked:
+        windows, slack = self._windows(features), zoom // self._cell
+        places = windows.shape[1]
+        edge = 0 if zoom else self._EDGE[self._axes]
+        starts = np.unique(np.linspace(edge, places - 1 - edge, self._PLACES[self._axes]).round().astype(int))
+        chosen = list(product(starts, repeat=self._axes))
+        reach = self._reach
+        near = [tuple(slice(max(0, at - reach), at + reach + slack + 1) for at in each) for each in chosen]
+        vectors = torch.stack([windows[(slice(None), *each)] for each in chosen])
+        nothing = torch.zeros(0)
+        return _Asked(vectors, near, nothing, nothing)
+
+    def _likeness(self, asked: _Asked, references: Tensor) -> Tensor:
+        return torch.stack([self._likeness_of(asked, patch, references) for patch in range(len(asked.vectors))])
+
+    def _likeness_of(self, asked: _Asked, patch: int, references: Tensor) -> Tensor:
+        """Return 1 / (1.1 - c) `(Q, R)`, where c is the largest correlation of a patch with the windows near its place."""
+        windows = references[asked.windows[patch]].flatten(0, self._axes - 1)
+        best = asked.vectors[patch] @ windows[0].T
+        for window in windows[1:]:
+            torch.maximum(best, asked.vectors[patch] @ window.T, out=best)
+        return (1 + self._NEAR_ONE - best.clamp_(max=1)).reciprocal_()
+
+    def _of_references(self, scans: np.ndarray) -> Tensor:
+        """Return the windows of scans, `(*places, R, D)`."""
+        return self._windows(self._features(self._grid(scans))).movedim(0, self._axes).contiguous()
+
+    def _grid(self, scans: np.ndarray) -> Tensor:
+        return _on_grid(scans, self._side)
+
+    def _shrunk(self, grid: Tensor, zoom: int) -> Tensor:
+        size = (self._side - zoom,) * self._axes
+        return functional.interpolate(grid, size=size, mode=_ZOOM[self._axes]) if zoom else grid
+
+    def _posed(self, features: Tensor, pose: _Pose) -> Tensor:
+        return pose.apply_to_slopes(features)
+
+    def _features(self, grid: Tensor) -> Tensor:
+        """Return the gradient of scans on the grid over the contrast around it, `(N, C, axes, *spatial)`."""
+        axes = self._axes
+        smooth = _blurred(grid, self._BLUR[axes])
+        slopes = torch.stack(torch.gradient(smooth, dim=tuple(range(2, 2 + axes))), 2)
+        contrast = _blurred(slopes.square().sum(2), self._cell).sqrt()
+        floor = contrast.flatten(2).mean(2) / 4 + 1e-4
+        return slopes / (contrast + floor.reshape(*floor.shape, *[1] * axes))[:, :, None]
+
+    def _parts(self, features: Tensor) -> Tensor:
+        """Return what is averaged over cells, `(N, channels, *spatial)`."""
+        axes = range(self._axes)
+        pairs = [features[:, :, one] * features[:, :, two] for one in axes for two in range(one)]
+        products = torch.stack(pairs, 2)
+        products = products.sign() * products.abs().sqrt()
+        return torch.cat([features.abs(), products.relu(), (-products).relu()], 2).flatten(1, 2)
+
+    def _windows(self, features: Tensor) -> Tensor:
+        """Return every patch as a vector of length 1, `(N, *places, D)`."""
+        axes = self._axes
+        windows = _POOL[axes](self._parts(features), self._cell)
+        for axis in range(2, 2 + axes):
+            windows = windows.unfold(axis, self._width, 1)
+        windows = windows.movedim(1, 1 + axes).flatten(1 + axes)
+        if self._CENTRED:
+            windows = windows - windows.mean(-1, keepdim=True)
+        windows = _unit(windows, 1e-3) - self._mean
+        return windows if self._basis is None else _unit(windows @ self._basis, 0.2)
+
+
+class _Whole(_Patches):
+    """The same with one patch of nearly the whole scan, of intensities less their mean: normalised cross-correlation."""
+
+    _CELL, _LENGTH, _CENTRED = {2: 2, 3: 4}, 48, True
+    _WIDTH, _PLACES, _EDGE = {2: 24, 3: 6}, {2: 1, 3: 1}, {2: 4, 3: 1}
+
+    def _posed(self, features: Tensor, pose: _Pose) -> Tensor:
+        return pose.apply(features)
+
+    def _features(self, grid: Tensor) -> Tensor:
+        return _blurred(grid, self._BLUR[self._axes])
+
+    def _parts(self, features: Tensor) -> Tensor:
+        return features
+
+
+class _Blocks:
+    """How near the parts of two scans are that agree best: blocks of one, each compared with those near its place."""
+
+    _SIDE, _SIZE, _STEP, _REACH = {2: 64, 3: 32}, {2: 16, 3: 12}, {2: 8, 3: 10}, 4
+    _BEST = 0.25  # share of the blocks that counts
+    _LEAST = 0.02  # distance that says no more than this
+    _CONTRAST = 0.01  # standard deviation below which a block is flat
+
+    def __init__(self, axes: int) -> None:
+        self._axes, self._side = axes, self._SIDE[axes]
+
+    def measure(self, query: np.ndarray, others: np.ndarray, poses: Sequence[_Pose]) -> np.ndarray:
+        """Return the mean distance `(K,)` of the best blocks of a query `(C, *spatial)` in the pose of each of the others."""
+        result = np.empty(len(others))
+        scan, grid = (_on_grid(np.asarray(each), self._side) for each in (query[None], others))
+        zooms = np.array([pose.zoom for pose in poses])
+        for zoom in np.unique(zooms):
+            some = np.flatnonzero(zooms == zoom)
+            posed = torch.cat([poses[int(place)].apply(scan) for place in some])
+            # A query that was enlarged is compared with others that are.
+            side = round(self._side * self._side / (self._side - zoom))
+            distances = self._distances(posed, _on_grid(grid[some].numpy(), side))
+            best = distances.sort(1).values[:, : max(1, round(self._BEST * distances.shape[1]))]
+            result[some] = best.mean(1).clamp(min=self._LEAST).numpy()
+        return result
+
+    def _distances(self, scans: Tensor, others: Tensor) -> Tensor:
+        """Return the distance `(K, B)` of each block of scans to the nearest one in others, which may be larger."""
+        axes, size, count = self._axes, self._SIZE[self._axes], len(scans)
+        slack = others.shape[-1] - scans.shape[-1]
+        blocks = self._cut(_blurred(scans, 1.0), size)
+        blocks = blocks - blocks.flatten(2).mean(2).reshape(*blocks.shape[:2], *[1] * (axes + 1))
+        around = functional.pad(_blurred(others, 1.0), [self._REACH] * 2 * axes, mode="replicate")
+        near = self._cut(around, size + 2 * self._REACH + slack)
+        near = near - near.flatten(2).mean(2).reshape(*near.shape[:2], *[1] * (axes + 1))
+        total, channels = blocks.shape[0] * blocks.shape[1], blocks.shape[2]
+        convolve = {2: functional.conv2d, 3: functional.conv3d}[axes]
+        products = convolve(near.reshape(1, total * channels, *near.shape[3:]), blocks.flatten(0, 1), groups=total)
+        near, voxels = near.flatten(0, 1), size**axes
+        sums, squares = self._mean(near.sum(1)) * voxels, self._mean(near.square().sum(1)) * voxels
+        spread = (squares - sums.square() / (voxels * channels)).clamp(min=0).sqrt()
+        norms = blocks.flatten(0, 1).flatten(1).norm(dim=1).reshape(-1, *[1] * axes)
+        flat = self._CONTRAST * math.sqrt(voxels * channels)
+        contrast = torch.where((spread > flat) & (norms > flat), spread * norms, torch.inf)
+        likeness = (products[0].abs() / contrast).flatten(1).amax(1).clamp(max=1)
+        return (2 - 2 * likeness).sqrt().reshape(count, -1)
+
+    def _mean(self, values: Tensor) -> Tensor:
+        """Return the mean of every window of a block's size, `(N, *windows)`: along one axis after the other."""
+        for axis in range(self._axes):
+            kernel = [self._SIZE[self._axes] if each == axis else 1 for each in range(self._axes)]
+            values = _POOL[self._axes](values[:, None], kernel, stride=1)[:, 0]
+        return values
+
+    def _cut(self, scans: Tensor, size: int) -> Tensor:
+        """Return the blocks of scans, `(K, B, C, *size)`."""
+        axes = self._axes
+        for axis in range(2, 2 + axes):
+            scans = scans.unfold(axis, size, self._STEP[axes])
+        return scans.flatten(2, 1 + axes).transpose(1, 2)
+
+
+class _Alignment:
+    """The distance of scans of one shape in given poses, over shifts."""
 
     def __init__(self, shape: tuple[int, ...], shift: int, smoothing: float) -> None:
         self._smoothing = smoothing
         self._axes = tuple(range(-len(shape), 0))
-        mirrored = product((False, True), repeat=len(shape))
-        self.flips = [tuple(axis for axis, on in zip(self._axes, each, strict=True) if on) for each in mirrored]
+        self._turns = shape[-1] == shape[-2]
         self._margins = tuple(min(shift, length // 4) for length in shape)
-        self._low = tuple(min(length, _SEARCH_SIDE[len(shape)]) for length in shape)
-        # The margin at low resolution, rounded up so that no shift is missed.
-        self._low_margins = tuple(
-            min(side // 4, -(-margin * side // length))
-            for margin, side, length in zip(self._margins, self._low, shape, strict=True)
-        )
 
-    def smooth(self, scans: np.ndarray) -> Tensor:
-        """Return scans `(N, C, *spatial)` as float32, smoothed, with the edges continued."""
-        result = np.array(scans, dtype=np.float32)
-        if self._smoothing:
-            widths = (0, 0, *[self._smoothing] * len(self._axes))
-            result = gaussian_filter(result, widths, mode="nearest", truncate=3)
-        return torch.from_numpy(result)
-
-    def shrink(self, scans: np.ndarray) -> Tensor:
-        """Return scans at low resolution, averaged over areas."""
-        return _POOLING[len(self._low)](self.smooth(scans), self._low)
-
-    def inner(self, low: Tensor) -> list[Tensor]:
-        """Return the inner part of low-resolution scans in each flip, `(N, pixels)` each, with mean 0 and norm 1."""
-        for axis, margin in zip(self._axes, self._low_margins, strict=True):
-            low = low.narrow(axis, margin, low.shape[axis] - 2 * margin)
-        return [_scaled(low.flip(flip).flatten(1)) for flip in self.flips]
-
-    def windows(self, low: Tensor) -> Tensor:
-        """Return the windows of low-resolution scans that shifts reach, `(N, shifts, pixels)`, with mean 0 and norm 1."""
-        rank = len(self._axes)
-        for axis, margin in zip(range(2, 2 + rank), self._low_margins, strict=True):
-            low = low.unfold(axis, low.shape[axis] - 2 * margin, 1)
-        return _scaled(low.movedim(1, 1 + rank).flatten(1, rank).flatten(2))
-
-    def measure(self, query: np.ndarray, candidates: np.ndarray, flips: np.ndarray) -> np.ndarray:
-        """Return the distances `(K,)` of a query `(C, *spatial)` in the flip of each candidate to these `(K, C, *spatial)`."""
-        inner = self.smooth(query[None]).double()
+    def measure(self, query: np.ndarray, candidates: np.ndarray, poses: Sequence[_Pose]) -> np.ndarray:
+        """Return the distances `(K,)` of a query `(C, *spatial)` in the pose of each candidate to these `(K, C, *spatial)`."""
+        smooth = self._smooth(query[None])
+        different = list(dict.fromkeys(poses))
+        places = np.array([different.index(pose) for pose in poses])
+        inner = torch.cat([self._posed(smooth, pose) for pose in different])
         for axis, margin in zip(self._axes, self._margins, strict=True):
             inner = inner.narrow(axis, margin, inner.shape[axis] - 2 * margin)
-        inner = inner - inner.mean()
-        turned, places = np.unique(flips, return_inverse=True)
-        mirrored = torch.cat([inner.flip(self.flips[flip]) for flip in turned])
-        others = self.smooth(candidates).double()
+        count, one = inner[0].numel(), inner[:1]
+        inner = inner - inner.flatten(1).mean(1).reshape(-1, *[1] * (inner.ndim - 1))
+        norms = inner.flatten(1).norm(dim=1)[places].reshape(-1, *[1] * len(self._axes))
+        others = self._smooth(candidates)
         # Near 0 the variance of a window loses fewer digits.
         others = others - others.flatten(1).mean(1).reshape(-1, *[1] * (others.ndim - 1))
-        ones = torch.ones_like(inner[:, :1])
-        products = self._correlate(others, mirrored, torch.from_numpy(places))
+        ones = torch.ones_like(one[:, :1])
+        products = self._correlate(others, inner, torch.from_numpy(places))
         sums = self._correlate(others.sum(1, keepdim=True), ones)
         squares = self._correlate(others.square().sum(1, keepdim=True), ones)
-        spread = (squares - sums.square() / inner.numel()).clamp(min=0).sqrt()
-        contrast = torch.where((spread > _FLAT) & (inner.norm() > _FLAT), spread * inner.norm(), torch.inf)
+        spread = (squares - sums.square() / count).clamp(min=0).sqrt()
+        contrast = torch.where((spread > _FLAT) & (norms > _FLAT), spread * norms, torch.inf)
         likeness = (products / contrast).flatten(1).amax(1).clamp(max=1)
         distances: np.ndarray = (2 - 2 * likeness).sqrt().numpy()
         return distances
+
+    def _posed(self, scans: Tensor, pose: _Pose) -> Tensor:
+        return pose.apply(scans) if self._turns or pose.turns % 2 == 0 else scans.flip(pose.flips)
+
+    def _smooth(self, scans: np.ndarray) -> Tensor:
+        return _blurred(torch.from_numpy(np.array(scans, dtype=np.float32)), self._smoothing).double()
 
     def _correlate(self, others: Tensor, inner: Tensor, places: Tensor | None = None) -> Tensor:
         """Return the sums of products of `others` `(K, C, *spatial)` with `inner`, laid at every shift, over channels.
@@ -232,21 +508,36 @@ class _Search:
         return sums
 
 
-def _best_of_groups(likeness: Tensor, patients: Tensor) -> Tensor:
-    """Return the likeness `(q, r)` with all but the best reference of each group at minus infinity."""
-    unique, places = patients.unique(return_inverse=True)
-    if len(unique) == len(patients):
-        return likeness
-    places = places.expand_as(likeness)
-    best = likeness.new_full((len(likeness), len(unique)), -torch.inf).scatter_reduce(1, places, likeness, "amax")
-    return likeness.masked_fill(likeness < best.gather(1, places), -torch.inf)
+def _on_grid(scans: np.ndarray, side: int) -> Tensor:
+    """Return scans `(N, C, *spatial)` as float32 with `side` pixels along each axis."""
+    grid, axes = torch.from_numpy(np.array(scans, dtype=np.float32)), scans.ndim - 2
+    if all(length == side for length in grid.shape[2:]):
+        return grid
+    # Only in 2D does torch average over areas.
+    return functional.interpolate(grid, size=(side,) * axes, mode=_ZOOM[axes], antialias=axes == 2)
 
 
-def _scaled(rows: Tensor) -> Tensor:
-    """Return rows (the last axis) less their mean, over their norm; 0 for rows without contrast."""
-    rows = rows - rows.mean(-1, keepdim=True)
-    norm = rows.norm(dim=-1, keepdim=True)
-    return rows / torch.where(norm > 10 * _FLAT, norm, torch.inf)
+def _blurred(scans: Tensor, width: float) -> Tensor:
+    """Return scans `(N, C, *spatial)` smoothed with a Gaussian, with the edges continued."""
+    if not width:
+        return scans
+    widths = (0, 0, *[width] * (scans.ndim - 2))
+    return torch.from_numpy(gaussian_filter(scans.numpy(), widths, mode="nearest", truncate=3))
+
+
+def _best_of_groups(evidence: Tensor, groups: Tensor) -> Tensor:
+    """Return the evidence `(q, r)` with all but the best reference of each group at minus infinity."""
+    unique, places = groups.unique(return_inverse=True)
+    if len(unique) == len(groups):
+        return evidence
+    places = places.expand_as(evidence)
+    best = evidence.new_full((len(evidence), len(unique)), -torch.inf).scatter_reduce(1, places, evidence, "amax")
+    return evidence.masked_fill(evidence < best.gather(1, places), -torch.inf)
+
+
+def _unit(vectors: Tensor, floor: float) -> Tensor:
+    """Return vectors (the last axis) over their norm, where that is above `floor`."""
+    return vectors / vectors.norm(dim=-1, keepdim=True).clamp(min=floor)
 
 
 def _blocks(count: int, size: int) -> Iterator[slice]:

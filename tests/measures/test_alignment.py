@@ -32,12 +32,13 @@ def aligned_neighbours(
 
 
 def plain_distance(query, reference, shift):
-    """The definition, by loops: the inner part of the query in each flip against each window of the reference."""
+    """The definition, by loops: the inner part of the query in each flip and turn against each window of the reference."""
     spatial = range(1, query.ndim)
     inner = query[(slice(None), *[slice(shift, n - shift) for n in query.shape[1:]])]
     best = -1.0
-    for flips in product((False, True), repeat=len(spatial)):
-        mirrored = np.flip(inner, [axis for axis, on in zip(spatial, flips, strict=True) if on])
+    square = query.shape[-1] == query.shape[-2]
+    for turns, *flips in product((0, 1) if square else (0,), *[(False, True)] * len(spatial)):
+        mirrored = np.flip(np.rot90(inner, turns, (-2, -1)), [a for a, on in zip(spatial, flips, strict=True) if on])
         for offsets in product(range(2 * shift + 1), repeat=len(spatial)):
             starts = [slice(o, o + n) for o, n in zip(offsets, inner.shape[1:], strict=True)]
             best = max(best, np.corrcoef(mirrored.ravel(), reference[(slice(None), *starts)].ravel())[0, 1])
@@ -52,12 +53,17 @@ def test_the_distance_is_that_of_a_plain_search(shape, channels):
     np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
-def test_neighbours_are_those_of_a_plain_search():
-    queries, references = pictures(4, 3), pictures(12, 4)
+def test_no_distance_is_below_that_of_a_plain_search_and_a_copy_has_it():
+    references = pictures(12, 4)
+    queries = np.stack([moved(each, (2, -1)) for each in references[[7, 2]]] + [*pictures(2, 3)])
     expected = np.array([[plain_distance(q.astype(float), r.astype(float), 2) for r in references] for q in queries])
     found = aligned_neighbours(queries, references, groups=np.arange(12), count=5, shift=2, smoothing=0)
-    np.testing.assert_array_equal(found.indices, np.argsort(expected, axis=1)[:, :5])
-    np.testing.assert_allclose(found.distances, np.sort(expected, axis=1)[:, :5], rtol=1e-5)
+    chosen = np.take_along_axis(expected, found.indices, axis=1)
+    assert (found.distances >= chosen - 1e-5).all()
+    assert found.indices[:2, 0].tolist() == found.evidence_indices[:2, 0].tolist() == [7, 2]
+    np.testing.assert_allclose(found.distances[:2, 0], chosen[:2, 0], atol=1e-5)
+    assert (np.diff(found.distances) >= 0).all()
+    assert (np.diff(found.evidence) <= 0).all()
 
 
 @pytest.mark.parametrize("shape", [(40, 48), (16, 20, 24)])
@@ -107,7 +113,8 @@ def test_blocks_do_not_change_the_result(monkeypatch):
     queries, references = pictures(7, 9), pictures(23, 10)
     groups = np.arange(23) // 2
     whole = aligned_neighbours(queries, references, groups=groups, count=6)
-    monkeypatch.setattr("medsynth.measures.alignment._NUMBERS_AT_ONCE", 5 * 81 * 400)
+    monkeypatch.setattr("medsynth.measures.alignment._QUERIES_AT_ONCE", 3)
+    monkeypatch.setattr("medsynth.measures.alignment._REFERENCES_AT_ONCE", 10)
     parts = aligned_neighbours(queries, references, groups=groups, count=6)
     np.testing.assert_allclose(parts.distances, whole.distances)
     np.testing.assert_array_equal(parts.indices, whole.indices)

@@ -1,13 +1,16 @@
 """The privacy gate: does a synthetic set hold copies of the real scans that its generator saw?
 
-A synthetic scan is flagged when it lies nearer to a training scan than held-out real scans do, in one of three ways: its
-distance in pixels (regardless of mirroring, shifts, contrast and brightness), that distance over the median
-distance to the next nearest patients, or the same ratio in features. The absolute distance of features flags nothing: it
-would accuse generators that draw typical scans. Thresholds come from one half of the held-out patients, false alarms are
-counted on the other half, and copies planted in every run say how many the gate finds (its power). A class fails with
+A synthetic scan is flagged when it lies nearer to a training scan than held-out real scans do, in one of four ways: its
+distance in pixels (regardless of mirroring, quarter turns, shifts, contrast and brightness), that distance over the median
+distance to the next nearest patients, the same ratio for patches that it shares with a patient, which finds copies of parts, or
+for features. The absolute distance of features flags nothing: it would accuse generators that draw typical scans. An edit may
+resemble its donor, but not lie below the limit of the distance in pixels. Thresholds come from one half of the held-out
+patients, false alarms are counted on the other half, and copies planted in every run say how many the gate finds (its power).
+Held-out scans that are near-duplicates of training scans count for neither. A class fails with
 
 - any *unmistakable* copy: identical to a real scan of any split, or below half the pixel threshold and less than a third as
-  far from the nearest patient as from the next (Gu et al. 2023, arXiv 2310.02664), unless held-out scans have as many;
+  far from the nearest patient as from the next (Gu et al. 2023, arXiv 2310.02664), or with parts that stand out twice as far as
+  the threshold, unless held-out scans have as many;
 - more flagged scans than the permitted false alarms explain, and than held-out real scans have;
 - a set that leans to its training patients (`nearness.measure_lean`), significantly and materially.
 
@@ -22,7 +25,7 @@ import numpy as np
 
 from medsynth.errors import DataError
 from medsynth.evaluation.arrays import HELD_OUT, SEEN, ScanArrays
-from medsynth.evaluation.privacy.controls import PLANTED, draw_held_out, plant_copies
+from medsynth.evaluation.privacy.controls import PLANTED, WHOLE, draw_held_out, plant_copies
 from medsynth.evaluation.privacy.membership import MembershipResult
 from medsynth.evaluation.privacy.nearness import (
     CRITERIA,
@@ -31,6 +34,7 @@ from medsynth.evaluation.privacy.nearness import (
     calibrate,
     digest_scan,
     equal_rows,
+    find_alike,
     measure_lean,
 )
 from medsynth.evaluation.privacy.result import MEASURED, Copy, PrivacyResult, PrivacyRow, Share, count_distances, spread
@@ -39,7 +43,7 @@ from medsynth.seeds import numpy_generator
 
 _TARGET = 1 / 3  # share of the permitted false alarms for which thresholds are set
 _SUSPECTS = 8  # scans shown beside their likely donors
-_REASONS = ("nearer than held-out scans", "stands out", "stands out in features")
+_REASONS = ("nearer than held-out scans", "stands out", "shares parts", "stands out in features")
 
 
 def score_privacy(
@@ -54,9 +58,10 @@ def score_privacy(
 ) -> PrivacyResult:
     """Return the privacy gate's verdict on a synthetic set, by class and overall, with every figure behind it.
 
-    Similarity to the own donor is reported separately and does not count; a scan identical to any real one always counts, and so
-    does one with real pixels. With `drop_copies`, flagged scans are set aside and the rest is judged. `membership` is part of
-    the verdict where it was measured. Raises `DataError` without training scans, or for classes that `real` lacks.
+    A donor (`synthetic.donors`) explains that an edit resembles it, but an edit nearer to it than the limit is a copy; a scan
+    identical to any real one always counts, and so does one with real pixels. With `drop_copies`, flagged scans are set aside and
+    the rest is judged. `membership` is part of the verdict where it was measured. Raises `DataError` without training
+    scans, or for classes that `real` lacks.
     """
     if not np.isin(real.splits, SEEN).any():
         raise DataError("split: need train or val scans in the real cohort, got none; try another cohort")
@@ -72,7 +77,7 @@ def score_privacy(
         copies=tuple(evidence.copy(int(row), drop_copies) for row in np.flatnonzero(evidence.found)),
         suspects=tuple(evidence.copy(row, drop_copies) for row in evidence.most_suspicious()),
         repeated=tuple(tuple(rows) for rows in equal.values() if len(rows) > 1),
-        edits=_edits(real, synthetic, evidence.donors, settings),
+        edits=evidence.edits(),
         membership=membership,
         settings=settings,
         drop_copies=drop_copies,
@@ -98,6 +103,7 @@ class _Evidence:
         own = {"features": synthetic.features, "barred": barred}
         references = References(real, self.seen, settings, progress=progress)
         self.made = references.measure(synthetic.scans, title="synthetic against training scans", **own)
+        self.from_donor = _from_donor(real, synthetic, self.donors, settings)
         self.held = draw_held_out(real, self.present, settings, seed)
         self.near_held = references.measure(
             real.scans,
@@ -106,7 +112,9 @@ class _Evidence:
             rows=self.held.rows,
             barred=self.held.barred,
         )
-        values, labels = (of_held[self.held.calibrates] for of_held in (self.near_held.values(), self.held.labels))
+        self.alike = find_alike(self.near_held, self.held.labels, len(real.classes))
+        setting = self.held.calibrates & ~self.alike
+        values, labels = (of_held[setting] for of_held in (self.near_held.values(), self.held.labels))
         self.thresholds = calibrate(values, labels, len(real.classes), _TARGET * settings.max_false_alarms)
         self.planted = {}
         for label in self.present:
@@ -116,6 +124,10 @@ class _Evidence:
         self.found = self.identical >= 0
         self.unmistakable = self.found | self.thresholds.unmistakable(self.made, self.labels)
         self.found |= self.thresholds.flagged(self.made, self.labels)
+        limits = np.array([self.thresholds.limits(label)[0] for label in self.labels])
+        self.is_donor = self.from_donor < limits
+        self.unmistakable |= self.from_donor < limits / 2
+        self.found |= self.is_donor
         self.nearest = {"pixels": np.full(len(self.labels), -1), "features": np.full(len(self.labels), -1)}
         if len(test):
             references = References(real, test, settings, progress=progress)
@@ -131,12 +143,14 @@ class _Evidence:
         near_planted, kinds = self.planted[label]
         name, mine, real_mine = self.real.classes[label], self.labels == label, held.labels == label
         generators = {by: numpy_generator(self.seed, "privacy", "lean", name, by) for by in self.nearest}
-        kept, checks, calibrates = mine & ~dropped, real_mine & ~held.calibrates, real_mine & held.calibrates
+        counts = real_mine & ~self.alike
+        kept, checks, calibrates = mine & ~dropped, counts & ~held.calibrates, counts & held.calibrates
         alarms = self.thresholds.flagged(near_held, held.labels)
         clear = self.thresholds.unmistakable(near_held, held.labels)
         hits = self.thresholds.flagged(near_planted, np.full(len(kinds), label))
         limits = dict(zip(CRITERIA, self.thresholds.limits(label).tolist(), strict=True))
-        sides = {"synthetic": (made, kept), "held_out": (near_held, real_mine), "planted": (near_planted, slice(None))}
+        whole = kinds < len(WHOLE)
+        sides = {"synthetic": (made, kept), "held_out": (near_held, counts), "planted": (near_planted, whole)}
         figures: dict[str, dict[str, Any]] = {
             measure: {
                 **{side: spread(getattr(near, measure)[rows]) for side, (near, rows) in sides.items()},
@@ -151,13 +165,15 @@ class _Evidence:
             flagged=int((kept & self.found).sum()),
             identical=int((kept & (self.identical >= 0)).sum()),
             unmistakable=int((kept & self.unmistakable).sum()),
-            held_out_patients=len(np.unique(held.patients[real_mine])),
-            held_out_scans=int(real_mine.sum()),
-            held_out_seen=int((held.barred[real_mine] >= 0).sum()),
-            held_out_unmistakable=int((clear & real_mine).sum()),
+            held_out_patients=len(np.unique(held.patients[counts])),
+            held_out_scans=int(counts.sum()),
+            held_out_seen=int((held.barred[counts] >= 0).sum()),
+            held_out_alike=int((real_mine & self.alike).sum()),
+            held_out_unmistakable=int((clear & counts).sum()),
             calibration_patients=len(np.unique(held.patients[calibrates])),
             false_alarms=Share.of_those(alarms[checks]),
-            power=Share.of_those(hits),
+            power=Share.of_those(hits[whole]),
+            power_of_parts=Share.of_those(hits[~whole]),
             power_by_kind={kind: Share.of_those(hits[kinds == number]) for number, kind in enumerate(PLANTED)},
             figures=figures,
             lean={
@@ -167,12 +183,27 @@ class _Evidence:
             histogram=count_distances({side: near.pixels[rows] for side, (near, rows) in sides.items()}),
         )
 
+    def edits(self) -> dict[str, float | int] | None:
+        """Return how near edits are to their own donors, and how many lie below the limit for copies; None without edits."""
+        edited = self.donors >= 0
+        if not edited.any():
+            return None
+        low, middle = np.quantile(self.from_donor[edited], [0.05, 0.5])
+        return {
+            "scans": int(edited.sum()),
+            "donors": len(np.unique(self.donors[edited])),
+            "low": float(low),
+            "median": float(middle),
+            "nearer_than_limit": int(self.is_donor.sum()),
+        }
+
     def most_suspicious(self) -> list[int]:
         """Return the synthetic rows that look most like copies, the worst first: identical ones, then by their scores."""
         scores = self.made.stands_out
         if np.isfinite(self.thresholds.cut):
             scores = self.thresholds.scores(self.made.values(), self.labels)
-        scores = np.where(self.identical >= 0, -np.inf, np.nan_to_num(scores, nan=np.inf))
+        scores = np.where(self.is_donor, self.from_donor - np.e**9, np.nan_to_num(scores, nan=np.inf))
+        scores = np.where(self.identical >= 0, -np.inf, scores)
         return [int(row) for row in np.argsort(scores, kind="stable")[:_SUSPECTS]]
 
     def copy(self, row: int, drop_copies: bool) -> Copy:
@@ -180,7 +211,12 @@ class _Evidence:
         real, made, label = self.real, self.made, int(self.labels[row])
         below = made.values()[row] < np.log(self.thresholds.limits(label))
         reasons = [reason for reason, on in zip(_REASONS, below, strict=True) if on]
-        donor = made.features_rows[row] if below[2] and not below[:2].any() else made.rows[row]
+        pixels = float(made.pixels[row])
+        donor = made.rows[row]
+        if not below[:2].any():
+            donor = made.patches_rows[row] if below[2] else made.features_rows[row] if below[3] else donor
+        if self.is_donor[row]:
+            donor, pixels, reasons = self.donors[row], float(self.from_donor[row]), ["its own donor", *reasons]
         if self.identical[row] >= 0:
             donor, reasons = self.identical[row], ["identical", *reasons]
         return Copy(
@@ -191,24 +227,18 @@ class _Evidence:
             donor_split=str(real.splits[donor]),
             reason=", ".join(reasons),
             unmistakable=bool(self.unmistakable[row]),
-            pixels=float(made.pixels[row]),
+            pixels=pixels,
             second=float(made.second[row]),
             dropped=drop_copies and bool(self.found[row]),
         )
 
 
-def _edits(
-    real: ScanArrays, synthetic: ScanArrays, donors: np.ndarray, settings: GateSettings
-) -> dict[str, float | int] | None:
-    """Return how near edits are to their own donors, which is no copying; None without edits."""
+def _from_donor(real: ScanArrays, synthetic: ScanArrays, donors: np.ndarray, settings: GateSettings) -> np.ndarray:
+    """Return the distance in pixels of each synthetic scan to its own donor, `(M,)`; NaN without one."""
+    distances = np.full(len(donors), np.nan)
     edited = np.flatnonzero(donors >= 0)
-    if len(edited) == 0:
-        return None
-    parts = [
-        aligned_distances(
+    for some in np.array_split(edited, -(-len(edited) // 64)) if len(edited) else ():
+        distances[some] = aligned_distances(
             synthetic.scans[some], real.scans[donors[some]], shift=settings.shift, smoothing=settings.smoothing
         )
-        for some in np.array_split(edited, -(-len(edited) // 64))
-    ]
-    low, middle = np.quantile(np.concatenate(parts), [0.05, 0.5])
-    return {"scans": len(edited), "donors": len(np.unique(donors[edited])), "low": float(low), "median": float(middle)}
+    return distances

@@ -10,17 +10,19 @@ import numpy as np
 from scipy.stats import norm
 from sklearn.neighbors import NearestNeighbors
 
+from medsynth.cohorts.near import NEAR_DUPLICATE
 from medsynth.evaluation.arrays import ScanArrays
 from medsynth.measures.alignment import AlignedReferences
 
-CRITERIA = ("pixels", "stands_out", "features_stand_out")
-_BY_CLASS = (True, False, False)  # whose typical value depends on the class
+CRITERIA = ("pixels", "stands_out", "patches_stand_out", "features_stand_out")
+_BY_CLASS = (True, False, False, False)  # whose typical value depends on the class
 _NEVER_ZERO = 1e-7
 _FEW = 8  # calibration scans of a class below which all classes say what is typical
 _LOWER = 0.1587  # share below one standard deviation
 _NARROWEST = 0.02  # spread of ln(distance) at least, against cohorts that are all alike
 _CLEARLY = 1 / 3  # d1 < d2 / 3 (arXiv 2310.02664)
 _PERMUTATIONS = 5000
+_ALIKE = 0.25  # of the typical pixel distance, below which held-out scans count as near-duplicates
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,11 +31,12 @@ class GateSettings:
 
     max_false_alarms: float = 0.02  # share of held-out scans; thresholds are set for a third of it
     min_patients: int = 50  # real patients of a class, to set and check its threshold
-    min_power: float = 0.95  # share of planted copies that must be found
+    min_power: float = 0.95  # share of planted copies of whole scans that may be found, as the interval says
+    min_power_parts: float = 0.5  # the same for planted copies of parts
     shift: int = 4  # pixels by which a copy may be shifted along each axis, at most a quarter of the axis
     smoothing: float = 1.0  # standard deviation, in pixels, of the Gaussian applied to both scans
     neighbours: int = 8  # nearest patients of each scan
-    planted: int = 96  # copies planted in each class as positive control
+    planted: int = 120  # copies planted in each class as positive control
     noise: float = 0.05  # standard deviation on some of these, where the range of a scan is 2
     held_out_scans: int = 600  # of each class at most
     set_excess: float = 0.2  # part of a class that would have to be copied to explain how it leans to training patients
@@ -45,11 +48,13 @@ class GateSettings:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Nearness:
-    """Of N scans, `(N,)` each: the distance to the nearest patient, in pixels and in features, and how far it stands out.
+    """Of N scans, `(N,)` each: the distance to the nearest patient, in pixels, patches and features, and how far it stands out.
 
     `pixels` are distances of `measures.alignment` to the nearest reference scan, `rows` its row, `second` the distance to the
     nearest of another patient. `stands_out` is `pixels` over the median distance to the next nearest patients: 1 where
-    the nearest is one of many, 0 for an exact copy. `features` and `features_stand_out` are the same with Euclidean
+    the nearest is one of many, 0 for an exact copy. `patches_stand_out` is the median evidence of `measures.alignment` for the
+    next patients over that for the first, whose row is `patches_rows`: small where parts of the scan are found in one patient
+    only. `features` and `features_stand_out` are the same with Euclidean
     distances of features, NaN where there are none. NaN also without enough patients.
     """
 
@@ -57,13 +62,15 @@ class Nearness:
     rows: np.ndarray
     second: np.ndarray
     stands_out: np.ndarray
+    patches_rows: np.ndarray
+    patches_stand_out: np.ndarray
     features: np.ndarray
     features_rows: np.ndarray
     features_stand_out: np.ndarray
 
     def values(self) -> np.ndarray:
-        """Return the logarithms of `CRITERIA`, `(N, 3)`."""
-        known = np.stack([self.pixels, self.stands_out, self.features_stand_out], axis=1)
+        """Return the logarithms of `CRITERIA`, `(N, 4)`."""
+        known = np.stack([getattr(self, name) for name in CRITERIA], axis=1)
         return np.log(np.maximum(known, _NEVER_ZERO))
 
 
@@ -103,6 +110,8 @@ class References:
             rows=found.indices[:, 0],
             second=far[:, 1],
             stands_out=_standing_out(far),
+            patches_rows=found.evidence_indices[:, 0],
+            patches_stand_out=_standing_out(1 / (1 + np.where(found.evidence_indices < 0, np.nan, found.evidence))),
             features=near[:, 0],
             features_rows=near_rows,
             features_stand_out=_standing_out(near),
@@ -134,7 +143,7 @@ class References:
 class Thresholds:
     """When a scan counts as a copy: a criterion lies `cut` spreads beyond what is typical of held-out real scans.
 
-    `typical` `(classes, 3)` and `spread` `(3,)` are of the logarithms of `CRITERIA`.
+    `typical` `(classes, 4)` and `spread` `(4,)` are of the logarithms of `CRITERIA`.
     """
 
     typical: np.ndarray
@@ -142,12 +151,12 @@ class Thresholds:
     cut: float
 
     def scores(self, values: np.ndarray, labels: np.ndarray) -> np.ndarray:
-        """Return the lowest standardised criterion of each scan `(N,)`; `values` `(N, 3)` as of `Nearness.values`."""
+        """Return the lowest standardised criterion of each scan `(N,)`; `values` `(N, 4)` as of `Nearness.values`."""
         standardised = (values - self.typical[labels]) / self.spread
         return np.where(np.isnan(standardised), np.inf, standardised).min(axis=1)
 
     def limits(self, label: int) -> np.ndarray:
-        """Return the threshold of each criterion for a class, `(3,)`; NaN where there is none."""
+        """Return the threshold of each criterion for a class, `(4,)`; NaN where there is none."""
         return np.asarray(np.exp(self.typical[label] + self.cut * self.spread))
 
     def flagged(self, near: Nearness, labels: np.ndarray) -> np.ndarray:
@@ -155,21 +164,27 @@ class Thresholds:
         return self.scores(near.values(), labels) < self.cut
 
     def unmistakable(self, near: Nearness, labels: np.ndarray) -> np.ndarray:
-        """Return which scans are below half the pixel threshold, and a third as far from the nearest as from the next."""
-        limits = np.array([self.limits(label)[0] for label in labels])
-        return (near.pixels < limits / 2) & (near.stands_out < _CLEARLY)
+        """Return which scans are unmistakable copies, bool `(N,)`.
+
+        They lie below half the pixel threshold, and a third as far from the nearest as from the next; or their patches stand
+        out twice as far as the threshold.
+        """
+        limits = np.array([self.limits(label) for label in labels]).reshape(-1, len(CRITERIA)) / 2
+        whole = (near.pixels < limits[:, 0]) & (near.stands_out < _CLEARLY)
+        return whole | (near.patches_stand_out < limits[:, CRITERIA.index("patches_stand_out")])
 
 
 def calibrate(values: np.ndarray, labels: np.ndarray, classes: int, target: float) -> Thresholds:
     """Return thresholds under which a new real scan falls with a chance of about `target`.
 
-    `values` `(H, 3)` are of held-out real scans. What is typical is the median, for the pixel distance that of each class;
+    `values` `(H, 4)` are of held-out real scans. What is typical is the median, for the pixel distance that of each class;
     spreads are lower standard deviations, pooled. The cut is an order statistic of the scans' scores: a new
     exchangeable scan lies below the k-th lowest of n with probability k / (n + 1). Where n is too small for that (k < 1), it
     is the lower of the lowest score and the normal quantile. Without scans nothing is below the cut, minus infinity.
     """
+    kinds = len(CRITERIA)
     if len(values) == 0:
-        return Thresholds(typical=np.full((classes, 3), np.nan), spread=np.full(3, np.nan), cut=-np.inf)
+        return Thresholds(typical=np.full((classes, kinds), np.nan), spread=np.full(kinds, np.nan), cut=-np.inf)
     overall = _by_column(np.nanmedian, values)
     typical = np.tile(overall, (classes, 1))
     for label in range(classes):
@@ -183,6 +198,18 @@ def calibrate(values: np.ndarray, labels: np.ndarray, classes: int, target: floa
     position = int(target * (len(scores) + 1))
     cut = scores[position - 1] if position >= 1 else min(scores[0], norm.ppf(target / len(CRITERIA)))
     return Thresholds(typical=typical, spread=spread, cut=float(cut))
+
+
+def find_alike(near: Nearness, labels: np.ndarray, classes: int) -> np.ndarray:
+    """Return which held-out scans `(H,)` are near-duplicates of scans that the generator saw, as real cohorts have them.
+
+    They say nothing about how near new patients come: with them, a threshold would let copies pass. The limit is that of
+    `medsynth index`, or in a class of scans that are all alike a quarter of the median distance.
+    """
+    limits = np.full(classes, NEAR_DUPLICATE)
+    for label in np.unique(labels):
+        limits[label] = min(NEAR_DUPLICATE, _ALIKE * float(np.nanmedian(near.pixels[labels == label])))
+    return near.pixels < limits[labels]
 
 
 def equal_rows(scans: np.ndarray, references: np.ndarray) -> np.ndarray:
@@ -239,6 +266,8 @@ def measure_lean(
     for stratum in np.unique(strata):
         inside = strata == stratum
         of_stratum, seen_here = counts[inside], int(sides[inside].sum())
+        if not of_stratum.any():
+            continue
         expected += float(of_stratum.sum() * seen_here / inside.sum())
         sums += np.array([generator.permutation(of_stratum)[:seen_here].sum() for _ in range(_PERMUTATIONS)])
     share, expected = observed / len(nearest), expected / len(nearest)

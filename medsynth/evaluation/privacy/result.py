@@ -12,7 +12,7 @@ from scipy.stats import binomtest, fisher_exact
 from medsynth.evaluation.privacy.membership import MembershipResult
 from medsynth.evaluation.privacy.nearness import GateSettings, Lean
 
-MEASURED = ("pixels", "stands_out", "features_stand_out", "features")
+MEASURED = ("pixels", "stands_out", "patches_stand_out", "features_stand_out", "features")
 _BINS = 30
 
 
@@ -69,7 +69,8 @@ class PrivacyRow:
     """One class. `flagged` of the scans judged (`synthetic` less `dropped`), of these `unmistakable`, of these `identical`.
 
     `held_out_seen` of the held-out scans are train or val scans, each compared with all patients but its own;
-    `held_out_unmistakable` of them look like unmistakable copies themselves. `lean` is by pixels and by features.
+    `held_out_alike` further ones are near-duplicates of training scans and count nowhere; `held_out_unmistakable` of the others
+    look like unmistakable copies themselves. `power` is of copies of whole scans. `lean` is by pixels and by features.
     `figures` are distances of `nearness.Nearness` of the synthetic scans, of held-out real scans and of planted copies, with the
     threshold below which copies lie.
     """
@@ -83,10 +84,12 @@ class PrivacyRow:
     held_out_patients: int
     held_out_scans: int
     held_out_seen: int
+    held_out_alike: int
     held_out_unmistakable: int
     calibration_patients: int
     false_alarms: Share
     power: Share
+    power_of_parts: Share
     power_by_kind: dict[str, Share]
     figures: dict[str, dict[str, Any]]
     lean: dict[str, Lean | None]
@@ -144,14 +147,17 @@ class PrivacyRow:
             reasons.append(
                 f"too many false alarms: {self.false_alarms.found} of {self.false_alarms.of} held-out real scans are flagged"
             )
-        if not self.power.value >= settings.min_power:
+        if not (self.power.of and self.power.interval[1] >= settings.min_power):
             reasons.append(f"too few planted copies found: {self.power.found} of {self.power.of}")
+        if not ((found := self.power_of_parts).of and found.interval[1] >= settings.min_power_parts):
+            reasons.append(f"too few planted copies of parts found: {found.found} of {found.of}")
         return reasons
 
     def verdict(self, settings: GateSettings, classes: int) -> dict[str, str]:
         """Return `label`, `verdict` (`pass`, `fail` or `cannot tell`) and `sentence`."""
         power = (
-            f"the gate finds {self.power.found} of {self.power.of} planted copies and flags "
+            f"the gate finds {self.power.found} of {self.power.of} planted copies and "
+            f"{self.power_of_parts.found} of {self.power_of_parts.of} of parts, and flags "
             f"{self.false_alarms.found} of {self.false_alarms.of} held-out real scans"
         )
         if failures := self.failures(settings, classes):
@@ -161,6 +167,8 @@ class PrivacyRow:
             verdict, sentence = "cannot tell", f"{reasons[0].upper()}{reasons[1:]} ({power})."
         else:
             verdict, sentence = "pass", f"No sign of copying: {self.flagged} of {self.judged} scans flagged; {power}."
+        if self.held_out_alike:
+            sentence += f" Left out: {_scans(self.held_out_alike)} held out that nearly repeat training scans; medsynth index lists them."
         return {"label": self.label, "verdict": verdict, "sentence": sentence + _dropped(self.dropped)}
 
     def as_dict(self, settings: GateSettings, classes: int) -> dict[str, Any]:
@@ -171,6 +179,7 @@ class PrivacyRow:
             "judged": self.judged,
             "false_alarms": self.false_alarms.as_dict(),
             "power": self.power.as_dict(),
+            "power_of_parts": self.power_of_parts.as_dict(),
             "power_by_kind": {kind: share.as_dict() for kind, share in self.power_by_kind.items()},
             "lean": {by: None if lean is None else asdict(lean) for by, lean in self.lean.items()},
         }
@@ -224,7 +233,8 @@ class PrivacyResult:
         judged, flagged = (sum(getattr(row, name) for row in self.rows) for name in ("judged", "flagged"))
         sentence = (
             f"The privacy gate passes: {flagged} of {judged} scans flagged, no more than false alarms explain."
-            f"{dropped} This does not prove that nobody can be recognised."
+            f"{dropped} The gate looks for copies of scans and of large parts; it can miss small parts and mixtures of patients. "
+            "This does not prove that nobody can be recognised."
         )
         return {"verdict": "pass", "sentence": sentence}
 

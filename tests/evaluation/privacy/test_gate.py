@@ -14,7 +14,7 @@ from medsynth.errors import DataError
 from medsynth.evaluation import Evaluation, Pair, build_report
 from medsynth.evaluation.arrays import SEEN, ScanArrays
 from medsynth.evaluation.privacy import GateSettings, MembershipResult, score_privacy
-from medsynth.evaluation.privacy.controls import PLANTED, draw_held_out, plant_copies
+from medsynth.evaluation.privacy.controls import PLANTED, WHOLE, draw_held_out, plant_copies
 from medsynth.evaluation.privacy.membership import MembershipRow
 from medsynth.evaluation.privacy.nearness import equal_rows
 from medsynth.evaluation.privacy.result import Share
@@ -109,6 +109,7 @@ def test_fresh_real_scans_pass(fresh_result):
         assert row.false_alarms.of == 50  # half of the test patients set no threshold
         assert row.false_alarms.value <= 0.02
         assert row.power.value >= 0.95
+        assert row.power_of_parts.value >= 0.5
         for lean in row.lean.values():
             assert abs(lean.excess) < 0.3
 
@@ -119,21 +120,28 @@ def test_a_set_that_says_it_holds_real_pixels_fails(real, fresh):
     assert "2 scans contain pixels of real scans, so the set must stay within your institution" in verdict["sentence"]
 
 
+@pytest.fixture(scope="module")
+def copied(real):
+    """Sixteen copies of every kind in one set: their donors and kinds, and what the gate says."""
+    copies, donors, kinds = copies_of(real, 0, len(PLANTED) * 16)
+    return donors, kinds, judge(real, made_of(copies, [0] * len(copies)), planted=0)
+
+
 @pytest.mark.parametrize("kind", range(len(PLANTED)), ids=PLANTED)
-def test_copies_fail_alone_and_are_found(real, kind):
-    copies, donors, kinds = copies_of(real, 0, 6 * 24)
-    chosen = kinds == kind
-    made = made_of(copies[chosen], [0] * 24)
-    result = judge(real, made, planted=0)
+def test_copies_fail_and_are_found(copied, kind):
+    donors, kinds, result = copied
     assert result.verdict()["verdict"] == "fail"
     found = {copy.synthetic_row: copy.donor_row for copy in result.copies}
-    assert len(found) >= 0.95 * 24
-    assert [found[row] for row in found] == [donors[chosen][row] for row in found]
+    hit = [row for row in np.flatnonzero(kinds == kind) if row in found]
+    # Of these pictures of 32 x 32, all smooth, a part says less than of a scan.
+    assert len(hit) >= (15 if PLANTED[kind] in WHOLE else 6)
+    if PLANTED[kind] in WHOLE:
+        assert [found[row] for row in hit] == donors[hit].tolist()
 
 
 def test_copies_fail_as_half_of_a_set_and_the_others_are_not_accused(real, fresh):
-    copies, donors, _ = copies_of(real, 0)
-    rare, rare_donors, _ = copies_of(real, 1)
+    copies, donors, kinds = copies_of(real, 0)
+    rare, rare_donors, rare_kinds = copies_of(real, 1)
     fresh_rows = np.r_[0:48, 60:108]
     made = made_of(np.concatenate([copies, rare, fresh.scans[fresh_rows]]), [0] * 48 + [1] * 48 + [0] * 48 + [1] * 48)
     result = judge(real, made)
@@ -142,7 +150,9 @@ def test_copies_fail_as_half_of_a_set_and_the_others_are_not_accused(real, fresh
     assert (found < 96).sum() >= 0.95 * 96
     assert (found >= 96).sum() <= 0.02 * 96
     named = dict(zip(range(96), [*donors, *rare_donors], strict=True))
-    assert all(copy.donor_row == named[copy.synthetic_row] for copy in result.copies if copy.synthetic_row < 96)
+    halves = {row for row in range(96) if PLANTED[[*kinds, *rare_kinds][row]] == "two halves"}
+    known = [copy for copy in result.copies if copy.synthetic_row in named.keys() - halves]
+    assert all(copy.donor_row == named[copy.synthetic_row] for copy in known)
     assert all(copy.donor_split in SEEN for copy in result.copies)
 
 
@@ -235,18 +245,26 @@ def test_a_set_that_leans_to_its_training_patients_fails(real):
     assert any("nearest patient in pixels" in reason for reason in row.failures(SETTINGS, 1))
 
 
-def test_likeness_to_the_own_donor_is_no_copying_but_to_others_it_is(real):
-    """The same near copies with their donors named, and with others named."""
+def test_a_donor_explains_likeness_but_no_copy(real):
+    """Edits that are their donors fail with them named or not; edits far from their donors pass."""
     seen = real.rows_of("common", SEEN)[:60]
     generator = np.random.default_rng(5)
-    edits = real.scans[seen] + 0.3 * generator.uniform(-1, 1) + generator.normal(0, 0.02, (60, 1, SIDE, SIDE))
-    own = judge(real, made_of(edits, [0] * 60, donors=seen))
-    assert own.verdict()["verdict"] == "pass"
-    assert own.edits["scans"] == own.edits["donors"] == 60
-    assert own.edits["median"] < 0.1
-    others = judge(real, made_of(edits, [0] * 60, donors=np.roll(seen, 1)))
-    assert others.verdict()["verdict"] == "fail"
-    assert len(others.copies) >= 57
+    close = real.scans[seen] + 0.3 * generator.uniform(-1, 1) + generator.normal(0, 0.02, (60, 1, SIDE, SIDE))
+    for donors in (seen, np.roll(seen, 1)):
+        found = judge(real, made_of(close, [0] * 60, donors=donors))
+        assert found.verdict()["verdict"] == "fail"
+        assert len(found.copies) >= 57
+        assert all(copy.donor_row == seen[copy.synthetic_row] for copy in found.copies)
+    assert judge(real, made_of(close, [0] * 60, donors=seen)).edits["nearer_than_limit"] == 60
+    edits = 0.35 * real.scans[seen].astype(np.float32) + 0.65 * pictures(60, 0, 93)
+    far = judge(real, made_of(edits, [0] * 60, donors=seen))
+    assert far.verdict()["verdict"] == "pass", far.rows[0].verdict(SETTINGS, 1)
+    assert (far.edits["scans"], far.edits["donors"], far.edits["nearer_than_limit"]) == (60, 60, 0)
+    # The same likeness without a donor that explains it.
+    assert (
+        far.edits["median"]
+        < judge(real, made_of(edits, [0] * 60)).rows[0].figures["pixels"]["held_out"]["median"] + 0.2
+    )
 
 
 def test_repeated_synthetic_scans_are_named(real, fresh):
@@ -272,7 +290,9 @@ def test_the_result_is_plain_repeatable_and_names_no_patient(real, fresh, fresh_
     assert "anonymous" not in content
     assert json.dumps(build_report(privacy=judge(real, fresh))["privacy"]) == content
     report = json.loads(content)
-    assert set(report["rows"][0]["figures"]) == {"pixels", "stands_out", "features_stand_out", "features"}
+    assert set(report["rows"][0]["figures"]) == {
+        "pixels", "stands_out", "patches_stand_out", "features_stand_out", "features",
+    }  # fmt: skip
     assert sum(report["rows"][0]["histogram"]["synthetic"]) == pytest.approx(1)
 
 
@@ -297,13 +317,14 @@ def test_phantom_patients():
         slices(150, 0), [0] * 150, ["train"] * 80 + ["test"] * 70, range(150), classes=("solid_nodule", "other")
     )
     new = cohort(slices(40, FRESH_PATIENTS), [0] * 40, ["train"] * 40, range(40), classes=("solid_nodule",))
-    assert judge(phantom, new).verdict()["verdict"] == "pass"
+    passed = judge(phantom, new)
+    assert passed.verdict()["verdict"] == "pass", passed.rows[0].verdict(SETTINGS, 1)
     copies, _, _ = copies_of(phantom, 0)
     half = cohort(np.concatenate([new.scans, copies]), [0] * 88, ["train"] * 88, range(88), classes=("solid_nodule",))
     result = judge(phantom, half)
     assert result.verdict()["verdict"] == "fail"
     found = np.array([copy.synthetic_row for copy in result.copies])
-    assert (found >= 40).sum() >= 0.95 * 48
+    assert (found >= 40).sum() >= 0.9 * 48  # a third of the copies are of parts
     assert (found < 40).sum() == 0
 
 
