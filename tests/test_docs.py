@@ -272,7 +272,7 @@ NOT_MADE = {"labels.csv", "report.md"}
 @pytest.fixture
 def small_settings(monkeypatch):
     """A quick evaluation, whose gate passes with the few patients there are; small previews."""
-    gate = GateSettings(min_patients=2, min_power=0.01, max_false_alarms=0.9, planted=6, membership_scans=2)
+    gate = GateSettings(min_patients=2, min_power=0.01, min_power_parts=0.01, max_false_alarms=0.9, planted=15, membership_scans=2)
     probe = ProbeSettings(steps=5, copies=0)
     for name, replacement in {
         "score_privacy": partial(score_privacy, settings=gate),
@@ -476,7 +476,7 @@ def test_formulas_10_and_11_distances():
 
 def test_formula_12_the_score_of_the_privacy_gate():
     random = np.random.default_rng(1)
-    values = random.normal([-1.0, 0.0, 0.1], [0.3, 0.05, 0.2], size=(2000, 3))
+    values = random.normal([-1.0, 0.0, -0.3, 0.1], [0.3, 0.05, 0.1, 0.2], size=(2000, 4))
     labels = np.zeros(2000, dtype=int)
     thresholds = calibrate(values, labels, 1, 0.02 / 3)
     assert isinstance(thresholds, Thresholds)

@@ -168,7 +168,8 @@ class PrivacyRow:
         else:
             verdict, sentence = "pass", f"No sign of copying: {self.flagged} of {self.judged} scans flagged; {power}."
         if self.held_out_alike:
-            sentence += f" Left out: {_scans(self.held_out_alike)} held out that nearly repeat training scans; medsynth index lists them."
+            alike = f"{_scans(self.held_out_alike)} held out that nearly {'repeats' if self.held_out_alike == 1 else 'repeat'}"
+            sentence += f" Left out: {alike} training scans; medsynth index lists the pairs."
         return {"label": self.label, "verdict": verdict, "sentence": sentence + _dropped(self.dropped)}
 
     def as_dict(self, settings: GateSettings, classes: int) -> dict[str, Any]:
