@@ -97,6 +97,7 @@ class AlignedReferences:
         self._scans, self._groups = scans, np.asarray(groups)
         # Scans of a group lie in one block, or two.
         self._members = members[np.argsort(self._groups[members], kind="stable")]
+        self._of_members = self._groups[self._members]
         self._alignment = _Alignment(tuple(scans.shape[2:]), shift, smoothing)
         sample = np.sort(np.random.default_rng(0).permutation(self._members)[:_SAMPLE])
         self._patches = _Patches(scans[sample], True, shift) if parts else None
@@ -145,8 +146,9 @@ class AlignedReferences:
                         order = np.argsort(-evidence, kind="stable")
                         result.evidence[place, : len(order)] = evidence[order]
                         result.evidence_indices[place, : len(order)] = found[order]
-                        candidates = np.concatenate([found[order], candidates])
-                        poses = np.concatenate([lie[order], poses])
+                        # The first of each ranking come first.
+                        candidates = np.concatenate([found[order[:1]], candidates, found[order[1:]]])
+                        poses = np.concatenate([lie[order[:1]], poses, lie[order[1:]]])
                     candidates, poses = self._with_siblings(candidates, poses)
                     measured = self._alignment.measure(
                         scan, self._scans[candidates], [self._whole.poses[each] for each in poses]
@@ -166,7 +168,7 @@ class AlignedReferences:
         rankings = [_Ranking.empty(len(queries), 2 * count) for _ in ways]
         for part in _blocks(len(self._members), _REFERENCES_AT_ONCE):
             scans, members = self._scans[self._members[part]], self._members[part].astype(np.int64)
-            groups = torch.from_numpy(self._groups[members].astype(np.int64))
+            groups = torch.from_numpy(self._of_members[part].astype(np.int64))
             for number, way in enumerate(ways):
                 scores, poses = way.evidence(asked[number], scans)
                 scores = _best_of_groups(scores.masked_fill(own == groups, -torch.inf), groups)
@@ -185,7 +187,7 @@ class AlignedReferences:
         """Return candidates and their poses, with all scans of the first groups: another one may be what was copied."""
         parts = []
         for row, pose in zip(found[:_CLOSELY], poses, strict=False):
-            start, end = np.searchsorted(self._groups[self._members], [self._groups[row], self._groups[row] + 1])
+            start, end = np.searchsorted(self._of_members, [self._groups[row], self._groups[row] + 1])
             siblings = self._members[start:end]
             parts.append((siblings[siblings != row], pose))
         rows = np.concatenate([found, *(siblings for siblings, _ in parts)])
@@ -239,8 +241,10 @@ def _poses(axes: int, turned: bool = True) -> list[_Pose]:
 
 @dataclass(frozen=True, eq=False)
 class _Asked:
-    """The patches of Q queries in one pose: `vectors` `(B, Q, D)`, the `windows` of references to compare each with, and the mean
-    and deviation `(B, Q)` of its logarithmic likeness to references drawn at random."""
+    """The patches of Q queries in one pose: `vectors` `(B, Q, D)`, and the `windows` of references to compare each with.
+
+    `typical` and `deviation` `(B, Q)` are the mean and standard deviation of its likeness to references drawn at random.
+    """
 
     vectors: Tensor
     windows: list[tuple[slice, ...]]

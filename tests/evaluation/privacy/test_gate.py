@@ -197,6 +197,20 @@ def test_the_most_suspicious_scans_come_first(real, fresh):
     assert [each.reason != "" for each in others] == [each.synthetic_row in flagged for each in others]
 
 
+def test_near_duplicates_among_held_out_scans_set_no_threshold(real, fresh):
+    """Scans that are in the training split as well, with light noise: they would let copies pass."""
+    scans, generator = real.scans.copy(), np.random.default_rng(6)
+    test, seen = real.rows_of("common", ("test",))[:20], real.rows_of("common", SEEN)[:20]
+    scans[test] = scans[seen] + generator.normal(0, 0.01, scans[seen].shape)
+    result = judge(replace(real, scans=scans), fresh)
+    row = result.rows[0]
+    assert (row.held_out_alike, row.held_out_scans) == (20, 80)
+    assert result.verdict()["verdict"] == "pass"
+    assert row.power.value >= 0.95
+    assert "Left out: 20 scans held out that nearly repeat training scans" in row.verdict(SETTINGS, 2)["sentence"]
+    assert result.rows[1].held_out_alike == 0
+
+
 def test_few_patients_tell_nothing(real, fresh):
     few = np.r_[0:20, 90:100, 150:165, 250:265]
     small = cohort(real.scans[few], real.labels[few], real.splits[few], real.patients[few])
