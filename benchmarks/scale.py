@@ -4,7 +4,7 @@
 
 Scans are noise of 8 x 8 pixels, so what grows is what medsynth does for each row and class, not the decoding of pictures;
 features are the pixels. `index`, `open` and `augment` work on PNG files, which `--part files` writes first; `fidelity` works on
-arrays, and includes the page of the report; its time grows with --repeats, the random halvings of real scans, of which an
+arrays, as does `gate` (64 x 64 pixels, 400 synthetic scans), and includes the page of the report; its time grows with --repeats, the random halvings of real scans, of which an
 evaluation makes 100. Seconds are processor seconds. One call measures one part, since the peak is that of the process; the result
 file keeps those of other calls.
 """
@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+from scipy.ndimage import zoom
 
 from benchmarks.machine import describe_machine
 from medsynth.cohorts import hash_cohort, index_scans, prepare_cohort, read_cohort
@@ -27,6 +28,7 @@ from medsynth.config import GridOptions, IndexOptions, IntensityOptions, Loading
 from medsynth.evaluation import Evaluation, build_report
 from medsynth.evaluation.arrays import ScanArrays
 from medsynth.evaluation.fidelity import FidelitySettings, score_fidelity
+from medsynth.evaluation.privacy import score_privacy
 from medsynth.evaluation.reports import seal_report
 from medsynth.files import write_json
 from medsynth.reporting.report import write_report
@@ -57,11 +59,14 @@ def write_files(folder: Path, rows: int, classes: int) -> None:
     (folder / "made" / "labels.csv").rename(folder / "made" / "cohort.csv")
 
 
-def make_arrays(rows: int, classes: int, seed: int, splits: tuple[str, ...]) -> ScanArrays:
+def make_arrays(rows: int, classes: int, seed: int, splits: tuple[str, ...], side: int = 8) -> ScanArrays:
+    """Noise on an 8 x 8 grid, enlarged to `side`."""
     scans = np.random.default_rng(seed).normal(0, 0.3, (rows, 1, 8, 8)).clip(-1, 1).astype(np.float16)
+    if side > 8:
+        scans = np.concatenate([zoom(each, (1, 1, side / 8, side / 8), order=1) for each in np.array_split(scans, 64)])
     return ScanArrays(
         scans=scans,
-        features=scans.reshape(rows, -1).astype(np.float32),
+        features=scans[..., :: max(1, side // 8), :: max(1, side // 8)].reshape(rows, -1).astype(np.float32),
         labels=np.arange(rows) % classes,
         classes=tuple(f"class_{number:03d}" for number in range(classes)),
         splits=np.array(splits)[np.arange(rows) // classes % len(splits)],
@@ -86,6 +91,10 @@ def measure(part: str, folder: Path, rows: int, classes: int, repeats: int) -> d
     elif part == "augment":
         cohort = read_cohort(real / "cohort.csv")
         write_augmented(cohort, open_synthetic(made, cohort), folder / "augmented" / "cohort.csv")
+    elif part == "gate":
+        real_scans, made_scans = make_arrays(rows, classes, 0, SPLITS, 64), make_arrays(400, classes, 1, ("train",), 64)
+        found = score_privacy(real_scans, made_scans, progress=False)
+        return {"synthetic": 400, "side": 64, "verdict": found.verdict()["verdict"]}
     else:
         sides = make_arrays(rows, classes, 0, SPLITS), make_arrays(rows, classes, 1, ("train",))
         table = score_fidelity(*sides, extractor=Pixels(), settings=FidelitySettings(repeats=repeats), progress=False)  # type: ignore[arg-type]
@@ -99,7 +108,7 @@ def measure(part: str, folder: Path, rows: int, classes: int, repeats: int) -> d
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--part", choices=["files", "index", "open", "fidelity", "augment"], required=True)
+    parser.add_argument("--part", choices=["files", "index", "open", "gate", "fidelity", "augment"], required=True)
     parser.add_argument("--rows", type=int, default=100_000)
     parser.add_argument("--classes", type=int, default=3)
     parser.add_argument("--repeats", type=int, default=100)

@@ -290,8 +290,11 @@ class _Patches:
         asked = [self._ask(self._posed(features[pose.zoom], pose), pose.zoom) for pose in self.poses]
         for zoom in zooms:  # the more zoomed, the more windows a patch is compared with
             members = [place for place, pose in enumerate(self.poses) if pose.zoom == zoom]
-            known = torch.stack([self._likeness(asked[place], self._known) for place in members])
-            deviation, typical = torch.std_mean(known, (0, 3))
+            spreads = []
+            for patch in range(len(asked[members[0]].vectors)):
+                known = [self._likeness_of(asked[place], patch, self._known) for place in members]
+                spreads.append(torch.std_mean(torch.stack(known), (0, 2)))
+            deviation, typical = (torch.stack(each) for each in zip(*spreads, strict=True))
             for place in members:
                 asked[place] = replace(asked[place], typical=typical, deviation=deviation.clamp(min=0.02))
         return asked
@@ -324,9 +327,6 @@ class _Patches:
         vectors = torch.stack([windows[(slice(None), *each)] for each in chosen])
         nothing = torch.zeros(0)
         return _Asked(vectors, near, nothing, nothing)
-
-    def _likeness(self, asked: _Asked, references: Tensor) -> Tensor:
-        return torch.stack([self._likeness_of(asked, patch, references) for patch in range(len(asked.vectors))])
 
     def _likeness_of(self, asked: _Asked, patch: int, references: Tensor) -> Tensor:
         """Return 1 / (1.1 - c) `(Q, R)`, where c is the largest correlation of a patch with the windows near its place."""
