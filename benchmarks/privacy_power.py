@@ -28,8 +28,9 @@ from benchmarks.machine import describe_machine
 from benchmarks.markdown import head_of, row_of
 from benchmarks.privacy_calibration import keep
 from medsynth.cohorts import prepare_cohort, read_cohort
-from medsynth.config import GridOptions, IntensityOptions
+from medsynth.config import GridOptions, IntensityOptions, Loading
 from medsynth.evaluation.arrays import SEEN, ScanArrays
+from medsynth.evaluation.features import cached_features
 from medsynth.evaluation.privacy import GateSettings
 from medsynth.evaluation.privacy.controls import draw_held_out
 from medsynth.evaluation.privacy.nearness import References, calibrate, find_alike
@@ -358,7 +359,8 @@ def arrays_of(folder: Path, name: str) -> ScanArrays:
     grid, intensity = COHORTS[name]
     prepared = prepare_cohort(read_cohort(csv), grid=grid, intensity=intensity)
     fields = {each: getattr(prepared, each) for each in ("scans", "labels", "classes", "splits", "patients")}
-    return ScanArrays(features=extract_features(EfficientNetLite0(), prepared.scans), **fields)
+    features = cached_features(prepared, EfficientNetLite0(), folder=Loading().cache_folder())
+    return ScanArrays(features=features, **fields)
 
 
 def table(content: dict[str, Any]) -> str:

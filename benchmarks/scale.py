@@ -3,8 +3,8 @@
     python -m benchmarks.scale --part index --rows 100000 --classes 3 --folder /tmp/scale --result benchmarks/results/scale.json
 
 Scans are noise of 8 x 8 pixels, so what grows is what medsynth does for each row and class, not the decoding of pictures;
-features are the pixels. `index`, `open` and `augment` work on PNG files, which `--part files` writes first; `gate` works on arrays
-(enlarged to 64 x 64, and 400 synthetic scans), as does `fidelity`, which includes the page of the report; its time grows with
+features are the pixels. `index`, `open` and `augment` work on PNG files, which `--part files` writes; `gate` works on arrays
+(enlarged to 64 x 64, 400 synthetic scans), as does `fidelity`, which includes the page of the report; its time grows with
 --repeats, the random halvings of real scans, of which an evaluation makes 100. Seconds are processor seconds. One call measures
 one part, since the peak is that of the process; the result file keeps those of other calls.
 """

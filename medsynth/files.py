@@ -384,6 +384,21 @@ def write_json(path: Path | str, content: Any) -> None:
     write_text(path, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
+def write_facts(path: Path | str, facts: Any) -> None:
+    """Write what a cache knows as JSON with a hash of it, atomically; `read_facts` returns it, `ValueError` if it was damaged."""
+    text = json.dumps(facts, separators=(",", ":"), allow_nan=False)
+    write_text(path, json.dumps({"sha256": hashlib.sha256(text.encode()).hexdigest(), "facts": text}))
+
+
+def read_facts(path: Path | str) -> Any:
+    """Return what `write_facts` wrote; `OSError` as `open_file`, `ValueError` for anything else."""
+    content = read_json(path)
+    text = content.get("facts") if isinstance(content, dict) else None
+    if not isinstance(text, str) or hashlib.sha256(text.encode()).hexdigest() != content.get("sha256"):
+        raise ValueError("damaged facts")
+    return json.loads(text)
+
+
 def label_folder(label: str) -> str:
     """Return a relative folder name for a label that is safe on every file system; `folder_label` is the inverse.
 

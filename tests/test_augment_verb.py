@@ -18,6 +18,7 @@ from medsynth.evaluation.reports import check_report, seal_report
 from medsynth.seeds import numpy_generator
 from medsynth.sets import write_scans
 from tests.made_report import passed_report, write_sealed
+from tests.slow import hostile
 
 
 def read(report):
@@ -302,3 +303,35 @@ def test_hostile_figures_in_a_report_end_in_one_line(judged, tmp_path):
             refused.append(str(error))
     assert len(refused) > 30
     assert not any("\n" in line for line in refused)
+
+
+def test_reports_and_sets_that_were_tampered_with_never_pass(tiny_cohort, judged, tmp_path):
+    """A few of the inputs of `python -m tests.slow.hostile`, after what is honest."""
+    made = hostile.reports_of(judged / "report", tmp_path / "reports")
+    ground = hostile.Ground(real=tiny_cohort, made=judged / "set", **made)
+    (tmp_path / "work").mkdir()
+    assert set(hostile.controls(ground, tmp_path / "work").values()) == {"same"}
+    shutil.rmtree(tmp_path / "work")
+    (tmp_path / "work").mkdir()
+    kinds = {"report": 12, "set": 12}
+    outcomes = [
+        hostile.attempt(ground, kind, number, seed=3, folder=tmp_path / "work")
+        for kind, count in kinds.items()
+        for number in range(count)
+    ]
+    assert [outcome for outcome in outcomes if outcome.fate not in hostile.FINE] == []
+    assert {outcome.fate for outcome in outcomes} >= {"refused"}
+
+
+def test_a_provenance_that_was_changed_after_the_evaluation_is_refused(tiny_cohort, judged, tmp_path):
+    """It is what the card says of the generator."""
+    shutil.copytree(judged / "set", tmp_path / "set")
+    report = passed_report(judged / "report", tmp_path / "report")
+    provenance = tmp_path / "set" / "provenance.json"
+    content = json.loads(provenance.read_text())
+    provenance.write_text(json.dumps(content, indent=1))  # another layout says the same
+    medsynth.card(synthetic=tmp_path / "set", report=report, out=tmp_path / "card", progress=False)
+    provenance.write_text(json.dumps(content | {"steps_trained": content["steps_trained"] + 1}))
+    with pytest.raises(DataError, match="need a report about these synthetic scans"):
+        medsynth.card(synthetic=tmp_path / "set", report=report, out=tmp_path / "card2", progress=False)
+    assert not (tmp_path / "card2").exists()

@@ -37,11 +37,10 @@ from medsynth.files import (
     check_space,
     hash_file,
     name_of,
-    read_json,
+    read_facts,
     remove_partial,
     stamp_file,
-    write_json,
-    write_text,
+    write_facts,
 )
 from medsynth.scans import Intensity, list_files, measure_intensity, split_item
 
@@ -280,7 +279,7 @@ class _Preparation:
             "sha256": digest,
             "stamp": stamp_file(array_file),
         }
-        write_json(folder / f"{key[:32]}.json", facts)
+        write_facts(folder / f"{key[:32]}.json", facts)
 
     def _check_headers(self) -> tuple[tuple[str, ...], tuple[int, ...]]:
         """Return the names of the channels and the size of the grid; refuse scans that differ before any is decoded."""
@@ -339,7 +338,7 @@ def _open_cache(folder: Path, key: str) -> tuple[np.ndarray, dict[str, Any]] | N
     """Map the cached scans; None if there are none, or if they are not what was written."""
     array_file = folder / f"{key[:32]}.npy"
     try:
-        facts = read_json(folder / f"{key[:32]}.json")
+        facts = read_facts(folder / f"{key[:32]}.json")
         if facts["key"] != key or facts["format"] != FORMAT:
             return None
         # Content is read again only if the file was touched since it was written (a copy, a damaged disk).
@@ -380,7 +379,7 @@ def _store_of(cohort: Cohort, folder: Path) -> Path:
 
 def _known_hashes(store: Path | None) -> dict[str, Any]:
     try:
-        return {} if store is None else dict(read_json(store))
+        return {} if store is None else dict(read_facts(store))
     except (OSError, ValueError, TypeError):
         return {}
 
@@ -409,7 +408,7 @@ def _hash_files(paths: Sequence[Path], store: Path | None, *, progress: bool) ->
             added[name] = [*stamp, hashes[file]]
     if added and store is not None:
         # Read again: another process may have added its own meanwhile.
-        write_text(store, json.dumps(_known_hashes(store) | added, separators=(",", ":")))
+        write_facts(store, _known_hashes(store) | added)
     for path, files in parts.items():
         if files != [path]:
             hashes[path] = hashlib.sha256("\n".join(sorted(hashes[file] for file in files)).encode()).hexdigest()

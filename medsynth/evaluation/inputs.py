@@ -26,6 +26,7 @@ from medsynth.sets import (
     COHORT_FILE,
     generator_of,
     grid_of,
+    hash_set,
     names_donor,
     open_real,
     open_synthetic,
@@ -130,7 +131,7 @@ def open_inputs(options: EvaluateOptions, *, synthetic_scans: Sequence[Scan] | N
     one = _prepare(real, "real", options, extractor, grid, range_)
     intensity = one.prepared.intensity
     quiet = replace(options, progress=False)
-    hashes = {name: hash_cohort(each, loading=quiet) for name, each in (("real", real), ("synthetic", made))}
+    hashes = {"real": hash_cohort(real, loading=quiet), "synthetic": hash_set(made, loading=quiet)}
     donors, notes = find_donors(made, real, hashes["real"], loading=quiet)
     other = _prepare(made, "synthetic", options, extractor, _of_synthetic(grid), intensity)
     return Inputs(

@@ -24,6 +24,7 @@ from medsynth.evaluation.privacy import PrivacyResult
 from medsynth.evaluation.verdict import SCHEMA, privacy_part, privacy_verdict, without_nan
 from medsynth.files import read_json
 from medsynth.runs.patients import KEY_VARIABLE, PatientsKey, own_key
+from medsynth.sets import hash_set
 
 REPORT_FILE = "report.json"
 _EARLIER = {"medsynth-report/1": "0.1", "medsynth-report/2": "0.2"}
@@ -98,10 +99,11 @@ def check_report(content: Mapping[str, Any], report: Path) -> PrivacyResult | No
 def check_sets(
     content: Mapping[str, Any], report: Path, cohorts: Mapping[str, Cohort], *, loading: Loading = Loading()
 ) -> None:
-    """Raise `DataError` unless the report is about the `cohorts`, which are named `real` and `synthetic`."""
+    """Raise `DataError` unless the report is about the `cohorts`, named `real` and `synthetic` (with its provenance)."""
     sets = content.get("sets") or {}
     for name, cohort in cohorts.items():
-        if sets.get(name) != hash_cohort(cohort, loading=loading, anew=True):
+        hash_of = hash_set if name == "synthetic" else hash_cohort
+        if sets.get(name) != hash_of(cohort, loading=loading, anew=True):
             raise DataError(
                 f"{report}: need a report about these {name} scans, got one about others; try medsynth evaluate again"
             )

@@ -39,13 +39,15 @@ class Neighbours:
 
     `distances` float64 `(Q, K)` and `indices` int64 `(Q, K)` into the references, nearest first; infinity and -1 where a query
     has fewer than K neighbours. `evidence` `(Q, K)` says how much of a query the references at `evidence_indices` hold, most
-    first: how many patches agree, over the distance of the blocks that agree best; 0 and -1 without.
+    first: how many patches agree, over the distance of the blocks that agree best; 0 and -1 without. `part_distances` `(Q,)` is
+    the latter for the first of them: 0 where a quarter of the query is in it unchanged; infinity without.
     """
 
     distances: np.ndarray
     indices: np.ndarray
     evidence: np.ndarray
     evidence_indices: np.ndarray
+    part_distances: np.ndarray
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,6 +104,7 @@ class AlignedReferences:
         sample = np.sort(np.random.default_rng(0).permutation(self._members)[:_SAMPLE])
         self._patches = _Patches(scans[sample], True, shift) if parts else None
         self._whole = _Whole(scans[sample], parts, shift)
+        self._poses = (self._patches or self._whole).poses  # the same ones first
         self._blocks = _Blocks(scans.ndim - 2)
 
     def nearest(
@@ -127,6 +130,7 @@ class AlignedReferences:
             indices=np.full((len(rows), count), -1, dtype=np.int64),
             evidence=np.zeros((len(rows), count)),
             evidence_indices=np.full((len(rows), count), -1, dtype=np.int64),
+            part_distances=np.full(len(rows), np.inf),
         )
         total = len(rows) * len(self._members)
         with tqdm(total=total, desc=title, unit="pair", unit_scale=True, disable=not progress, leave=False) as bar:
@@ -139,19 +143,18 @@ class AlignedReferences:
                         continue
                     if self._patches is not None:
                         evidence, found, lie = self._first(ranked[0], place - part.start, count)
-                        near = self._blocks.measure(
-                            scan, self._scans[found], [self._patches.poses[each] for each in lie]
-                        )
+                        near = self._blocks.measure(scan, self._scans[found], [self._poses[each] for each in lie])
                         evidence = (1 + evidence) / near
                         order = np.argsort(-evidence, kind="stable")
                         result.evidence[place, : len(order)] = evidence[order]
                         result.evidence_indices[place, : len(order)] = found[order]
+                        result.part_distances[place] = near[order[0]]
                         # The first of each ranking come first.
                         candidates = np.concatenate([found[order[:1]], candidates, found[order[1:]]])
                         poses = np.concatenate([lie[order[:1]], poses, lie[order[1:]]])
                     candidates, poses = self._with_siblings(candidates, poses)
                     measured = self._alignment.measure(
-                        scan, self._scans[candidates], [self._whole.poses[each] for each in poses]
+                        scan, self._scans[candidates], [self._poses[each] for each in poses]
                     )
                     nearest = np.argsort(measured, kind="stable")
                     _, first = np.unique(self._groups[candidates[nearest]], return_index=True)
@@ -265,16 +268,18 @@ class _Patches:
     _SIDE, _WIDTH, _PLACES, _EDGE, _BLUR = {2: 64, 3: 32}, {2: 4, 3: 2}, {2: 4, 3: 3}, {2: 2, 3: 1}, {2: 1.5, 3: 1.0}
     _NEAR_ONE = 0.1  # likeness that is lost where a copy lies between two windows
     _COMMON = 1.0  # standard deviations that count for nothing
-    _CENTRED = False
+    _CENTRED, _ZOOMED = False, True
 
     def __init__(self, sample: np.ndarray, turned: bool, shift: int) -> None:
         axes = sample.ndim - 2
         self._axes, self._side, self._width = axes, self._SIDE[axes], self._WIDTH[axes]
-        self.poses = _poses(axes, turned)
+        self.poses = [pose for pose in _poses(axes, turned) if self._ZOOMED or not pose.zoom]
         self._cell = self._CELL[axes]
         # Cells by which a patch may have moved: 4 to 8 pixels of the grid.
         moved = max(4, min(8, shift * self._side / min(sample.shape[2:])))
         self._reach = math.ceil(moved / self._cell)
+        # Cells at the edge of which no window is needed.
+        self._margin = 0 if self._ZOOMED else max(0, self._EDGE[axes] - self._reach)
         self._mean, self._basis = torch.zeros(()), None
         windows = self._windows(self._features(self._grid(sample))).flatten(0, axes)
         self._mean = windows.mean(0)
@@ -319,10 +324,10 @@ class _Patches:
     def _ask(self, features: Tensor, zoom: int) -> _Asked:
         windows, slack = self._windows(features), zoom // self._cell
         places = windows.shape[1]
-        edge = 0 if zoom else self._EDGE[self._axes]
+        edge = 0 if zoom else self._EDGE[self._axes] - self._margin
         starts = np.unique(np.linspace(edge, places - 1 - edge, self._PLACES[self._axes]).round().astype(int))
         chosen = list(product(starts, repeat=self._axes))
-        reach = self._reach
+        reach = 0 if zoom else self._reach  # what was cut off says where a zoomed copy lies
         near = [tuple(slice(max(0, at - reach), at + reach + slack + 1) for at in each) for each in chosen]
         vectors = torch.stack([windows[(slice(None), *each)] for each in chosen])
         nothing = torch.zeros(0)
@@ -372,6 +377,7 @@ class _Patches:
         axes = self._axes
         windows = _POOL[axes](self._parts(features), self._cell)
         for axis in range(2, 2 + axes):
+            windows = windows.narrow(axis, self._margin, windows.shape[axis] - 2 * self._margin)
             windows = windows.unfold(axis, self._width, 1)
         windows = windows.movedim(1, 1 + axes).flatten(1 + axes)
         if self._CENTRED:
@@ -383,7 +389,7 @@ class _Patches:
 class _Whole(_Patches):
     """The same with one patch of nearly the whole scan, of intensities less their mean: normalised cross-correlation."""
 
-    _CELL, _LENGTH, _CENTRED = {2: 2, 3: 4}, 48, True
+    _CELL, _LENGTH, _CENTRED, _ZOOMED = {2: 2, 3: 4}, 48, True, False
     _WIDTH, _PLACES, _EDGE = {2: 24, 3: 6}, {2: 1, 3: 1}, {2: 4, 3: 1}
 
     def _posed(self, features: Tensor, pose: _Pose) -> Tensor:
@@ -428,14 +434,15 @@ class _Blocks:
         slack = others.shape[-1] - scans.shape[-1]
         blocks = self._cut(_blurred(scans, 1.0), size)
         blocks = blocks - blocks.flatten(2).mean(2).reshape(*blocks.shape[:2], *[1] * (axes + 1))
-        around = functional.pad(_blurred(others, 1.0), [self._REACH] * 2 * axes, mode="replicate")
-        near = self._cut(around, size + 2 * self._REACH + slack)
+        reach = 0 if slack else self._REACH
+        around = functional.pad(_blurred(others, 1.0), [reach] * 2 * axes, mode="replicate")
+        near = self._cut(around, size + 2 * reach + slack)
         near = near - near.flatten(2).mean(2).reshape(*near.shape[:2], *[1] * (axes + 1))
         total, channels = blocks.shape[0] * blocks.shape[1], blocks.shape[2]
         convolve = {2: functional.conv2d, 3: functional.conv3d}[axes]
         products = convolve(near.reshape(1, total * channels, *near.shape[3:]), blocks.flatten(0, 1), groups=total)
         near, voxels = near.flatten(0, 1), size**axes
-        sums, squares = self._mean(near.sum(1)) * voxels, self._mean(near.square().sum(1)) * voxels
+        sums, squares = self._sums(near.sum(1)), self._sums(near.square().sum(1))
         spread = (squares - sums.square() / (voxels * channels)).clamp(min=0).sqrt()
         norms = blocks.flatten(0, 1).flatten(1).norm(dim=1).reshape(-1, *[1] * axes)
         flat = self._CONTRAST * math.sqrt(voxels * channels)
@@ -443,11 +450,13 @@ class _Blocks:
         likeness = (products[0].abs() / contrast).flatten(1).amax(1).clamp(max=1)
         return (2 - 2 * likeness).sqrt().reshape(count, -1)
 
-    def _mean(self, values: Tensor) -> Tensor:
-        """Return the mean of every window of a block's size, `(N, *windows)`: along one axis after the other."""
-        for axis in range(self._axes):
-            kernel = [self._SIZE[self._axes] if each == axis else 1 for each in range(self._axes)]
-            values = _POOL[self._axes](values[:, None], kernel, stride=1)[:, 0]
+    def _sums(self, values: Tensor) -> Tensor:
+        """Return the sum of every window of a block's size, `(N, *windows)`, by running sums along one axis after the other."""
+        size = self._SIZE[self._axes]
+        for axis in range(1, 1 + self._axes):
+            sums, count = values.cumsum(axis), values.shape[axis] - size
+            before = torch.cat([torch.zeros_like(sums.narrow(axis, 0, 1)), sums.narrow(axis, 0, count)], axis)
+            values = sums.narrow(axis, size - 1, count + 1) - before
         return values
 
     def _cut(self, scans: Tensor, size: int) -> Tensor:

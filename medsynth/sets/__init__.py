@@ -3,7 +3,7 @@
 A set is a folder with `cohort.csv` and `provenance.json`; sets of other generators may lack the provenance. Every row says
 `synthetic=1`. Rows of medsynth also have `seed`, `run` (16 digits of the run's fingerprint), `method` (`sample` or `edit`), and
 where they apply `donor`, `region_from`, `observed_from` (row numbers of a real cohort), `contains_real_pixels`, `text`, and the
-attributes the scan was conditioned on. The hash of a set's content is `medsynth.cohorts.hash_cohort`.
+attributes the scan was conditioned on. `hash_set` is the hash of all of it.
 """
 
 from medsynth.sets.opening import (
@@ -14,6 +14,7 @@ from medsynth.sets.opening import (
     find_cohort_file,
     generator_of,
     grid_of,
+    hash_set,
     holds_real_pixels,
     made_by_medsynth,
     names_donor,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -11,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from medsynth.cohorts import Cohort, Row, index_folder, read_cohort
+from medsynth.cohorts import Cohort, Row, hash_cohort, index_folder, read_cohort
 from medsynth.cohorts.manifest import REQUIRED, check_cohort, declared_roots, read_table, require_columns, resolve_below
 from medsynth.config import GridOptions, Loading, changed_options
 from medsynth.errors import ConfigError, DataError
@@ -113,6 +114,12 @@ def read_provenance(synthetic: Cohort) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: need the provenance of the set, got no JSON; try sampling it again") from error
     return provenance if isinstance(provenance, dict) else {}
+
+
+def hash_set(synthetic: Cohort, *, loading: Loading = Loading(), anew: bool = False) -> str:
+    """Return a hash of a synthetic set: its scans and rows, as `hash_cohort`, and its provenance; errors as there and above."""
+    content = [hash_cohort(synthetic, loading=loading, anew=anew), read_provenance(synthetic)]
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def generator_of(synthetic: Cohort) -> str | None:

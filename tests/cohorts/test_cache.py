@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import tracemalloc
@@ -13,6 +12,7 @@ from PIL import Image
 from medsynth.cohorts import Cohort, Row, ScanDataset, cache, channels, hash_cohort, prepare_cohort
 from medsynth.config import GridOptions, IntensityOptions, Loading
 from medsynth.errors import ConfigError, DataError
+from medsynth.files import read_facts, write_facts
 from medsynth.scans import Intensity, Scan, read_scan, write_scan
 from tests.cohorts.conftest import write_png
 
@@ -134,8 +134,8 @@ def test_a_hash_that_was_made_up_is_not_believed_at_hand_over(png_cohort, tmp_pa
     monkeypatch.setattr(cache, "_FRESH_SECONDS", -1)
     honest = hash_cohort(cohort, loading=loading)
     (store,) = (tmp_path / "cache").glob("hashes-*.json")
-    entries = json.loads(store.read_text())
-    store.write_text(json.dumps({name: [*entry[:-1], "0" * 64] for name, entry in entries.items()}))
+    entries = read_facts(store)
+    write_facts(store, {name: [*entry[:-1], "0" * 64] for name, entry in entries.items()})
     assert hash_cohort(cohort, loading=loading) != honest
     assert hash_cohort(cohort, loading=loading, anew=True) == honest
 
@@ -153,7 +153,22 @@ def test_processes_keep_the_hashes_of_each_other(png_cohort, tmp_path, monkeypat
     monkeypatch.setattr(cache, "hash_file", slow)
     hash_cohort(first, loading=loading)
     (store,) = (tmp_path / "cache").glob("hashes-*.json")
-    assert len(json.loads(store.read_text())) == 2
+    assert len(read_facts(store)) == 2
+
+
+@pytest.mark.parametrize("pattern", ["hashes-*.json", "[0-9a-f]*.json"])
+def test_what_the_cache_knows_is_not_believed_once_a_digit_of_it_changed(png_cohort, tmp_path, monkeypatch, pattern):
+    cohort, loading = png_cohort(random_images(3)), Loading(cache_dir=tmp_path / "cache", progress=False)
+    monkeypatch.setattr(cache, "_FRESH_SECONDS", -1)
+    options = {"grid": GridOptions(size=16), "intensity": IntensityOptions(method="minmax"), "loading": loading}
+    first, known = prepare_cohort(cohort, **options), hash_cohort(cohort, loading=loading)
+    (file,) = (tmp_path / "cache").glob(pattern)
+    text = file.read_text()
+    place = max(place for place, letter in enumerate(text) if letter.isdigit())
+    file.write_text(text[:place] + str((int(text[place]) + 1) % 10) + text[place + 1 :])
+    again = prepare_cohort(cohort, **options)
+    assert (again.key, again.intensity, again.affine.tolist()) == (first.key, first.intensity, first.affine.tolist())
+    assert hash_cohort(cohort, loading=loading) == known
 
 
 def test_equal_scans_are_prepared_once_and_no_cohort_folder_is_written(png_cohort, tmp_path, request):
@@ -172,8 +187,8 @@ def test_a_cache_that_came_with_a_cohort_is_not_believed(png_cohort):
     first = np.array(prepare(cohort, cache_dir=planted).scans)
     (file,) = planted.glob("*.npy")
     np.save(file, np.zeros_like(first))
-    change = json.loads(file.with_suffix(".json").read_text()) | {"sha256": cache.hash_file(file)}
-    file.with_suffix(".json").write_text(json.dumps(change))
+    change = read_facts(file.with_suffix(".json")) | {"sha256": cache.hash_file(file)}
+    write_facts(file.with_suffix(".json"), change)
     assert np.array_equal(prepare(cohort).scans, first)
 
 
@@ -407,7 +422,7 @@ def test_dataset_items_hold_attributes_text_and_whether_they_are_synthetic(png_c
 
 def test_facts_beside_the_cache_are_json(png_cohort, tmp_path):
     prepared = prepare(png_cohort(random_images(2)), cache_dir=tmp_path / "cache")
-    facts = json.loads((tmp_path / "cache" / f"{prepared.key[:32]}.json").read_text())
+    facts = read_facts(tmp_path / "cache" / f"{prepared.key[:32]}.json")
     assert facts["key"] == prepared.key
     assert facts["shape"] == [2, 1, 8, 8]
 

@@ -57,3 +57,12 @@ def test_options_with_evil_values_are_refused_or_carried_out(tmp_path):
     assert found["faults"] == []
     assert sum(row["refused"] for row in found["rows"]) > 300
     assert sum(row["done"] + row["stopped"] for row in found["rows"]) > 20
+
+
+def test_nothing_that_was_tampered_with_passes(tmp_path):
+    found = run("hostile", tmp_path / "hostile.json", "--count", 400, "--seed", 1)
+    assert set(found["controls"].values()) == {"same"}
+    assert found["faults"] == []
+    assert {row["kind"] for row in found["rows"] if row["refused"] + row["same"] > 0} == {
+        "report", "set", "run", "cache", "copies"
+    }  # fmt: skip

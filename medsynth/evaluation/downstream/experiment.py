@@ -15,8 +15,11 @@ from tqdm import tqdm
 
 from medsynth.cohorts import PreparedCohort
 from medsynth.config import DownstreamOptions
+from medsynth.errors import DataError
 from medsynth.evaluation.downstream.arms import Table
 from medsynth.evaluation.downstream.task import Task
+from medsynth.files import atomic_path
+from medsynth.scans.limits import damage_as_data_error
 
 _FORMAT = 2  # raise it when the same arm would get other scores
 _ROWS = 4096
@@ -155,6 +158,21 @@ class Experiment:
     def progress_bar(self, description: str, arms: int) -> tqdm:
         """Return a progress bar over the trainings of this number of arms."""
         return tqdm(total=arms * self.options.seeds, desc=description, unit="training", disable=not self.progress)
+
+
+def write_arrays(file: Path, **arrays: np.ndarray) -> None:
+    """Write arrays by name as NPZ, atomically, for `read_arrays`."""
+    with atomic_path(file) as temporary:
+        np.savez(temporary, file=np.array(file.name), **arrays)  # type: ignore[arg-type]
+
+
+def read_arrays(file: Path, *names: str) -> list[np.ndarray] | None:
+    """Return the arrays that were written to this very file; None if there are none, or if they were damaged."""
+    try:
+        with damage_as_data_error(file.name, "NPZ"), np.load(file, allow_pickle=False) as stored:
+            return [stored[name] for name in names] if stored["file"] == file.name else None
+    except DataError:
+        return None
 
 
 def content_key(*parts: Any) -> str:

@@ -11,10 +11,9 @@ import torch
 from tqdm import tqdm
 
 from medsynth.evaluation.downstream.arms import Arm, Table, draw_training
-from medsynth.evaluation.downstream.experiment import Experiment, ProbeSettings, Settings
+from medsynth.evaluation.downstream.experiment import Experiment, ProbeSettings, Settings, read_arrays, write_arrays
 from medsynth.evaluation.downstream.task import Task
 from medsynth.evaluation.downstream.training import gather, loss_slope, perturb, rate_factor, start_bias
-from medsynth.files import atomic_path
 from medsynth.measures.distances import Projection
 from medsynth.measures.features import Extractor
 from medsynth.seeds import numpy_generator, torch_generator
@@ -146,12 +145,11 @@ def augmented_features(experiment: Experiment, extractor: Extractor, key: str) -
     sources = [scans[entry] for entry in chosen]
     parts: list[np.ndarray] = []
     for copy in range(probe.copies):
-        file = experiment.folder / f"copies-{name}-{copy}.npy"
-        if not file.exists():
-            found = _extract_copy(sources, extractor, experiment, copy)
-            with atomic_path(file) as temporary, temporary.open("wb") as out:
-                np.save(out, found)
-        parts.append(np.load(file, allow_pickle=False))
+        file = experiment.folder / f"copies-{name}-{copy}.npz"
+        if (stored := read_arrays(file, "features")) is None:
+            stored = [_extract_copy(sources, extractor, experiment, copy)]
+            write_arrays(file, features=stored[0])
+        parts += stored
     result = np.full((len(table), probe.copies, parts[0].shape[1]), np.nan, dtype=np.float32)
     result[chosen] = np.stack(parts, axis=1)
     return result

@@ -11,7 +11,7 @@ import numpy as np
 from tqdm import tqdm
 
 from medsynth.evaluation.downstream.arms import Arm, duplicate_control
-from medsynth.evaluation.downstream.experiment import Experiment, content_key
+from medsynth.evaluation.downstream.experiment import Experiment, content_key, read_arrays, write_arrays
 from medsynth.evaluation.downstream.judging import (
     Comparer,
     Difference,
@@ -23,7 +23,6 @@ from medsynth.evaluation.downstream.judging import (
     validation_figures,
 )
 from medsynth.evaluation.downstream.task import Task
-from medsynth.files import atomic_path
 
 # Returns validation and test scores `(repeats, N)` of these trainings of an arm, numbered from 0.
 Trainer = Callable[[Arm, range], tuple[np.ndarray, np.ndarray]]
@@ -82,20 +81,17 @@ class ScoreBook:
     def _read(self, file: Path | None) -> tuple[np.ndarray, np.ndarray] | None:
         if file is None:
             return None
-        try:
-            with np.load(file, allow_pickle=False) as stored:
-                found = stored["validation"], stored["test"]
-        except (OSError, ValueError, KeyError, EOFError):
+        if (found := read_arrays(file, "validation", "test")) is None:
             return None
-        fits = tuple(part.shape for part in found) == tuple((size,) for size in self.sizes)
-        return found if fits and all(np.isfinite(part).all() for part in found) else None
+        validation, test = found
+        fits = (validation.shape, test.shape) == tuple((size,) for size in self.sizes)
+        return (validation, test) if fits and all(np.isfinite(part).all() for part in found) else None
 
     def _write(self, file: Path | None, arm: Arm, validation: np.ndarray, test: np.ndarray) -> None:
         if file is None:
             return
-        with atomic_path(file) as temporary:
-            # The arm is stored for whoever compares several sets; a second call knows the file by its key.
-            np.savez(temporary, validation=validation, test=test, arm=np.array(f"{arm.name} ({arm.network})"))
+        # The arm is stored for whoever compares several sets; a second call knows the file by its key.
+        write_arrays(file, validation=validation, test=test, arm=np.array(f"{arm.name} ({arm.network})"))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -9,8 +9,8 @@ patients, false alarms are counted on the other half, and copies planted in ever
 Held-out scans that are near-duplicates of training scans count for neither. A class fails with
 
 - any *unmistakable* copy: identical to a real scan of any split, or below half the pixel threshold and less than a third as
-  far from the nearest patient as from the next (Gu et al. 2023, arXiv 2310.02664), or with parts that stand out twice as far as
-  the threshold, unless held-out scans have as many;
+  far from the nearest patient as from the next (Gu et al. 2023, arXiv 2310.02664), or with parts that stand out and are as good as
+  unchanged, unless held-out scans have as many;
 - more flagged scans than the permitted false alarms explain, and than held-out real scans have;
 - a set that leans to its training patients (`nearness.measure_lean`), significantly and materially.
 
@@ -19,6 +19,7 @@ A class that does not fail reads `cannot tell` with too few real patients, too m
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -115,7 +116,9 @@ class _Evidence:
         self.alike = find_alike(self.near_held, self.held.labels, len(real.classes))
         setting = self.held.calibrates & ~self.alike
         values, labels = (of_held[setting] for of_held in (self.near_held.values(), self.held.labels))
-        self.thresholds = calibrate(values, labels, len(real.classes), _TARGET * settings.max_false_alarms)
+        found = calibrate(values, labels, len(real.classes), _TARGET * settings.max_false_alarms)
+        typical = float(np.nanmedian(self.near_held.parts[setting])) if setting.any() else np.nan
+        self.thresholds = replace(found, parts=typical)
         self.planted = {}
         for label in self.present:
             copies, _, kinds = plant_copies(real, label, settings, seed)

@@ -54,8 +54,8 @@ class Nearness:
     nearest of another patient. `stands_out` is `pixels` over the median distance to the next nearest patients: 1 where
     the nearest is one of many, 0 for an exact copy. `patches_stand_out` is the median evidence of `measures.alignment` for the
     next patients over that for the first, whose row is `patches_rows`: small where parts of the scan are found in one patient
-    only. `features` and `features_stand_out` are the same with Euclidean
-    distances of features, NaN where there are none. NaN also without enough patients.
+    only; `parts` is the distance to it of the quarter of a scan that agrees best. `features` and `features_stand_out` are as for
+    pixels with Euclidean distances of features, NaN where there are none. NaN also without enough patients.
     """
 
     pixels: np.ndarray
@@ -64,6 +64,7 @@ class Nearness:
     stands_out: np.ndarray
     patches_rows: np.ndarray
     patches_stand_out: np.ndarray
+    parts: np.ndarray
     features: np.ndarray
     features_rows: np.ndarray
     features_stand_out: np.ndarray
@@ -112,6 +113,7 @@ class References:
             stands_out=_standing_out(far),
             patches_rows=found.evidence_indices[:, 0],
             patches_stand_out=_standing_out(1 / (1 + np.where(found.evidence_indices < 0, np.nan, found.evidence))),
+            parts=np.where(np.isfinite(found.part_distances), found.part_distances, np.nan),
             features=near[:, 0],
             features_rows=near_rows,
             features_stand_out=_standing_out(near),
@@ -143,12 +145,13 @@ class References:
 class Thresholds:
     """When a scan counts as a copy: a criterion lies `cut` spreads beyond what is typical of held-out real scans.
 
-    `typical` `(classes, 4)` and `spread` `(4,)` are of the logarithms of `CRITERIA`.
+    `typical` `(classes, 4)` and `spread` `(4,)` are of the logarithms of `CRITERIA`; `parts` is typical of `Nearness.parts`.
     """
 
     typical: np.ndarray
     spread: np.ndarray
     cut: float
+    parts: float = np.nan
 
     def scores(self, values: np.ndarray, labels: np.ndarray) -> np.ndarray:
         """Return the lowest standardised criterion of each scan `(N,)`; `values` `(N, 4)` as of `Nearness.values`."""
@@ -167,11 +170,12 @@ class Thresholds:
         """Return which scans are unmistakable copies, bool `(N,)`.
 
         They lie below half the pixel threshold, and a third as far from the nearest as from the next; or their patches stand
-        out twice as far as the threshold.
+        out, and the quarter that agrees best does so within a third of what is typical.
         """
-        limits = np.array([self.limits(label) for label in labels]).reshape(-1, len(CRITERIA)) / 2
-        whole = (near.pixels < limits[:, 0]) & (near.stands_out < _CLEARLY)
-        return whole | (near.patches_stand_out < limits[:, CRITERIA.index("patches_stand_out")])
+        limits = np.array([self.limits(label) for label in labels]).reshape(-1, len(CRITERIA))
+        whole = (near.pixels < limits[:, 0] / 2) & (near.stands_out < _CLEARLY)
+        parts = near.patches_stand_out < limits[:, CRITERIA.index("patches_stand_out")]
+        return whole | (parts & (near.parts < _CLEARLY * self.parts))
 
 
 def calibrate(values: np.ndarray, labels: np.ndarray, classes: int, target: float) -> Thresholds:
