@@ -272,7 +272,8 @@ NOT_MADE = {"labels.csv", "report.md"}
 @pytest.fixture
 def small_settings(monkeypatch):
     """A quick evaluation, whose gate passes with the few patients there are; small previews."""
-    gate = GateSettings(min_patients=2, min_power=0.01, min_power_parts=0.01, max_false_alarms=0.9, planted=15, membership_scans=2)
+    low = {"min_patients": 2, "min_power": 0.01, "min_power_parts": 0.01}
+    gate = GateSettings(**low, max_false_alarms=0.9, planted=15, membership_scans=2)
     probe = ProbeSettings(steps=5, copies=0)
     for name, replacement in {
         "score_privacy": partial(score_privacy, settings=gate),

@@ -9,8 +9,8 @@ patients, false alarms are counted on the other half, and copies planted in ever
 Held-out scans that are near-duplicates of training scans count for neither. A class fails with
 
 - any *unmistakable* copy: identical to a real scan of any split, or below half the pixel threshold and less than a third as
-  far from the nearest patient as from the next (Gu et al. 2023, arXiv 2310.02664), or with parts that stand out and are as good as
-  unchanged, unless held-out scans have as many;
+  far from the nearest patient as from the next (Gu et al. 2023, arXiv 2310.02664), or with parts that stand out and are as
+  good as unchanged, unless held-out scans have as many;
 - more flagged scans than the permitted false alarms explain, and than held-out real scans have;
 - a set that leans to its training patients (`nearness.measure_lean`), significantly and materially.
 
