@@ -114,6 +114,8 @@ def test_a_second_call_reads_what_the_first_found_and_agrees(tmp_path, monkeypat
     for file in files[::3]:
         file.unlink()
     files[1].write_bytes(b"broken")
+    files[2].write_bytes(files[4].read_bytes())  # scores of another training
+    files[5].write_bytes(files[5].read_bytes().replace(b"PK", b"PK\x01", 1))  # an archive that no reader expects
     assert score(real, made, tmp_path).as_dict() == first
 
     def refuse(*_: Any, **__: Any) -> None:
