@@ -104,7 +104,7 @@ def reports_of(report: Path, folder: Path) -> dict[str, Path]:
 def prepare(folder: Path) -> Ground:
     """Make everything below `folder`."""
     swap = {"train": "test", "test": "train", "val": "val"}
-    few, many = _cohort(folder / "few", 64, 0), _cohort(folder / "many", 240, 0)
+    few, many = _cohort(folder / "few", 64, 0), _cohort(folder / "many", 240, 0, size=32)
     cohort = read_cohort(few / "cohort.csv")
     swapped = replace(cohort, rows=tuple(replace(row, split=swap[row.split]) for row in cohort.rows))
     write_cohort(swapped, few / "swapped.csv")
@@ -123,24 +123,26 @@ def prepare(folder: Path) -> Ground:
     )  # fmt: skip
 
 
-def _cohort(folder: Path, count: int, seed: int, split: str = "") -> Path:
-    """Write a cohort of blobs, 16 x 16, in two classes; half of each is `train`, the others are held out."""
+def _cohort(folder: Path, count: int, seed: int, split: str = "", size: int = 16) -> Path:
+    """Write a cohort of square pictures of blobs in two classes; half of each is `train`, the others are held out."""
     rows = []
     for number in range(count):
         label, path = "bright" if number % 2 else "dark", f"scans/{number:03d}.png"
-        write_scan(Scan(array=_picture(seed, number, 200 if number % 2 else 90)), folder / path)
-        # Classifiers need a validation split, a verdict as many patients as possible that are held out.
-        others = ("val", "test") if count < 100 else ("test", "test")
-        chosen = split or ("train", "train", *others)[number // 2 % 4]
+        write_scan(Scan(array=_picture(seed, number, 200 if number % 2 else 90, size)), folder / path)
+        # Classifiers need a validation split, a verdict as many held-out patients as possible.
+        usual = (
+            ("train", "train", "val", "test")[number // 2 % 4] if count < 100 else ("train", "test")[number // 2 % 2]
+        )
+        chosen = split or usual
         rows.append(Row(path=path, label=label, patient_id=f"person-{seed}-{number}", split=chosen))
     write_cohort(Cohort(folder=folder, rows=tuple(rows), roots={}), folder / "cohort.csv")
     return folder
 
 
-def _picture(seed: int, number: int, level: int) -> np.ndarray:
-    random_, (y, x) = numpy_generator(seed, "hostile", number), np.mgrid[:16, :16] / 16
-    array = 20 + random_.normal(0, 5, (16, 16))
-    for _ in range(4):
+def _picture(seed: int, number: int, level: int, size: int) -> np.ndarray:
+    random_, (y, x) = numpy_generator(seed, "hostile", number), np.mgrid[:size, :size] / size
+    array = 20 + random_.normal(0, 5, (size, size))
+    for _ in range(8):
         (top, left), width = random_.uniform(0.05, 0.95, size=2), random_.uniform(0.005, 0.05)
         array += level * random_.uniform(0.3, 1) * np.exp(-((y - top) ** 2 + (x - left) ** 2) / width)
     pixels: np.ndarray = array.clip(0, 255).astype(np.uint8)[None]
@@ -698,7 +700,7 @@ def _kind(path: Path) -> str:
 def tamper_copies(ground: Ground, folder: Path, chance: random.Random) -> tuple[str, str, str]:
     """Evaluate a set in which real training scans were put, as they are or changed a little, with made-up donors."""
     assert ground.many is not None
-    made = _cohort(folder / "set", 16, 1 + chance.randrange(1000), split="train")
+    made = _cohort(folder / "set", 16, 1 + chance.randrange(1000), split="train", size=32)
     real = read_cohort(ground.many / "cohort.csv")
     rows = [row for row in real.rows if row.split == "train"]
     part = chance.choice(("fidelity", "fidelity", "privacy"))
@@ -762,13 +764,13 @@ def controls(ground: Ground, folder: Path) -> dict[str, str]:
             ground, folder, made=ground.made, report=ground.passed, run=ground.sound, fine=("augment", "card")
         )
     if ground.many is not None:
-        made = _cohort(folder / "set", 16, 5000, split="train")
+        made = _cohort(folder / "set", 16, 5000, split="train", size=32)
         both = (f"--real={ground.many}", f"--synthetic={made}", "--parts=fidelity,privacy")
-        code, fault, said = ask("evaluate", *both, f"--out={folder / 'report'}")
+        code, fault, _ = ask("evaluate", *both, f"--out={folder / 'report'}")
         verdict = json.loads((folder / "report" / "report.json").read_text())["verdict"]["privacy"]
         fates["a set without copies"] = (
-            fault or ("same" if code == 0 and verdict["verdict"] == "pass" else "fail"),
-            said,
+            fault or ("same" if code == 0 and verdict["verdict"] == "pass" else verdict["verdict"]),
+            verdict["sentence"],
         )
     return {name: fate if fate == "same" else f"{fate}: {said}" for name, (fate, said) in fates.items()}
 
