@@ -163,14 +163,14 @@ class Experiment:
 def write_arrays(file: Path, **arrays: np.ndarray) -> None:
     """Write arrays by name as NPZ, atomically, for `read_arrays`."""
     with atomic_path(file) as temporary:
-        np.savez(temporary, file=np.array(file.name), **arrays)  # type: ignore[arg-type]
+        np.savez(temporary, allow_pickle=False, written_as=np.array(file.name), **arrays)
 
 
 def read_arrays(file: Path, *names: str) -> list[np.ndarray] | None:
     """Return the arrays that were written to this very file; None if there are none, or if they were damaged."""
     try:
         with damage_as_data_error(file.name, "NPZ"), np.load(file, allow_pickle=False) as stored:
-            return [stored[name] for name in names] if stored["file"] == file.name else None
+            return [stored[name] for name in names] if stored["written_as"] == file.name else None
     except DataError:
         return None
 
