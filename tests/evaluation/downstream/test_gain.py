@@ -227,8 +227,6 @@ def test_refuses_what_makes_no_task(tmp_path):
     with pytest.raises(DataError, match="need a row of features for each"):
         score(replace(real, features=real.features[1:]), made, tmp_path)
     for wrong, message in (
-        ({"seeds": 1}, "seeds"),
-        ({"shares": (0.0,)}, "shares"),
         ({"arms": ()}, "arms"),
         ({"subgroups": "sex"}, "subgroups"),
     ):
