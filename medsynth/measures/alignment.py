@@ -26,7 +26,7 @@ from medsynth.errors import DataError
 from medsynth.measures.neighbours import check_same_shape
 
 _FLAT = 1e-5  # norm of the contrast below which a scan counts as flat
-_QUERIES_AT_ONCE, _REFERENCES_AT_ONCE = 512, 256
+_QUERIES_AT_ONCE, _REFERENCES_AT_ONCE = {2: 512, 3: 128}, {2: 256, 3: 64}
 _SAMPLE = 512  # references that say how alike patches are by chance
 _CLOSELY = 2  # groups of which every scan is measured
 _POOL: dict[int, Any] = {2: functional.avg_pool2d, 3: functional.avg_pool3d}
@@ -132,9 +132,9 @@ class AlignedReferences:
             evidence_indices=np.full((len(rows), count), -1, dtype=np.int64),
             part_distances=np.full(len(rows), np.inf),
         )
-        total = len(rows) * len(self._members)
+        total, axes = len(rows) * len(self._members), queries.ndim - 2
         with tqdm(total=total, desc=title, unit="pair", unit_scale=True, disable=not progress, leave=False) as bar:
-            for part in _blocks(len(rows), _QUERIES_AT_ONCE):
+            for part in _blocks(len(rows), _QUERIES_AT_ONCE[axes]):
                 chunk = queries[rows[part]]
                 ranked = self._rank(chunk, own[part], count, bar)
                 for place, scan in enumerate(chunk, part.start):
@@ -169,7 +169,7 @@ class AlignedReferences:
         ways = [self._whole] if self._patches is None else [self._patches, self._whole]
         asked = [way.ask(queries) for way in ways]
         rankings = [_Ranking.empty(len(queries), 2 * count) for _ in ways]
-        for part in _blocks(len(self._members), _REFERENCES_AT_ONCE):
+        for part in _blocks(len(self._members), _REFERENCES_AT_ONCE[queries.ndim - 2]):
             scans, members = self._scans[self._members[part]], self._members[part].astype(np.int64)
             groups = torch.from_numpy(self._of_members[part].astype(np.int64))
             for number, way in enumerate(ways):

@@ -113,8 +113,8 @@ def test_blocks_do_not_change_the_result(monkeypatch):
     queries, references = pictures(7, 9), pictures(23, 10)
     groups = np.arange(23) // 2
     whole = aligned_neighbours(queries, references, groups=groups, count=6)
-    monkeypatch.setattr("medsynth.measures.alignment._QUERIES_AT_ONCE", 3)
-    monkeypatch.setattr("medsynth.measures.alignment._REFERENCES_AT_ONCE", 10)
+    monkeypatch.setattr("medsynth.measures.alignment._QUERIES_AT_ONCE", {2: 3})
+    monkeypatch.setattr("medsynth.measures.alignment._REFERENCES_AT_ONCE", {2: 10})
     parts = aligned_neighbours(queries, references, groups=groups, count=6)
     np.testing.assert_allclose(parts.distances, whole.distances)
     np.testing.assert_array_equal(parts.indices, whole.indices)
