@@ -63,7 +63,9 @@ def make_arrays(rows: int, classes: int, seed: int, splits: tuple[str, ...], sid
     """Noise on an 8 x 8 grid, enlarged to `side`."""
     scans = np.random.default_rng(seed).normal(0, 0.3, (rows, 1, 8, 8)).clip(-1, 1).astype(np.float16)
     if side > 8:
-        scans = np.concatenate([zoom(each, (1, 1, side / 8, side / 8), order=1) for each in np.array_split(scans, 64)])
+        larger = (1, 1, side / 8, side / 8)
+        parts = (zoom(each.astype(np.float32), larger, order=1) for each in np.array_split(scans, 64))
+        scans = np.concatenate([each.astype(np.float16) for each in parts])
     return ScanArrays(
         scans=scans,
         features=scans[..., :: max(1, side // 8), :: max(1, side // 8)].reshape(rows, -1).astype(np.float32),
