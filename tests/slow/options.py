@@ -38,7 +38,7 @@ from medsynth.config import OPTIONS, options_of
 from medsynth.config.bounds import Bounds
 from medsynth.config.declared import Option, choices_of, leaves
 from medsynth.files import write_json
-from tests.slow.fuzz import Hang, _lines, _time_limit
+from tests.slow.fuzz import Hang, Outcome, _lines, _time_limit
 
 SECONDS = 20
 BUDGET = 6 << 30  # bytes of address space beyond what the libraries take
@@ -106,16 +106,6 @@ class Case:
         return [self.verb, *base, *quiet, f"--{self.name}={self.value}"]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Outcome:
-    """What came of a case: `refused`, `done`, `stopped` where it was interrupted, or a fault; and what was said."""
-
-    number: int
-    kind: str
-    said: str
-    seconds: float
-
-
 def make_cases() -> list[Case]:
     """Return all cases, verb by verb."""
     found = []
@@ -164,7 +154,10 @@ def prepare(folder: Path) -> None:
 
 
 def attempt(case: Case, number: int) -> Outcome:
-    """Run a case in the working directory, made by `prepare`, and remove what it wrote."""
+    """Run a case in the working directory, made by `prepare`, and remove what it wrote.
+
+    It is `refused`, `done`, `stopped` where it was interrupted, or a fault.
+    """
     said, heard = io.StringIO(), io.StringIO()
     before = {path.name for path in Path().iterdir()}
     began = time.perf_counter()

@@ -37,6 +37,7 @@ from medsynth.evaluation.privacy.nearness import (
     equal_rows,
     find_alike,
     measure_lean,
+    median_of_known,
 )
 from medsynth.evaluation.privacy.result import MEASURED, Copy, PrivacyResult, PrivacyRow, Share, count_distances, spread
 from medsynth.measures.alignment import aligned_distances
@@ -117,8 +118,7 @@ class _Evidence:
         setting = self.held.calibrates & ~self.alike
         values, labels = (of_held[setting] for of_held in (self.near_held.values(), self.held.labels))
         found = calibrate(values, labels, len(real.classes), _TARGET * settings.max_false_alarms)
-        typical = float(np.nanmedian(self.near_held.parts[setting])) if setting.any() else np.nan
-        self.thresholds = replace(found, parts=typical)
+        self.thresholds = replace(found, parts=median_of_known(self.near_held.parts[setting]))
         self.planted = {}
         for label in self.present:
             copies, _, kinds = plant_copies(real, label, settings, seed)
@@ -201,13 +201,19 @@ class _Evidence:
         }
 
     def most_suspicious(self) -> list[int]:
-        """Return the synthetic rows that look most like copies, the worst first: identical ones, then by their scores."""
+        """Return the synthetic rows that look most like copies, the worst first.
+
+        Identical ones come first, then edits below the limit to their donors, then the others by their scores.
+        """
         scores = self.made.stands_out
         if np.isfinite(self.thresholds.cut):
             scores = self.thresholds.scores(self.made.values(), self.labels)
-        scores = np.where(self.is_donor, self.from_donor - np.e**9, np.nan_to_num(scores, nan=np.inf))
-        scores = np.where(self.identical >= 0, -np.inf, scores)
-        return [int(row) for row in np.argsort(scores, kind="stable")[:_SUSPECTS]]
+        identical, scores = (
+            self.identical >= 0,
+            np.where(self.is_donor, self.from_donor, np.nan_to_num(scores, nan=np.inf)),
+        )
+        order = np.lexsort((np.where(identical, -np.inf, scores), ~self.is_donor | identical, ~identical))
+        return [int(row) for row in order[:_SUSPECTS]]
 
     def copy(self, row: int, drop_copies: bool) -> Copy:
         """Return what is known of a suspicious synthetic scan."""

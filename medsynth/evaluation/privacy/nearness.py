@@ -212,8 +212,13 @@ def find_alike(near: Nearness, labels: np.ndarray, classes: int) -> np.ndarray:
     """
     limits = np.full(classes, NEAR_DUPLICATE)
     for label in np.unique(labels):
-        limits[label] = min(NEAR_DUPLICATE, _ALIKE * float(np.nanmedian(near.pixels[labels == label])))
+        limits[label] = min(NEAR_DUPLICATE, _ALIKE * median_of_known(near.pixels[labels == label]))
     return near.pixels < limits[labels]
+
+
+def median_of_known(values: np.ndarray) -> float:
+    """Return the median of the values that are no NaN; NaN where none is known."""
+    return float(_by_column(np.nanmedian, values[:, None])[0])
 
 
 def equal_rows(scans: np.ndarray, references: np.ndarray) -> np.ndarray:
